@@ -37,6 +37,7 @@ Checks of a program that is not there (mlx-lm, gguf, llama-cpp-python) say SKIPP
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -146,6 +147,12 @@ def toml(value):
     return json.dumps(value)
 
 
+def target_modules(lora):
+    """As a recipe names them: PEFT names the parameters of experts apart."""
+    experts = ["experts"] if lora.get("target_parameters") and isinstance(lora["target_modules"], list) else []
+    return lora["target_modules"] + experts if experts else lora["target_modules"]
+
+
 def write_recipe(family, settings=None, rows=None, data=""):
     """LoRA settings as PEFT has them, by default the golden adapter's, in a recipe without anything
     that is not needed.
@@ -166,7 +173,7 @@ dtype = "f32"
 [lora]
 rank = {lora["r"]}
 alpha = {lora["lora_alpha"]}
-target_modules = {json.dumps(lora["target_modules"])}
+target_modules = {json.dumps(target_modules(lora))}
 use_rslora = {json.dumps(lora["use_rslora"])}
 {more}
 [data]
@@ -246,7 +253,8 @@ def check_family(binary, family, report):
     run = family.work / "run"
     peft_losses = {}
     adapters = [("adapter", run / "adapter"), ("checkpoint", run / f"checkpoints/step-{STEPS:06}")]
-    if any(".experts." in name for name in load_file(run / "adapter/adapter_model.safetensors")):
+    names = load_file(run / "adapter/adapter_model.safetensors")
+    if any(re.search(r"\.experts\.\d", name) for name in names):
         # PEFT holds experts in stacks, under other names than a run's own files have.
         stacked = family.work / "stacked"
         run_finetune(binary, "export", run, "--format", "peft", "--output", stacked)
@@ -278,7 +286,9 @@ def check_family(binary, family, report):
     else:
         check_mlx(run_finetune, our_loss, binary, family, report, run, peft_model)
     check_gguf(run_finetune, binary, family, report, run, merged, peft_model)
-    if adapters[0][0] != "stacked":
+    settings = json.loads((run / "adapter/adapter_config.json").read_text())
+    # PEFT does not add up branches of parameters.
+    if adapters[0][0] != "stacked" and not settings.get("target_parameters"):
         check_several(run_finetune, our_loss, mean_loss, binary, family, report, run)
 
 

@@ -135,11 +135,11 @@ class Checks:
 
     def refusals(self):
         for kind, ask, param in [
-            (openai.BadRequestError, lambda: self.chat(n=2), "n"),
+            (openai.BadRequestError, lambda: self.chat(n=1000), "n"),
             (openai.BadRequestError, lambda: self.chat(temperature=-1), "temperature"),
             (openai.BadRequestError, lambda: self.chat(top_logprobs=2), "top_logprobs"),
-            (openai.BadRequestError, lambda: self.chat(response_format={"type": "json_object"}), "response_format"),
-            (openai.BadRequestError, lambda: self.chat(tools=[TOOL], tool_choice="required"), "tool_choice"),
+            (openai.BadRequestError, lambda: self.chat(response_format={"type": "grammar"}), "response_format"),
+            (openai.BadRequestError, lambda: self.chat(tool_choice="required"), "tool_choice"),
             (openai.BadRequestError, lambda: self.complete(prompt=["a", "b"]), "prompt"),
             (openai.BadRequestError, lambda: self.complete(prompt=[4_000_000]), "prompt"),
             (openai.BadRequestError, lambda: self.complete(max_tokens=10_000_000), "prompt"),

@@ -19,7 +19,11 @@ Per family, under OUTPUT/<family>/:
     rows.jsonl              12 rows of tokens, the training data of curves.json
     curves.json             loss, gradient norm and learning rate of each step of a few short runs
     final_clip_cosine.safetensors   the adapter after the last step of that run
-    adapter_stacked/        (experts) the same adapter as PEFT saves it again: one branch for all experts
+    adapter_stacked/        (Qwen3-MoE's experts) the same adapter as PEFT saves it again: one branch for all experts
+
+Branches of gpt-oss's experts are PEFT's own (`target_parameters`): adapter/ and the last step's have them as PEFT saves
+them. Gradients of these are under the names of single experts, such as `mlp.experts.3.gate_up_proj.lora_A.weight`,
+and golden.json has what the model with the adapter says greedily after a prompt.
 
 and OUTPUT/rope.json: inverse frequencies of published configs, for the branches that tiny heads do
 not reach.
@@ -67,6 +71,7 @@ PADDING_ID = 0
 MICRO_BATCH_LENGTHS = (17, 23, 9)
 # Uneven on purpose: with equal numbers of trained tokens, a mean of means would pass for the mean.
 ROW_LENGTHS = (12, 25, 7, 18, 21, 9, 30, 14, 6, 22, 16, 11)
+GREEDY_PROMPT = (5, 17, 42, 9, 33, 8, 61)
 GLOBAL_BATCH_SIZE = 4
 MICRO_BATCH_SIZE = 2
 STEPS = 20
@@ -132,18 +137,28 @@ GRANITE4 = dict(
 )
 
 
-def gpt_oss(intermediate_size):
+def gpt_oss(intermediate_size, experts=6, **more):
     """Layers that see 5 and all keys in turn; gates and values that reach their limit."""
     return dict(
-        config=lambda: GptOssConfig(
-            **dict(SIZES, intermediate_size=intermediate_size, initializer_range=0.12), num_hidden_layers=2,
-            num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-3, sliding_window=5, num_local_experts=6,
-            num_experts_per_tok=2, tie_word_embeddings=False,
-            rope_parameters=dict(YARN_ROPE, truncate=False, original_max_position_embeddings=32),
+        dict(
+            config=lambda: GptOssConfig(
+                **dict(SIZES, intermediate_size=intermediate_size, initializer_range=0.12), num_hidden_layers=2,
+                num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-3, sliding_window=5, num_local_experts=experts,
+                num_experts_per_tok=2, tie_word_embeddings=False,
+                rope_parameters=dict(YARN_ROPE, truncate=False, original_max_position_embeddings=32),
+            ),
+            lora=dict(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
+            hub_config=True,
         ),
-        lora=dict(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
-        hub_config=True,
+        **more,
     )
+
+
+# PEFT's branches of stacked parameters.
+GPT_OSS_EXPERTS = dict(
+    experts=4, hub_config=False,
+    lora=dict(target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
+)
 
 
 FAMILIES = {
@@ -338,6 +353,8 @@ FAMILIES = {
     ),
     "gpt_oss": dict(seed=18, **gpt_oss(intermediate_size=24)),
     "gpt_oss_mxfp4": dict(seed=19, **gpt_oss(intermediate_size=64), mxfp4=True),  # two blocks in a row of down_proj
+    "gpt_oss_experts": dict(seed=34, **gpt_oss(intermediate_size=24, **GPT_OSS_EXPERTS)),
+    "gpt_oss_mxfp4_experts": dict(seed=35, **gpt_oss(intermediate_size=32, **GPT_OSS_EXPERTS), mxfp4=True),
     "deepseek_v3": dict(
         seed=20,
         # The best two of four groups of experts; the first layer is dense.
@@ -545,8 +562,9 @@ def save_adapter(specification, directory):
     # PEFT holds target_modules in a set, whose order Python draws anew in each process.
     path = directory / "adapter" / "adapter_config.json"
     saved = json.loads(path.read_text())
-    if isinstance(saved["target_modules"], list):
-        saved["target_modules"].sort()
+    for key in ("target_modules", "target_parameters"):
+        if isinstance(saved.get(key), list):
+            saved[key].sort()
     path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
 
@@ -574,7 +592,7 @@ def load_with_adapter(directory, float64=False):
 def with_adapter(model, adapter):
     """The model with the adapter by PEFT, but branches of experts as `add_branches` computes them."""
     tensors = load_file(adapter / "adapter_model.safetensors")
-    if not any(".experts." in name for name in tensors):
+    if not any(re.search(r"\.experts\.\d", name) for name in tensors):
         return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
     config = LoraConfig.from_pretrained(str(adapter))
     config.target_modules = {"q_proj"}
@@ -697,6 +715,26 @@ def add_expert_branches(adapter, model):
     saved = json.loads(path.read_text())
     saved["target_modules"] = ["down_proj", "gate_proj", "q_proj", "up_proj"]
     path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
+
+
+def of_single_experts(tensors, model):
+    """PEFT's branches of stacked parameters, A [e * r, in] and B [out, r * e], as those of single experts."""
+    count = getattr(model.config, "num_local_experts", None)
+    found = {}
+    for name, tensor in tensors.items():
+        # The branch of gate_up_proj is the inner one of two.
+        place = re.fullmatch(r"(.*\.mlp\.experts)(\.base_layer)?\.lora_([AB])\.weight", name)
+        if not place:
+            found[name] = tensor
+            continue
+        part = "gate_up_proj" if place[2] else "down_proj"
+        for expert in range(count):
+            if place[3] == "A":
+                own = tensor.reshape(count, -1, tensor.shape[1])[expert]
+            else:
+                own = tensor.reshape(tensor.shape[0], -1, count)[:, :, expert]
+            found[f"{place[1]}.{expert}.{part}.lora_{place[3]}.weight"] = own.contiguous()
+    return found
 
 
 @contextlib.contextmanager
@@ -898,8 +936,8 @@ def answers_to_micro_batch(directory, batch, float64):
         losses = token_losses(logits, batch["labels"])
         (losses.sum() / losses.numel()).backward()
         tensors = per_row("logits", logits)
-        for name, parameter in lora_parameters(model).items():
-            tensors[f"grad.{name}"] = parameter.grad.clone()
+        gradients = {name: parameter.grad.clone() for name, parameter in lora_parameters(model).items()}
+        tensors |= {f"grad.{name}": gradient for name, gradient in of_single_experts(gradients, model).items()}
         with torch.no_grad():
             with without_adapter(model):
                 base_logits = forward(model, batch)
@@ -924,6 +962,19 @@ def relative_norm(pairs):
     pairs = [(a.double(), b) for a, b in pairs]
     difference = math.sqrt(sum((a - b).pow(2).sum().item() for a, b in pairs))
     return difference / math.sqrt(sum(b.pow(2).sum().item() for _, b in pairs))
+
+
+def greedy(model):
+    """Twelve tokens after a prompt, each with the highest logit, and how far that is above the next one at least."""
+    tokens, margin = list(GREEDY_PROMPT), math.inf
+    for _ in range(12):
+        with torch.no_grad():
+            logits = forward(model, pad([{"input_ids": tokens, "labels": tokens}]))[0, -1]
+        best, second = logits.topk(2).values.tolist()
+        margin = min(margin, best - second)
+        tokens.append(int(logits.argmax()))
+    assert margin > 1e-3, "rounding would choose the tokens"
+    return {"prompt": list(GREEDY_PROMPT), "tokens": tokens[len(GREEDY_PROMPT):], "margin": margin}
 
 
 def write_golden(family, directory, micro_batch_rows, rows):
@@ -979,6 +1030,8 @@ def write_golden(family, directory, micro_batch_rows, rows):
         },
         "adapter_changes_logits_by": effect,
     }
+    if model.peft_config["default"].target_parameters:
+        golden["greedy"] = greedy(load_with_adapter(directory))
     save_file({**batch, **{k: t.contiguous() for k, t in tensors.items()}}, directory / "golden.safetensors")
     write_json(directory / "golden.json", golden)
     return golden
@@ -1169,7 +1222,7 @@ def main():
         if specification.get("hub_config"):
             write_hub_config(directory)
             check_hub_config(directory, batch)
-        if family in ("mistral", "gemma3", "olmo3", "gemma2", "gpt_oss", "gemma4"):
+        if family in ("mistral", "gemma3", "olmo3", "gemma2", "gpt_oss", "gpt_oss_experts", "gemma4"):
             check_sliding_window(directory, batch)
         if family.startswith("gpt_oss"):
             check_gate_limit(directory, batch)

@@ -19,6 +19,8 @@ const UNSAFE: &[(&str, &str)] = &[
     ("crates/kernels/src/cpu/simd.rs", "vector instructions"),
     ("crates/kernels/src/gpu/reduce.rs", "launching kernels without bounds checks"),
     ("crates/kernels/src/gpu/tensor.rs", "launching kernels without bounds checks"),
+    ("crates/memory_pipe/src/pipe.rs", "memory shared with another process"),
+    ("crates/memory_pipe/src/ring.rs", "memory shared with another process"),
     ("crates/packed/src/dot/x86/avx2.rs", "vector instructions"),
     ("crates/packed/src/dot/x86/avx512.rs", "vector instructions"),
     ("crates/packed/src/simd.rs", "vector instructions"),

@@ -63,6 +63,32 @@ fn the_number_of_stages_changes_no_bit() {
     }
 }
 
+/// Numbers of layers as the recipe says them: printed, recorded, and without influence on bits, also where a resume
+/// has others.
+#[test]
+fn uneven_layers_change_no_bit() {
+    let folder = folder();
+    run(&mut launch(&folder, (1, 1), "one", &[])).expect(0);
+    let want = folder.result("one");
+    for (spread, layers, words, rank_of_layer) in [
+        ((2, 2), "[2, 1]", "2 and 1 of them in turn, as parallel.layers says", [0, 1, 0]),
+        ((4, 2), "[1, 2]", "1 and 2 of them in turn, as parallel.layers says", [1, 0, 1]),
+    ] {
+        let set = format!("parallel.layers={layers}");
+        let ended = run(&mut launch(&folder, spread, layers, &["--set", &set])).expect(0);
+        ended.says("the 3 layers are spread over 2 ranks").says(words);
+        expect_same(&folder.result(layers), &want, layers);
+        let facts = std::fs::read_to_string(folder.path(layers).join("run.json")).expect("run.json");
+        let facts: serde_json::Value = serde_json::from_str(&facts).expect("JSON");
+        assert_eq!(facts["rank_of_layer"], serde_json::json!(rank_of_layer));
+        let output = format!("stopped {layers}");
+        let ended = run(launch(&folder, spread, &output, &["--set", &set]).env("FINETUNE_FAILPOINT", "hops.send:9@0"));
+        assert!(matches!(ended.code, Some(0 | 3)), "{}", ended.stderr);
+        run(&mut launch(&folder, (3, 3), &output, &["--resume"])).expect(0);
+        expect_same(&folder.result(&output), &want, &output);
+    }
+}
+
 /// Each rank is killed while it sends or receives. The run goes on with another number of ranks and stages, to the
 /// same bits.
 #[test]
@@ -112,13 +138,19 @@ fn a_frozen_stage_is_named() {
 #[test]
 fn what_cannot_be_spread_is_refused() {
     let folder = folder();
-    let cases: [(&str, &[&str], &str); 4] = [
+    let cases: [(&str, &[&str], &str); 6] = [
         (
             "3",
             &["parallel.stages=2"],
             "parallel.stages = 2 ranks hold a model together, and 3 ranks are no multiple of it",
         ),
         ("4", &["parallel.stages=4"], "the model has 3 layers, fewer than 4 stages"),
+        (
+            "2",
+            &["parallel.stages=2", "parallel.layers=[2, 2]"],
+            "parallel.layers = [2, 2] are 4 layers, and the model has 3",
+        ),
+        ("2", &["parallel.layers=[2, 1]"], "`parallel.layers` has the layers of 2 ranks"),
         ("2", &["parallel.stages=2", "train.method=full"], "spreads frozen layers over ranks"),
         ("4", &["parallel.stages=2", "distributed.virtual_ranks=3"], "cannot be shared out evenly among 4 ranks"),
     ];

@@ -123,10 +123,19 @@ impl Config {
 
     /// What must be the same on all ranks for their plans to fit together.
     fn shared(&self) -> String {
-        let Config { backend, topology, timeout, tcp: TcpOptions { streams, frame_bytes, .. }, rdma, .. } = self;
+        let Config {
+            backend,
+            topology,
+            timeout,
+            tcp: TcpOptions { streams, frame_bytes, shared_memory, .. },
+            rdma,
+            ..
+        } = self;
         let RdmaOptions { devices, reliable, strict } = rdma;
         let devices = devices.as_ref().map(DeviceMatrix::to_json);
-        format!("{backend:?} {topology:?} {timeout:?} {streams} {frame_bytes} {devices:?} {reliable} {strict}")
+        format!(
+            "{backend:?} {topology:?} {timeout:?} {streams} {frame_bytes} {shared_memory} {devices:?} {reliable} {strict}"
+        )
     }
 
     /// Whether this rank listens at all addresses of its machine.

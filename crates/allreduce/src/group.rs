@@ -26,7 +26,10 @@ use crate::transport::{Backend, in_process};
 use crate::verdict::Cause;
 
 /// How often each algorithm is tried when a group is made; the fastest try counts.
-const MEASUREMENTS: usize = 5;
+const MEASUREMENTS: std::ops::RangeInclusive<u64> = 4..=20;
+
+/// Time after which the algorithms have been tried enough.
+const MEASURING: Duration = Duration::from_millis(30);
 
 /// Longest message of [`Group::abort`], in bytes. Even with every byte escaped it fits a control
 /// message many times over.
@@ -202,14 +205,26 @@ impl Group {
         }
         let mut times = [f32::INFINITY; RANK_ORDERED.len() * MEASURED_BYTES.len()];
         let measured = RANK_ORDERED.iter().flat_map(|algorithm| MEASURED_BYTES.map(|bytes| (algorithm, bytes)));
-        for ((algorithm, bytes), time) in measured.zip(&mut times) {
-            let mut data = vec![0f32; bytes / 4];
-            let reduce = Reduce { algorithm: Some(*algorithm), ..Reduce::SUM };
-            for _ in 0..MEASUREMENTS {
+        let mut data = vec![0f32; MEASURED_BYTES.iter().max().unwrap_or(&0) / 4];
+        // One after the other in each round: what else the machine does meets all of them.
+        let mut round = || -> Result<Duration, GroupError> {
+            let began = Instant::now();
+            for ((algorithm, bytes), time) in measured.clone().zip(&mut times) {
+                let reduce = Reduce { algorithm: Some(*algorithm), ..Reduce::SUM };
                 let began = Instant::now();
-                self.all_reduce_with(&mut data, &reduce)?;
+                self.all_reduce_with(&mut data[..bytes / 4], &reduce)?;
                 *time = time.min(began.elapsed().as_secs_f32());
             }
+            Ok(began.elapsed())
+        };
+        round()?;
+        let took = round()?;
+        // As many further rounds as rank 0 has time for.
+        let rounds = MEASURING.as_nanos() / took.as_nanos().max(1);
+        let mut rounds = [u64::try_from(rounds).unwrap_or(u64::MAX).clamp(*MEASUREMENTS.start(), *MEASUREMENTS.end())];
+        self.broadcast(&mut rounds, 0)?;
+        for _ in 2..rounds[0] {
+            round()?;
         }
         // All ranks must choose alike, so the slowest rank's times count for all.
         let agree = Reduce { algorithm: Some(Algorithm::Direct), ..Reduce::of(Reduction::Max) };

@@ -261,7 +261,7 @@ impl Trusted {
         Timed { stream: &self.stream, deadline }.write_all(&bytes)
     }
 
-    /// Waits for one sealed message.
+    /// Waits for one sealed message, and reads nothing beyond it.
     pub(crate) fn receive<T: DeserializeOwned>(&mut self, deadline: Instant) -> Result<T, HandshakeError> {
         let mut timed = Timed { stream: &self.stream, deadline };
         loop {
@@ -270,7 +270,8 @@ impl Trusted {
             }
             let mut bytes = [0; 4096];
             timed.stream.set_read_timeout(Some(timed.remaining()?))?;
-            match timed.stream.read(&mut bytes) {
+            let missing = self.seals.missing().min(bytes.len());
+            match timed.stream.read(&mut bytes[..missing]) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Ok(read) => self.seals.push(&bytes[..read]),
                 Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {

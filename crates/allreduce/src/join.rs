@@ -22,6 +22,7 @@ use crate::listener::{self, Arrival, Listener};
 use crate::notice::Notice;
 use crate::random_bytes::random_bytes;
 use crate::roster::{Answer, Member};
+use crate::same_machine::{DataLink, data_links};
 use crate::waiting::WaitNotices;
 
 /// How long rank 0 waits for another rank in place of one that it turned away, if runs have no
@@ -45,7 +46,7 @@ pub(crate) struct Joined {
     pub(crate) session: u64,
     pub(crate) members: Vec<Member>,
     pub(crate) control: BTreeMap<usize, Trusted>,
-    pub(crate) data: Vec<Vec<TcpStream>>,
+    pub(crate) data: Vec<Vec<DataLink>>,
     pub(crate) listener: Listener,
     pub(crate) streams: usize,
 }
@@ -55,7 +56,6 @@ pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
     let deadline = Instant::now() + config.join_timeout;
     let (listener, session, streams, mut members, first) =
         if config.rank == 0 { gather(config, deadline)? } else { call_in(config, deadline)? };
-    let mut data: Vec<Vec<TcpStream>> = (0..config.world).map(|_| Vec::new()).collect();
     let told = |until: Instant| {
         let is_ours =
             |purpose: &Purpose| matches!(purpose, Purpose::GaveUp { session: other, .. } if *other == session);
@@ -78,7 +78,7 @@ pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
         })
     };
     let connector = Connector::new(config, &members, &listener, deadline, HANDSHAKE_TIME, &check);
-    let control = connect_all(&connector, config, session, streams, &mut data).inspect_err(|error| {
+    let connected = connect_all(&connector, config, session, streams).inspect_err(|error| {
         if let JoinError::Pair { peer, tried, .. } = error
             && config.rank > 0
         {
@@ -88,7 +88,8 @@ pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
         }
     });
     let reached = connector.reached.take();
-    let mut control = control?;
+    let (mut control, connections) = connected?;
+    let data = data_links(config, connections, deadline, &check)?;
     for (peer, address) in reached {
         // Later connections go where the first one went.
         let addresses = &mut members[peer].addresses;
@@ -99,26 +100,26 @@ pub(crate) fn join(config: &Config) -> Result<Joined, JoinError> {
     Ok(Joined { session, members, control, data, listener, streams })
 }
 
-/// Control connections between ranks above 0, then data connections between all.
+/// Control connections between ranks above 0, then data connections between all: for each rank, none
+/// for this one itself.
 fn connect_all(
     connector: &Connector<'_>,
     config: &Config,
     session: u64,
     streams: usize,
-    data: &mut [Vec<TcpStream>],
-) -> Result<BTreeMap<usize, Trusted>, JoinError> {
+) -> Result<(BTreeMap<usize, Trusted>, Vec<(usize, Vec<Trusted>)>), JoinError> {
     let Config { rank, world, .. } = *config;
     let mut control = BTreeMap::new();
     for peer in (1..world).filter(|&peer| peer != rank && rank != 0) {
         control.insert(peer, connector.connect(peer, |to| Purpose::Control { session, to })?);
     }
-    for peer in (0..world).filter(|&peer| peer != rank) {
-        for stream in 0..streams {
-            let trusted = connector.connect(peer, |to| Purpose::Data { session, stream, to })?;
-            data[peer].push(trusted.stream);
-        }
+    let mut data = Vec::new();
+    for peer in 0..world {
+        let links = (0..streams).filter(|_| peer != rank);
+        let links = links.map(|stream| connector.connect(peer, |to| Purpose::Data { session, stream, to }));
+        data.push((peer, links.collect::<Result<Vec<_>, _>>()?));
     }
-    Ok(control)
+    Ok((control, data))
 }
 
 /// Rank 0's listener.

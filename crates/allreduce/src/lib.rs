@@ -67,6 +67,7 @@ mod progress;
 mod random_bytes;
 mod rdma_group;
 mod roster;
+mod same_machine;
 mod sealed;
 mod secret;
 mod session;

@@ -61,6 +61,12 @@ impl Seals {
         seal(message, &mut self.outgoing)
     }
 
+    /// Bytes that the next message lacks, as far as they are known: reading no more than these leaves
+    /// what follows the message on the connection.
+    pub(crate) fn missing(&self) -> usize {
+        self.incoming.missing()
+    }
+
     /// Takes in bytes without looking at them.
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.incoming.push(bytes);
@@ -96,6 +102,14 @@ impl Opener {
 
     fn push(&mut self, bytes: &[u8]) {
         self.pending.extend_from_slice(bytes);
+    }
+
+    fn missing(&self) -> usize {
+        let whole = match self.pending.split_first_chunk::<LENGTH_BYTES>() {
+            None => LENGTH_BYTES,
+            Some((length, _)) => LENGTH_BYTES + u32::from_le_bytes(*length) as usize + KEY_BYTES,
+        };
+        whole.saturating_sub(self.pending.len())
     }
 
     fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, SealError> {

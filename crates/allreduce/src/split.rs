@@ -15,6 +15,7 @@ use crate::handshake::Purpose;
 use crate::join_error::JoinError;
 use crate::listener::Listener;
 use crate::roster::Member;
+use crate::same_machine::data_links;
 use crate::transport::in_process::{self, InProcess};
 use crate::transport::tcp::Tcp;
 
@@ -111,16 +112,15 @@ impl Processes {
         // A frozen member must not delay a try for much longer than until it is declared lost.
         let patience = config.timeout / 8;
         let connector = Connector::new(config, all, listener, deadline, patience, check);
-        let mut streams = Vec::new();
+        let mut connections = Vec::new();
         for &peer in members {
-            let mut links = Vec::new();
-            for stream in (0..self.streams).filter(|_| peer != config.rank) {
-                links.push(connector.connect(peer, |to| Purpose::Data { session, stream, to })?.stream);
-            }
-            streams.push(links);
+            let links = (0..self.streams).filter(|_| peer != config.rank);
+            let links = links.map(|stream| connector.connect(peer, |to| Purpose::Data { session, stream, to }));
+            connections.push((peer, links.collect::<Result<Vec<_>, _>>()?));
         }
+        let links = data_links(config, connections, deadline, check)?;
         let hosts = members.iter().filter(|&&member| all[member].host == config.host).count();
-        let tcp = Tcp::new(streams, &config.tcp, hosts)
+        let tcp = Tcp::new(links, &config.tcp, hosts)
             .map_err(|error| JoinError::System { what: "a data connection cannot be set up", error })?;
         let (world, wires) = (members.len(), self.streams);
         Ok(Network::new(Box::new(tcp), rank, world, session, Reach::Pairs, wires, config.topology))

@@ -22,6 +22,7 @@
 //!   GGUF's words), `gguf_texts.rs` (out of them), `tiktoken.rs` (out of tiktoken's), `stream.rs`
 //!   (tokens to text), `stops.rs` (where that text ends), `reasoning.rs` (what of it is reasoning);
 //! - which tokens are trained on: `mask.rs`; the result: `token_row.rs`;
+//! - which bytes a token stands for: `token_bytes.rs`;
 //! - about all rows: `notes.rs`, `ends.rs`, `counts.rs`; what was read before: `row_cache.rs`.
 //!
 //! What can be wrong: `problem.rs` (a row), `error.rs` (all else). Templates and tokenizers are
@@ -90,6 +91,7 @@ mod template_tags;
 mod text_source;
 mod texts;
 mod tiktoken;
+mod token_bytes;
 mod token_row;
 mod tokenizer;
 mod variants;

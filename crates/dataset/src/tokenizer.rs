@@ -271,6 +271,11 @@ impl ChatTokenizer {
         self.loaded.tokenizer.id_to_token(id)
     }
 
+    /// The id of a token, by its text in the vocabulary.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.loaded.tokenizer.token_to_id(token)
+    }
+
     /// Whether a token is special: it stands for no text.
     pub fn is_special(&self, id: u32) -> bool {
         let added = self.loaded.tokenizer.get_added_vocabulary();
@@ -315,6 +320,11 @@ impl ChatTokenizer {
     /// Whether there is a chat template.
     pub fn has_template(&self) -> bool {
         self.template.is_some()
+    }
+
+    /// Whether the source of a chat template has a text in it.
+    pub fn template_has(&self, text: &str) -> bool {
+        self.template.iter().flat_map(|template| template.sources()).any(|source| source.source.contains(text))
     }
 
     /// The file of the chat template that conversations without tools go through.

@@ -7,6 +7,7 @@
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
 use crate::arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
+use crate::by_head::HeadRows;
 use crate::delta::DeltaShape;
 use crate::dispatch::{Dispatch, ExpertWeights, Scores};
 
@@ -138,6 +139,26 @@ fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, sinks: Option<Tensor<1>>,
         rows.push(out.reshape([query_heads, queries, value_width]).swap_dims(0, 1));
     }
     Tensor::cat(rows, 0)
+}
+
+/// The rows of each head: w [o, i] -> [h, n, i].
+pub fn rows_by_head(w: Tensor<2>, rows: HeadRows, heads: usize) -> Tensor<3> {
+    let [outputs, inputs] = w.dims();
+    if outputs == heads * rows.step {
+        return w.reshape([heads, rows.step, inputs]).narrow(1, rows.first, rows.count);
+    }
+    let rows_of = |head: usize| w.clone().narrow(0, rows.of(head).start, rows.count).reshape([1, rows.count, inputs]);
+    if rows.step == 0 {
+        return rows_of(0).expand([heads, rows.count, inputs]);
+    }
+    Tensor::cat((0..heads).map(rows_of).collect(), 0)
+}
+
+/// [`crate::by_head::times`] and [`crate::by_head::times_transposed`], with the rows of each head: x
+/// [t, h, n], w [h, n, i] -> [t, h, i]; or x [t, h, i] -> [t, h, n].
+pub fn product_by_head(x: Tensor<3>, w: Tensor<3>, is_transposed: bool) -> Tensor<3> {
+    let w = if is_transposed { w.swap_dims(1, 2) } else { w };
+    x.swap_dims(0, 1).matmul(w).swap_dims(0, 1)
 }
 
 /// [`crate::operations::gated`]

@@ -3,7 +3,10 @@
 use std::sync::{Mutex, PoisonError};
 
 use burn::backend::DispatchDevice;
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
+
+use crate::cpu::matmul;
+use crate::operations;
 
 pub use crate::found_device::{DeviceKind, FloatType, FoundDevice};
 
@@ -34,6 +37,35 @@ pub fn submit(device: &Device) {
         // An error here is reported again with the next value that is read.
         let _ = device.flush();
     }
+}
+
+/// Floating-point operations per second that a device reaches on products in this number type. The call measures
+/// it: on a GPU about a tenth of a second of products, the fastest of three times. `None` if the device fails.
+pub fn product_rate(device: &Device, compute: FloatType) -> Option<f64> {
+    /// Rows and columns of each matrix.
+    const SIZE: usize = 1024;
+    /// Seconds of the products of one time.
+    const LONG_ENOUGH: f64 = 0.03;
+    /// The most products of one time: what is handed to a driver in one piece must not run long.
+    const MOST: f64 = 64.0;
+    if is_cpu(device) {
+        return Some(matmul::rate());
+    }
+    let ones = || Tensor::<2>::ones([SIZE, SIZE], (device, compute.dtype()));
+    // Reading a number waits for all products before it.
+    let seconds = |products: usize| {
+        let (x, w) = (ones(), ones());
+        let start = std::time::Instant::now();
+        let out = (0..products).fold(x, |x, _| operations::linear(x, w.clone()));
+        out.slice([0..1, 0..1]).try_into_data().ok()?;
+        Some(start.elapsed().as_secs_f64())
+    };
+    // The first time compiles the kernel.
+    seconds(1)?;
+    let products = (LONG_ENOUGH / seconds(1)?.max(1e-9)).clamp(1.0, MOST) as usize;
+    let best = (0..3).filter_map(|_| seconds(products)).fold(f64::INFINITY, f64::min);
+    let operations = 2.0 * (SIZE as f64).powi(3) * products as f64;
+    best.is_finite().then_some(operations / best)
 }
 
 /// Bytes that a device has reserved for tensors, `None` on the CPU.

@@ -2,7 +2,8 @@
 //! hand-written backward pass.
 //!
 //! Owns: matrix products over threads, LoRA linear, RMS norm, rotary embedding, causal attention
-//! over rows of unequal length, gated units, products by expert, the gated delta rule, cross-entropy on trained positions only.
+//! over rows of unequal length, gated units, products by expert and by head, the gated delta rule,
+//! cross-entropy on trained positions only.
 //! Must never know: models, files, recipes.
 //! Start reading at [`operations`] (the table of what the model calls), then [`composed`] (the same
 //! maths in plain tensor operations: the reference of the tests). `fused` says what a backend
@@ -16,6 +17,7 @@
 #![warn(missing_docs)]
 
 mod arguments;
+pub mod by_head;
 pub mod composed;
 mod cpu;
 mod delta;
@@ -35,6 +37,7 @@ mod segments;
 pub mod weight;
 
 pub use arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
+pub use by_head::HeadRows;
 pub use cpu::matmul;
 pub use delta::DeltaShape;
 pub use devices::{DeviceKind, FloatType, FoundDevice};

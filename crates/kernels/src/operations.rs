@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use crate::arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
+use crate::by_head::HeadRows;
 use crate::delta::DeltaShape;
 use crate::dispatch::{Dispatch, ExpertWeights};
 use crate::weight::PackedWeight;
@@ -185,6 +186,21 @@ crate::extension::operations! {
     fn delta_rule(
         u: Tensor<2>, g: Tensor<2>, beta: Tensor<2>, states: Tensor<2>; shape: DeltaShape
     ) -> Tensor<2> = DeltaRule;
+
+    /// Each head's vector times its rows W of a matrix: x [t, h, n], w [o, i] -> x W, [t, h, i]; or, with
+    /// them transposed, x [t, h, i] -> x Wᵀ, [t, h, n]. See [`crate::by_head`].
+    ///
+    /// # Panics
+    /// If a gradient is asked for. On a GPU: it is composed there.
+    fn head_product(x: Tensor<3>, w: Tensor<2>; rows: HeadRows, is_transposed: bool) -> Tensor<3> = HeadProduct;
+
+    /// [`head_product`] of a packed w [o, i].
+    ///
+    /// # Panics
+    /// As [`head_product`].
+    fn packed_head_product(
+        x: Tensor<3>; w: PackedWeight, rows: HeadRows, is_transposed: bool
+    ) -> Tensor<3> = PackedHeadProduct;
 
     /// Rows of a packed embedding w [v, hidden], in the number type and on the device of `like` [n]
     /// -> [t, hidden]. They have no gradient.

@@ -325,7 +325,15 @@ fn one_query_for_each_row_of_a_cache() {
     let tensor =
         |seed, dims: [usize; 3]| Tensor::<3>::from_data(TensorData::new(normal(seed, &dims), dims), &device().inner());
     for (query_heads, key_heads, width, window) in
-        [(4, 2, 8, None), (3, 1, 80, None), (2, 2, 36, Some(20)), (6, 2, 64, None)]
+        // A large group is cut into pieces if there are few rows.
+        [
+            (4, 2, 8, None),
+            (3, 1, 80, None),
+            (2, 2, 36, Some(20)),
+            (6, 2, 64, None),
+            (40, 1, 72, None),
+            (32, 2, 24, Some(9)),
+        ]
     {
         let (k, v) = (tensor(1, [2304, key_heads, width]), tensor(2, [2304, key_heads, width]));
         let q = tensor(3, [ranges.len(), query_heads, width]);

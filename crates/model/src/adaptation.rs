@@ -5,13 +5,12 @@ use std::collections::{HashMap, HashSet};
 
 use finetune_recipe::{Lora, TargetModules};
 
-use crate::branch::{EMBEDDING, OUTPUT};
+use crate::branch::{EMBEDDING, OUTPUT, Place};
 use crate::config::ModelConfig;
-use crate::config::family::ExpertLayout;
 use crate::error::{ModelError, list};
 use crate::files::wrapper::{module_in_text, name_inside};
 use crate::lora::{EXPERTS, LoraTarget, LoraTargets, choose_targets};
-use crate::tree::{Decoder, linear_layers, linear_modules};
+use crate::tree::Decoder;
 
 /// What an adapter trains.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -82,7 +81,7 @@ impl Adaptation {
                 notices.push(format!(
                     "the {count} experts of each layer and their routers stay as they are; `experts` in target_modules trains the experts too"
                 ));
-            } else if !config.family.peft_reads_experts() {
+            } else if !config.family.peft_reads_experts() && !config.family.has_expert_parameters() {
                 notices.push(format!(
                     "PEFT 0.21 leaves branches of single experts of {} out without a word: `export --format peft` puts them together as it reads them",
                     config.family.architecture
@@ -115,7 +114,7 @@ pub fn choose(lora: &Lora, config: &ModelConfig) -> Result<Adaptation, ModelErro
         let what = format!("`{module}` is read from its file row by row, and stays as it is");
         return Err(ModelError::Lora { key: "modules_to_save", what });
     }
-    let mut modules = linear_modules(config);
+    let mut modules = choosable(config);
     // Where PEFT turns names of parts into experts, they mean those too; elsewhere `experts` does.
     let names_parts = matches!(&lora.target_modules, TargetModules::Names(names)
         if !names.iter().any(|name| name.split('.').any(|part| part == EXPERTS)));
@@ -133,14 +132,7 @@ pub fn choose(lora: &Lora, config: &ModelConfig) -> Result<Adaptation, ModelErro
             Err(_) => choose_targets(lora, &modules)?,
         },
     };
-    let takes_turns = config.family.expert_layout() == ExpertLayout::TakingTurns;
-    if let Some(target) = targets.iter().find(|target| takes_turns && is_expert(&target.module)) {
-        let what = format!(
-            "`{}` is an expert, and those of {} are kept as they are: name layers of attention",
-            target.module, config.family.architecture
-        );
-        return Err(ModelError::Lora { key: "target_modules", what });
-    }
+    let targets = of_single_experts(targets, config);
     if let Some(target) = targets.iter().find(|target| saved.contains(&target.module)) {
         let what = format!("`{}` gets a LoRA branch by target_modules, and is trained in full by this", target.module);
         return Err(ModelError::Lora { key: "modules_to_save", what });
@@ -150,13 +142,47 @@ pub fn choose(lora: &Lora, config: &ModelConfig) -> Result<Adaptation, ModelErro
 
 /// All layers that may have a branch, in model order.
 pub fn target_layers(config: &ModelConfig) -> Vec<TargetLayer> {
-    let (vocabulary, hidden) = (config.vocabulary, config.hidden_size);
-    let embedding = TargetLayer { module: EMBEDDING.to_owned(), outputs: hidden, inputs: vocabulary };
-    let output = TargetLayer { module: OUTPUT.to_owned(), outputs: vocabulary, inputs: hidden };
-    let linears = linear_layers(config).into_iter();
-    let linears =
-        linears.map(|layer| TargetLayer { module: layer.module, outputs: layer.outputs, inputs: layer.inputs });
-    std::iter::once(embedding).chain(linears).chain(std::iter::once(output)).collect()
+    let layer = |place: &Place<'_>| {
+        let (outputs, inputs) = place.sizes();
+        TargetLayer { module: place.module.to_owned(), outputs, inputs }
+    };
+    Decoder::new(config).places().iter().map(layer).collect()
+}
+
+/// The modules inside the decoder that a recipe chooses among, in model order. PEFT has one branch for all
+/// experts of a layer of gpt-oss: of those the stacks, such as `model.layers.0.mlp.experts.down_proj`.
+fn choosable(config: &ModelConfig) -> Vec<String> {
+    let layers = target_layers(config).into_iter().map(|layer| layer.module);
+    let modules = layers.filter(|module| !is_of_vocabulary(module));
+    if !config.family.has_expert_parameters() {
+        return modules.collect();
+    }
+    let mut seen = HashSet::new();
+    modules.map(|module| stack_of(&module)).filter(|module| seen.insert(module.clone())).collect()
+}
+
+/// `L.mlp.experts.3.down_proj` without the number of the expert; any other module as it is.
+pub(crate) fn stack_of(module: &str) -> String {
+    match module.split_once(".experts.").and_then(|(layer, rest)| Some((layer, rest.split_once('.')?))) {
+        Some((layer, (number, part))) if number.parse::<usize>().is_ok() => format!("{layer}.experts.{part}"),
+        _ => module.to_owned(),
+    }
+}
+
+/// Branches of stacks of experts, as those of single experts in model order.
+fn of_single_experts(targets: LoraTargets, config: &ModelConfig) -> LoraTargets {
+    if !config.family.has_expert_parameters() {
+        return targets;
+    }
+    let targets: HashMap<String, LoraTarget> =
+        targets.into_iter().map(|target| (target.module.clone(), target)).collect();
+    let layers = target_layers(config).into_iter();
+    layers
+        .filter_map(|TargetLayer { module, .. }| {
+            let target = targets.get(&stack_of(&module))?.clone();
+            Some(LoraTarget { module, ..target })
+        })
+        .collect()
 }
 
 /// Whether a module is the embedding or the output layer.
@@ -286,6 +312,65 @@ mod tests {
                 (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{names:?}: {error}"),
                 (found, want) => panic!("{names:?}: {found:?}, expected {want:?}"),
             }
+        }
+    }
+
+    /// (target_modules of a gpt-oss of two layers and four experts, branches by part or a part of the error)
+    #[test]
+    fn experts_of_gpt_oss_are_chosen_by_their_stacks() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models/gpt_oss_experts");
+        let config = ModelConfig::load(&path).expect("a config");
+        let names = |list: &[&str]| TargetModules::Names(list.iter().map(|name| (*name).to_owned()).collect());
+        let regex = |text: &str| TargetModules::Regex(text.to_owned());
+        let lora = |target_modules: TargetModules| Lora {
+            rank: 4,
+            alpha: 8.0,
+            dropout: 0.0,
+            target_modules,
+            use_rslora: false,
+            use_dora: false,
+            rank_pattern: [("experts.down_proj".to_owned(), 2)].into(),
+            alpha_pattern: std::collections::BTreeMap::new(),
+            layers_to_transform: None,
+            modules_to_save: vec![],
+            init_from: None,
+        };
+        for (targets, want) in [
+            (names(&["experts"]), Ok([8, 8, 0])),
+            (names(&["q_proj", "mlp.experts.down_proj"]), Ok([0, 8, 2])),
+            (names(&["v_proj", "model.layers.1.mlp.experts.gate_up_proj"]), Ok([4, 0, 2])),
+            (regex(r".*\.1\..*experts.*"), Ok([4, 4, 0])),
+            (names(&["down_proj"]), Err("`down_proj` matches no linear layer")),
+            (names(&["experts.3.down_proj"]), Err("`experts.3.down_proj` matches no linear layer")),
+        ] {
+            let mut recipe = lora(targets.clone());
+            if want != Ok([8, 8, 0]) {
+                recipe.rank_pattern.clear();
+            }
+            match (choose(&recipe, &config), want) {
+                (Ok(Adaptation { targets: chosen, .. }), Ok(counts)) => {
+                    let of = |end: &str| chosen.iter().filter(|target| target.module.ends_with(end)).count();
+                    let found =
+                        [of(".gate_up_proj"), of(".down_proj"), chosen.len() - of(".gate_up_proj") - of(".down_proj")];
+                    assert_eq!(found, counts, "{targets:?}");
+                    let layers = target_layers(&config);
+                    let place = |module: &str| layers.iter().position(|layer| layer.module == module);
+                    assert!(chosen.is_sorted_by_key(|target| place(&target.module)), "{targets:?}: the model's order");
+                    let pattern =
+                        |target: &LoraTarget| !recipe.rank_pattern.is_empty() && target.module.ends_with(".down_proj");
+                    assert!(chosen.iter().all(|target| target.rank == if pattern(target) { 2 } else { 4 }));
+                }
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{targets:?}: {error}"),
+                (found, want) => panic!("{targets:?}: {found:?}, expected {want:?}"),
+            }
+        }
+        for (change, part) in [
+            ((|lora: &mut Lora| lora.dropout = 0.1) as fn(&mut Lora), "neither DoRA nor dropout"),
+            (|lora: &mut Lora| lora.use_dora = true, "neither DoRA nor dropout"),
+        ] {
+            let mut recipe = lora(names(&["experts"]));
+            change(&mut recipe);
+            assert!(choose(&recipe, &config).expect_err(part).to_string().contains(part));
         }
     }
 }

@@ -12,6 +12,7 @@ mod peft;
 mod read;
 mod settings;
 mod stacked;
+mod stacked_file;
 mod targets;
 mod tensors;
 mod write;
@@ -20,7 +21,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 pub use self::base::{BaseCheck, BaseName, RecordedBase, base_digest};
-use crate::adaptation::{Adaptation, is_of_vocabulary};
+use crate::adaptation::{Adaptation, is_expert, is_of_vocabulary, stack_of};
 use crate::error::ModelError;
 use crate::lora::{LoraTarget, LoraTargets, is_named, last_parts, layer_of};
 use crate::model::Model;
@@ -142,7 +143,10 @@ impl Adapter {
         }
         let mut pattern = |key: &str, of: fn(&LoraTarget) -> String, usual: &str| {
             let special = self.targets.iter().filter(|target| of(target) != usual);
-            let entries: Vec<String> = special.map(|target| format!("{:?} = {}", target.module, of(target))).collect();
+            let mut entries: Vec<String> =
+                special.map(|target| format!("{:?} = {}", self.chosen_name(&target.module), of(target))).collect();
+            let mut seen = BTreeSet::new();
+            entries.retain(|entry| seen.insert(entry.clone()));
             if !entries.is_empty() {
                 lines.push(format!("{key} = {{ {} }}", entries.join(", ")));
             }
@@ -150,6 +154,16 @@ impl Adapter {
         pattern("rank_pattern", rank_text, &usual_rank);
         pattern("alpha_pattern", alpha_text, &usual_alpha);
         lines
+    }
+
+    /// Whether experts have branches of stacks (gpt-oss): then a recipe chooses stacks.
+    fn has_stacks(&self) -> bool {
+        self.modules.iter().any(|module| is_expert(module) && module.ends_with(".gate_up_proj"))
+    }
+
+    /// What a recipe calls a module.
+    fn chosen_name(&self, module: &str) -> String {
+        if self.has_stacks() { stack_of(module) } else { module.to_owned() }
     }
 
     /// The lines of the recipe that choose the branches' modules.
@@ -160,14 +174,21 @@ impl Adapter {
         }
         let layers: BTreeSet<usize> = chosen.iter().filter_map(|module| layer_of(module)).collect();
         let all_layers: BTreeSet<usize> = self.modules.iter().filter_map(|module| layer_of(module)).collect();
-        let own: Vec<String> = self.targets.iter().map(|target| target.module.clone()).collect();
-        let names = last_parts(&own);
+        let has_stacks = self.has_stacks();
+        let named = |module: &str| if has_stacks { stack_of(module) } else { module.to_owned() };
+        let mut own: Vec<String> = self.targets.iter().map(|target| named(&target.module)).collect();
+        let is_stack = |module: &String| has_stacks && is_expert(module);
+        let (stacks, others): (Vec<String>, Vec<String>) = own.iter().cloned().partition(is_stack);
+        let mut names = last_parts(&others);
+        names.extend(last_parts(&stacks).iter().map(|part| format!("experts.{part}")));
         // What the short names choose in these layers.
-        let ends = |module: &str| names.iter().any(|name| is_named(module, name));
+        let ends = |module: &str| names.iter().any(|name| is_named(&named(module), name));
         // Modules outside of the layers are chosen by short names if all layers are.
         let in_layers = |module: &str| layer_of(module).map_or(layers == all_layers, |layer| layers.contains(&layer));
         let short = self.modules.iter().filter(|module| ends(module) && in_layers(module)).count();
         if short != chosen.len() {
+            let mut seen = BTreeSet::new();
+            own.retain(|module| seen.insert(module.clone()));
             return vec![format!("target_modules = {own:?}")];
         }
         let mut lines = vec![format!("target_modules = {names:?}")];

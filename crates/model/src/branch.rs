@@ -36,6 +36,19 @@ pub(crate) struct Dora {
     pub(crate) norms: Tensor<1>,
 }
 
+/// The branch that gate and up of an expert have together. In B their outputs take turns, as they do in
+/// the parameter that PEFT gives this branch (gpt-oss).
+#[derive(Clone, Debug)]
+pub(crate) struct GateUp {
+    /// Such as `model.layers.0.mlp.experts.3.gate_up_proj`.
+    pub(crate) module: String,
+    /// Keys the random numbers of the branch.
+    pub(crate) index: u32,
+    /// [2 f, hidden]: absent, as the matrices of gate and up are there.
+    pub(crate) weight: Matrix,
+    pub(crate) lora: Option<LoraBranch>,
+}
+
 /// A layer that may have a branch.
 pub(crate) struct Place<'a> {
     /// Such as `model.layers.0.self_attn.q_proj`.
@@ -54,13 +67,30 @@ pub(crate) const EMBEDDING: &str = "model.embed_tokens";
 /// The name of the output layer's module.
 pub(crate) const OUTPUT: &str = "lm_head";
 
+impl<'a> Place<'a> {
+    pub(crate) fn of(linear: &'a mut Linear) -> Place<'a> {
+        let Linear { module, index, weight, lora, .. } = linear;
+        Place { module, index: *index, weight, is_embedding: false, lora }
+    }
+
+    pub(crate) fn of_both(gate_up: &'a mut GateUp) -> Place<'a> {
+        let GateUp { module, index, weight, lora } = gate_up;
+        Place { module, index: *index, weight, is_embedding: false, lora }
+    }
+
+    /// The outputs and the inputs of a branch here.
+    pub(crate) fn sizes(&self) -> (usize, usize) {
+        let [rows, columns] = self.weight.shape;
+        if self.is_embedding { (columns, rows) } else { (rows, columns) }
+    }
+}
+
 impl LoraBranch {
     /// A fresh branch as PEFT initializes it. A is U(±1/sqrt inputs), B zero. On the embedding A is
     /// zero and B normal.
     fn fresh(place: &Place<'_>, target: &LoraTarget, seed: u64, device: &Device) -> LoraBranch {
         let stream = Stream::new(seed, RandomStream::Adapter as u32, 0, place.index);
-        let [rows, columns] = place.weight.shape;
-        let (outputs, inputs) = if place.is_embedding { (columns, rows) } else { (rows, columns) };
+        let (outputs, inputs) = place.sizes();
         let (a, b) = ([target.rank, inputs], [outputs, target.rank]);
         let drawn =
             |values: Vec<f32>, shape: [usize; 2]| Tensor::<2>::from_data(TensorData::new(values, shape), device);
@@ -151,10 +181,7 @@ impl Decoder {
         let embedding =
             Place { module: EMBEDDING, index: index + 1, weight: embedding, is_embedding: true, lora: embedding_lora };
         let output = Place { module: OUTPUT, index, weight: output, is_embedding: false, lora: &mut head.lora };
-        let linears = layers.iter_mut().flat_map(Layer::linears).chain(of_inputs).map(|linear| {
-            let Linear { module, index, weight, lora, .. } = linear;
-            Place { module: module.as_str(), index: *index, weight: &*weight, is_embedding: false, lora }
-        });
+        let linears = layers.iter_mut().flat_map(Layer::places).chain(of_inputs.map(Place::of));
         std::iter::once(embedding).chain(linears).chain(std::iter::once(output)).collect()
     }
 

@@ -111,12 +111,19 @@ pub(crate) fn hidden(weights: &Decoder, tokens: &[u32], context: &Context) -> Re
     layers(weights, x, context, &mut between, None)
 }
 
-/// Embeddings [t, hidden] of these tokens, and what layers hand to each other.
+/// Embeddings [t, hidden] of these tokens, and what layers hand to each other. A process without the embedding has
+/// zeros in their place, and reads the outputs of the layer before its own.
 ///
 /// # Errors
 /// If rows of a matrix cannot be read from its file.
 pub(crate) fn begin(weights: &Decoder, tokens: &[u32], context: &Context) -> Result<(Tensor<2>, Between), ModelError> {
-    let x = embed(weights, tokens, context);
+    let x = match weights.embedding.is_absent() {
+        false => embed(weights, tokens, context),
+        true => {
+            let shape = [tokens.len(), weights.embedding.shape[1]];
+            Tensor::zeros(shape, (&device_of(weights), context.compute.dtype()))
+        }
+    };
     let rows = match &weights.per_layer {
         None => None,
         Some(per_layer) => Some(rows_for_layers(weights, &per_layer.table, tokens, context)?),

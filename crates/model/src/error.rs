@@ -109,6 +109,9 @@ pub enum ModelError {
     /// do instead.
     #[error("{what}")]
     NotExpressible { what: String, hint: String },
+    /// An answer that has to have a form cannot go on.
+    #[error("the answer cannot have the form that was asked for: {what}")]
+    Form { what: String },
     /// A GGUF file cannot be written or read.
     #[error(transparent)]
     Gguf(#[from] finetune_gguf::GgufError),

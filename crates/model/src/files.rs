@@ -4,7 +4,6 @@
 //! Must never know: how a model computes. Start reading at [`base_files`], then [`load`].
 
 pub(crate) mod base_files;
-pub(crate) mod base_tensor;
 pub(crate) mod by_row;
 pub(crate) mod companions;
 pub(crate) mod config_json;

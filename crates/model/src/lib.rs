@@ -51,7 +51,9 @@ pub use error::ModelError;
 pub use files::base_files::stored_type;
 pub use files::floats::float_type;
 pub use files::packing::{BaseForm, LayerSizes, PackedSizes, scheme_named, scheme_word};
-pub use finetune_kernels::devices::{DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, gpus, note_panic};
+pub use finetune_kernels::devices::{
+    DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, gpus, note_panic, product_rate,
+};
 pub use finetune_kernels::footprint;
 pub use finetune_kernels::matmul::rate as matmul_rate;
 pub use finetune_kernels::processor;
@@ -64,8 +66,10 @@ pub use passes::backward::{Backward, Coefficients, Part};
 pub use passes::engine::{
     Engine, EngineCounts, EngineEnd, EngineEvent, EngineRequest, EngineSettings, Listener, Refusal,
 };
+pub use passes::form::Form;
 pub use passes::generate::{Generation, GenerationStep};
-pub use passes::generate_rows::RowRequest;
+pub use passes::generate_rows::{MOST_AHEAD, RowRequest};
+pub use passes::lookup::Speculated;
 pub use passes::sampling::Sampling;
 pub use passes::token_rules::{ChosenToken, Logprobs, TokenRules};
 pub use placement::Placement;

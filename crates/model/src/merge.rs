@@ -13,13 +13,12 @@ use finetune_kernels::matmul::{Matrix, matmul};
 use finetune_store::{Dtype, TensorSpec};
 use serde_json::{Value, json};
 
-use crate::adaptation::{is_of_vocabulary, module_of, saved_tensors};
+use crate::adaptation::{is_expert, is_of_vocabulary, module_of, saved_tensors};
 use crate::adapter::Adapter;
 use crate::branch::{EMBEDDING, OUTPUT};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::files::base_files::BaseFiles;
-use crate::files::base_tensor::BaseTensor;
+use crate::files::base_files::{BaseFiles, BaseTensor};
 pub use crate::files::companions::{companion_files, left_out, replace_files};
 use crate::files::finite::first_not_finite;
 use crate::files::floats::from_f32;
@@ -50,6 +49,9 @@ pub(crate) struct Merging<'a> {
     unties: bool,
     /// Rows of both once merged, if they are not those of the base.
     rows: Option<usize>,
+    /// Whether stacks of experts that are otherwise written as they are read change (gpt-oss). Then all of
+    /// them are written in plain numbers.
+    opens_stacks: bool,
 }
 
 impl<'a> Merging<'a> {
@@ -67,7 +69,10 @@ impl<'a> Merging<'a> {
         let saved = saved.into_iter().map(|(name, shape)| (name, take(shape.iter().product()))).collect();
         let unties = config.tied_embeddings && adaptation.trains_vocabulary();
         let rows = (adapter.rows != config.vocabulary).then_some(adapter.rows);
-        Merging { branches, saved, vocabulary: &adapter.vocabulary, tied: config.tied_embeddings, unties, rows }
+        let opens_stacks =
+            config.family.has_expert_parameters() && branches.iter().any(|branch| is_expert(branch.module));
+        let (vocabulary, tied) = (adapter.vocabulary.as_slice(), config.tied_embeddings);
+        Merging { branches, saved, vocabulary, tied, unties, rows, opens_stacks }
     }
 
     /// Changes config.json as the merged model needs it.
@@ -75,6 +80,9 @@ impl<'a> Merging<'a> {
         self.amend_tie(config);
         if let Some(rows) = self.rows {
             config["vocab_size"] = json!(rows);
+        }
+        if let Some(config) = config.as_object_mut().filter(|_| self.opens_stacks) {
+            config.retain(|key, _| !["quantization", "quantization_config"].contains(&key.as_str()));
         }
     }
 
@@ -100,7 +108,7 @@ impl<'a> Merging<'a> {
     ) -> Result<Vec<MergedTensor<'f>>, ModelError> {
         let output = format!("{OUTPUT}.weight");
         let mut tensors = Vec::new();
-        for base in files.tensors_of_files(config)? {
+        for base in files.tensors_of_files(config, self.opens_stacks)? {
             // A tied output layer that is stored a second time takes its values from the embedding.
             if self.unties && base.name == output {
                 continue;
@@ -167,7 +175,9 @@ impl<'a> Merging<'a> {
             weight = resized(weight, base.shape[1], rows);
         }
         if let Some(branch) = branch {
-            branch.add_to(&mut weight, rows.unwrap_or(base.shape[0]), base.shape[1]);
+            // The branch of the embedding maps tokens to the hidden size, and a stack has [i, o] of each expert.
+            let is_transposed = branch.module == EMBEDDING || base.stack().is_some();
+            branch.add_to(&mut weight, rows.unwrap_or(base.shape[0]), base.shape[1], is_transposed);
         }
         Ok(Some(weight))
     }
@@ -244,10 +254,9 @@ fn branches_and_rest(adapter: &Adapter) -> (Vec<BranchValues<'_>>, &[f32]) {
 }
 
 impl BranchValues<'_> {
-    /// Adds the branch to a weight [rows, columns], in f32.
-    fn add_to(&self, weight: &mut [f32], rows: usize, columns: usize) {
-        if self.module == EMBEDDING {
-            // Its branch maps tokens to the hidden size: the weight is its transposed matrix.
+    /// Adds the branch to a weight [rows, columns], in f32. `is_transposed`: whether its rows are inputs.
+    fn add_to(&self, weight: &mut [f32], rows: usize, columns: usize, is_transposed: bool) {
+        if is_transposed {
             let (a, b) = (Matrix::new(self.a, self.rank, rows), Matrix::new(self.b, columns, self.rank));
             return matmul(weight, true, self.scale, a.transposed(), b.transposed());
         }

@@ -3,10 +3,13 @@
 
 pub(crate) mod backward;
 pub(crate) mod engine;
+pub(crate) mod form;
 mod forward;
 pub(crate) mod generate;
+mod generate_ahead;
 pub(crate) mod generate_rows;
 mod handed;
 mod layer_by_layer;
+pub(crate) mod lookup;
 pub(crate) mod sampling;
 pub(crate) mod token_rules;

@@ -26,6 +26,8 @@ pub struct Placement {
     stage: Option<Stage>,
     /// Which slice of every layer this process holds. `None`: all of it.
     slice: Option<Slice>,
+    /// Whether only those processes hold embedding and output layer that compute with them.
+    ends_where_used: bool,
 }
 
 impl Placement {
@@ -42,6 +44,7 @@ impl Placement {
             reads_layers: false,
             stage: None,
             slice: None,
+            ends_where_used: false,
         }
     }
 
@@ -68,6 +71,7 @@ impl Placement {
             reads_layers: false,
             stage: None,
             slice: None,
+            ends_where_used: false,
         }
     }
 
@@ -94,6 +98,24 @@ impl Placement {
     #[must_use]
     pub fn with_stage(self, stage: Option<Stage>) -> Placement {
         Placement { stage, ..self }
+    }
+
+    /// The same where, of several processes that hold the model together, only that of the first layer holds the
+    /// embedding, and only that of the last one the output layer. So none of them can change its vocabulary.
+    #[must_use]
+    pub fn with_ends_where_used(self, ends_where_used: bool) -> Placement {
+        Placement { ends_where_used, ..self }
+    }
+
+    /// Whether this process holds the embedding. `is_output`: whether that is the output layer too.
+    pub fn holds_embedding(&self, is_output: bool) -> bool {
+        let is_first = self.stage.as_ref().is_none_or(|stage| stage.of_layer.first().is_none_or(|n| *n == stage.mine));
+        !self.ends_where_used || is_first || (is_output && self.holds_output())
+    }
+
+    /// Whether this process holds the output layer.
+    pub fn holds_output(&self) -> bool {
+        !self.ends_where_used || self.stage.as_ref().is_none_or(|stage| stage.last() == stage.mine)
     }
 
     /// Which layers this process holds. `None`: all.

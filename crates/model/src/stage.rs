@@ -50,6 +50,35 @@ impl Stage {
         Stage { of_layer: (0..layers).map(|layer| layer % stages).collect(), mine }
     }
 
+    /// So many layers on each process as `counts` says, in turn, where one with twice as many comes twice as often:
+    /// the smooth weighted round robin of nginx, which steps to the process that lags most behind its part. Counts
+    /// that differ by one at most, the larger ones first, are [`Stage::in_turn`].
+    pub fn dealt(counts: &[usize], mine: usize) -> Stage {
+        let layers: usize = counts.iter().sum();
+        let mut behind = vec![0i64; counts.len()];
+        let mut next = || {
+            behind.iter_mut().zip(counts).for_each(|(behind, count)| *behind += *count as i64);
+            let most = behind.iter().copied().max().unwrap_or(0);
+            let process = behind.iter().position(|behind| *behind == most).unwrap_or(0);
+            behind[process] -= layers as i64;
+            process
+        };
+        Stage { of_layer: (0..layers).map(|_| next()).collect(), mine }
+    }
+
+    /// As [`Stage::dealt`], with the last layer on process `last`, which has one at least.
+    pub fn ending_on(last: usize, counts: &[usize], mine: usize) -> Stage {
+        let but_last = |process: usize| counts[process] - usize::from(process == last);
+        let before = Stage::dealt(&(0..counts.len()).map(but_last).collect::<Vec<_>>(), mine);
+        Stage { of_layer: before.of_layer.iter().copied().chain([last]).collect(), mine }
+    }
+
+    /// How many layers each process holds.
+    pub fn counts(&self) -> Vec<usize> {
+        let of = |process: usize| self.of_layer.iter().filter(|holder| **holder == process).count();
+        (0..self.count()).map(of).collect()
+    }
+
     /// Layers next to each other on the same process, as many on each as on any other: few steps from one process
     /// to the next, for answers that are made token by token.
     pub fn contiguous(layers: usize, stages: usize, mine: usize) -> Stage {

@@ -17,7 +17,7 @@ use finetune_kernels::ExpertWeights;
 pub use self::lists::{LinearLayer, expected_tensors, linear_layers, linear_modules};
 pub(crate) use self::parts::Slot;
 pub(crate) use self::tensors::{Matrix, Vector};
-use crate::branch::LoraBranch;
+use crate::branch::{GateUp, LoraBranch};
 use crate::config::{Activation, LatentConfig};
 use crate::layer_source::LayerSource;
 use crate::slice::Sliced;
@@ -239,6 +239,8 @@ pub(crate) struct Gated {
     pub(crate) activation: Activation,
     pub(crate) gate: Linear,
     pub(crate) up: Linear,
+    /// The place of one branch for both, if they have none of their own.
+    pub(crate) gate_up: Option<GateUp>,
     pub(crate) down: Linear,
 }
 

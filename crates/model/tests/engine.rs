@@ -1,119 +1,13 @@
 //! The engine: many requests at a time, each of which gets the answer that it gets alone.
 
+mod heard;
 mod made;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use finetune_model::adapter::Adapter;
-use finetune_model::{
-    ChosenToken, Engine, EngineCounts, EngineEnd, EngineEvent, EngineRequest, EngineSettings, Listener, Model,
-    Placement, Refusal, Sampling, TokenRules,
-};
+use finetune_model::{Engine, EngineCounts, EngineEnd, EngineSettings, Refusal, Sampling, TokenRules};
 
-/// Models with rotary embeddings of two kinds, windows, experts, states, convolutions, and one that
-/// reads long texts again.
-const FAMILIES: [&str; 10] =
-    ["llama", "qwen3", "qwen3_moe", "gemma3", "gpt_oss", "deepseek_v3", "qwen3_5", "lfm2", "gemma4", "phi3"];
-
-const SETTINGS: EngineSettings = EngineSettings { slots: 16, queue: 16, cache_bytes: 1 << 30, prefix_bytes: 64 << 20 };
-
-const DRAWN: Sampling = Sampling { temperature: 1.3, top_p: 0.95, seed: 11 };
-
-/// Steps after which an engine hangs.
-const STEPS: usize = 10_000;
-
-/// A golden model that takes long texts.
-fn base(family: &str) -> Model {
-    let mut model = Model::load(&made::golden(family), &Placement::cpu(None)).expect("the model loads");
-    model.config.max_position_embeddings = 8192;
-    model
-}
-
-fn with_adapter(base: &Model, family: &str) -> Model {
-    let mut model = base.clone();
-    let adapter = Adapter::read(&made::golden(family).join("adapter"), &model.config).expect("the adapter loads");
-    model.attach(&adapter).expect("attached");
-    model
-}
-
-/// Tokens that say nothing: 3, 10, 17, ...
-fn text(length: usize, first: u32) -> Vec<u32> {
-    (0..length as u32).map(|n| (first + 7 * n) % 96).collect()
-}
-
-/// What a listener has heard, and whether it has left.
-#[derive(Clone, Default)]
-struct Heard {
-    events: Arc<Mutex<Vec<EngineEvent>>>,
-    is_gone: Arc<AtomicBool>,
-}
-
-impl Listener for Heard {
-    fn hear(&mut self, event: EngineEvent) -> bool {
-        self.events.lock().expect("no panic").push(event);
-        !self.is_gone()
-    }
-
-    fn is_gone(&self) -> bool {
-        self.is_gone.load(Ordering::SeqCst)
-    }
-}
-
-impl Heard {
-    fn leave(&self) {
-        self.is_gone.store(true, Ordering::SeqCst);
-    }
-
-    fn events(&self) -> Vec<EngineEvent> {
-        self.events.lock().expect("no panic").clone()
-    }
-
-    fn chosen(&self) -> Vec<ChosenToken> {
-        let token = |event| if let EngineEvent::Token(chosen) = event { Some(chosen) } else { None };
-        self.events().into_iter().filter_map(token).collect()
-    }
-
-    fn tokens(&self) -> Vec<u32> {
-        self.chosen().iter().map(|chosen| chosen.token).collect()
-    }
-
-    /// Tokens of the prompt that were known. `None`: its turn has not come.
-    fn cached(&self) -> Option<usize> {
-        self.events().iter().find_map(|event| match event {
-            EngineEvent::Begun { cached } => Some(*cached),
-            _ => None,
-        })
-    }
-
-    fn end(&self) -> Option<EngineEnd> {
-        match self.events().pop() {
-            Some(EngineEvent::Ended(end)) => Some(end),
-            _ => None,
-        }
-    }
-}
-
-fn request(model: &Arc<Model>, prompt: &[u32], max_new_tokens: usize, rules: TokenRules) -> EngineRequest {
-    let (model, prompt) = (Arc::clone(model), prompt.to_vec());
-    EngineRequest { model, prompt, max_new_tokens, rules, end_ids: Vec::new() }
-}
-
-fn submit(engine: &mut Engine, request: EngineRequest) -> Heard {
-    let heard = Heard::default();
-    engine.submit(request, Box::new(heard.clone())).expect("taken");
-    heard
-}
-
-fn finish(engine: &mut Engine) {
-    for _ in 0..STEPS {
-        if engine.is_idle() {
-            return;
-        }
-        engine.step();
-    }
-    panic!("the engine hangs: {:?}", engine.counts());
-}
+use heard::{DRAWN, FAMILIES, Heard, SETTINGS, STEPS, base, finish, request, submit, text, with_adapter};
 
 /// (the step at which it comes, tokens of the prompt, most tokens of the answer)
 const ROWS: [(usize, usize, usize); 12] = [
@@ -200,17 +94,39 @@ fn adapters_at_the_same_time_answer_as_each_does_alone() {
     }
 }
 
-/// (tokens that the prompt has in common with the first, more tokens, tokens that are known)
-const PROMPTS: [(usize, usize, usize); 6] =
-    [(1100, 0, 1024), (1100, 200, 1024), (700, 100, 512), (1024, 0, 512), (1024, 1, 1024), (500, 300, 0)];
+/// (tokens that the prompt has in common with the first, more tokens, tokens that are known in whole parts, and with
+/// pieces of parts)
+/// Latent attention reads the last part of some in one way, and of others in the other.
+const PROMPTS: [(usize, usize, usize, usize); 9] = [
+    (1100, 0, 1024, 1024),
+    (1100, 200, 1024, 1088),
+    (700, 100, 512, 640),
+    (1024, 0, 512, 896),
+    (1024, 1, 1024, 1024),
+    (1024, 12, 1024, 1024),
+    (500, 300, 0, 384),
+    (130, 0, 0, 64),
+    (65, 64, 0, 64),
+];
 
 #[test]
 fn a_known_beginning_changes_no_bit() {
     let rules = TokenRules { logprobs: Some(5), ..TokenRules::from(DRAWN) };
-    for family in ["llama", "gemma3", "qwen3_moe", "deepseek_v3"] {
-        let model = Arc::new(base(family));
+    for (family, has_adapter, has_pieces) in [
+        ("llama", false, true),
+        ("qwen3", false, true),
+        ("gemma3", false, true),
+        ("gemma2", false, true),
+        ("qwen3_moe", false, false),
+        ("deepseek_v3", false, false),
+        ("glm4_moe_lite", false, false),
+        // Products of an adapter of low rank have an order of sums of their own.
+        ("llama", true, false),
+    ] {
+        let model = Arc::new(if has_adapter { with_adapter(&base(family), family) } else { base(family) });
         let first = text(1100, 3);
-        for (common, more, known) in PROMPTS {
+        for (common, more, whole, pieces) in PROMPTS {
+            let known = if has_pieces { pieces } else { whole };
             let prompt = [&first[..common], &text(more, 50)].concat();
             let answer = |engine: &mut Engine| {
                 let heard = submit(engine, request(&model, &prompt, 8, rules.clone()));
@@ -222,7 +138,7 @@ fn a_known_beginning_changes_no_bit() {
             submit(&mut engine, request(&model, &first, 8, rules.clone()));
             finish(&mut engine);
             let heard = answer(&mut engine);
-            let words = format!("{family}: {common} common tokens, {more} more");
+            let words = format!("{family} {has_adapter}: {common} common tokens, {more} more");
             assert_eq!((fresh.cached(), heard.cached()), (Some(0), Some(known)), "{words}");
             assert_eq!(heard.chosen(), fresh.chosen(), "{words}");
             assert_eq!(answer(&mut engine).chosen(), fresh.chosen(), "{words}: the same once more");
@@ -298,7 +214,7 @@ fn who_leaves_frees_a_slot_and_changes_nothing_for_others() {
     (0..6).for_each(|_| engine.step());
     let (reading, waiting) = (ask(&mut engine, 3, 2000), ask(&mut engine, 4, 20));
     engine.step();
-    assert_eq!(engine.counts(), EngineCounts { waiting: 2, running: 3, prefix_bytes: 0 });
+    assert_eq!(engine.counts(), EngineCounts { waiting: 2, running: 3, ..EngineCounts::default() });
     // One that runs and one that waits leave. The other one that waits has its turn.
     heard[1].leave();
     waiting.leave();

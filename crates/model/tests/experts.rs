@@ -5,9 +5,11 @@ mod made;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use finetune_model::adapter::Adapter;
-use finetune_model::{Model, ModelConfig, Placement};
-use finetune_store::Dtype;
+use finetune_advice::Advice as _;
+use finetune_model::adapter::{Adapter, BaseName};
+use finetune_model::merge::{MergedForm, write_merged};
+use finetune_model::{Adaptation, Model, ModelConfig, Placement};
+use finetune_store::{Dtype, RealDisk, Staging};
 use serde_json::json;
 
 use crate::made::{Tensor, golden, model, read_tensors};
@@ -209,4 +211,106 @@ fn a_stack_of_some_experts_has_zeros_for_the_others() {
     assert_eq!(values(&adapter, &module(2)), None);
     assert!(values(&again, &module(2)).expect("a branch").iter().all(|value| *value == 0.0));
     assert_eq!(values(&again, &module(3)), values(&adapter, &module(3)));
+}
+
+/// By name, the shape and the bytes of each tensor of an adapter's file.
+fn tensors_of(file: &Path) -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
+    read_tensors(file).into_iter().map(|(name, _, shape, bytes)| (name, (shape, bytes.to_vec()))).collect()
+}
+
+/// PEFT has one branch for all experts of a layer of gpt-oss. Checkpoints and exports have its tensors, bit by
+/// bit, and both are read again.
+#[test]
+fn branches_of_gpt_oss_are_written_as_peft_has_them() {
+    for family in ["gpt_oss_experts", "gpt_oss_mxfp4_experts"] {
+        let directory = golden(family).join("adapter");
+        let mut model = Model::load(&golden(family), &Placement::cpu(None)).expect("the model loads");
+        let adapter = Adapter::read(&directory, &model.config).expect("an adapter");
+        // Two layers: one query projection, and two parts of four experts.
+        assert_eq!(adapter.targets.len(), 2 * (1 + 2 * 4));
+        assert!(adapter.notices.is_empty(), "{:?}", adapter.notices);
+        model.attach(&adapter).expect("an adapter of this model");
+        let values = model.parameters().expect("values");
+        let exported = adapter.peft_files(0.0, &model.config).expect("files");
+        let checkpoint = model.files(&values, &BaseName::default()).expect("files");
+        for files in [exported, checkpoint] {
+            let written = tempfile::tempdir().expect("a directory");
+            for (name, bytes) in files {
+                made::write(&written.path().join(name), bytes);
+            }
+            let file = "adapter_model.safetensors";
+            assert!(tensors_of(&written.path().join(file)) == tensors_of(&directory.join(file)), "{family}");
+            let settings = made::read_json(&written.path().join("adapter_config.json"));
+            let parameters = [0, 1].into_iter().flat_map(|layer| {
+                ["gate_up_proj", "down_proj"].map(|part| format!("model.layers.{layer}.mlp.experts.{part}"))
+            });
+            assert_eq!(settings["target_parameters"], json!(parameters.collect::<Vec<_>>()));
+            assert_eq!(settings["target_modules"], json!(["q_proj"]));
+            assert_eq!((&settings["r"], &settings["rank_pattern"]), (&json!(4), &json!({})));
+            assert_eq!(model.read_values(written.path()).expect("values"), values);
+            let again = Adapter::read(written.path(), &model.config).expect("an adapter");
+            assert_eq!((again.targets, again.values), (adapter.targets.clone(), adapter.values.clone()));
+        }
+        let error = adapter.expect_adaptation(&Adaptation::default(), &directory).expect_err("other branches");
+        let line = r#"target_modules = ["q_proj", "experts.gate_up_proj", "experts.down_proj"]"#;
+        assert!(error.hints().iter().any(|hint| hint.contains(line)), "{:?}", error.hints());
+    }
+}
+
+/// mlx-lm holds gate and up of gpt-oss apart: the rows of B that take turns are those of two branches with one
+/// A. Read back, it is the same adapter.
+#[test]
+fn branches_of_gpt_oss_are_two_in_mlx_lm() {
+    let directory = golden("gpt_oss_experts");
+    let config = ModelConfig::load(&directory).expect("a config");
+    let adapter = Adapter::read(&directory.join("adapter"), &config).expect("an adapter");
+    let written = written_for_mlx(&adapter, &config);
+    let settings = made::read_json(&written.path().join("adapter_config.json"));
+    let keys = ["mlp.experts.down_proj", "mlp.experts.gate_proj", "mlp.experts.up_proj", "self_attn.q_proj"];
+    assert_eq!(settings["lora_parameters"]["keys"], json!(keys));
+    let theirs = tensors_of(&written.path().join("adapters.safetensors"));
+    let ours = tensors_of(&directory.join("adapter/adapter_model.safetensors"));
+    let of = |part: &str, half: &str| &theirs[&format!("model.layers.1.mlp.experts.{part}.lora_{half}")];
+    let of_peft =
+        |half: &str| &ours[&format!("base_model.model.model.layers.1.mlp.experts.base_layer.lora_{half}.weight")];
+    // A [4 · 4, 32] by expert, B [48, 4 · 4] by rank.
+    for (half, part) in ["gate_proj", "up_proj"].into_iter().enumerate() {
+        assert_eq!(of(part, "a").0, [4, 4, 32]);
+        assert!(of(part, "a").1 == of_peft("A").1, "{part}");
+        assert_eq!(of(part, "b").0, [4, 24, 4]);
+        let (b, stacked) = (made::floats(&of(part, "b").1), made::floats(&of_peft("B").1));
+        for (place, value) in b.iter().enumerate() {
+            let (expert, output, column) = (place / 96, place / 4 % 24, place % 4);
+            assert_eq!(*value, stacked[((2 * output + half) * 4 + column) * 4 + expert], "{part} {place}");
+        }
+    }
+    let again = Adapter::read(written.path(), &config).expect("an adapter");
+    assert_eq!((again.targets, again.values), (adapter.targets, adapter.values));
+    assert!(again.notices.is_empty(), "{:?}", again.notices);
+}
+
+/// With branches of experts, merged stacks are plain numbers, and config.json does not call them packed.
+/// Without, they stay as they are.
+#[test]
+fn merged_stacks_of_gpt_oss_are_plain_numbers() {
+    for (family, is_opened) in [("gpt_oss_mxfp4_experts", true), ("gpt_oss_mxfp4", false)] {
+        let directory = golden(family);
+        let config = ModelConfig::load(&directory).expect("a config");
+        let adapter = Adapter::read(&directory.join("adapter"), &config).expect("an adapter");
+        let parent = tempfile::tempdir().expect("a directory");
+        let mut staging = Staging::begin(&RealDisk, parent.path(), "merged").expect("a new directory");
+        let form = MergedForm::of_shards(u64::MAX);
+        let merged = write_merged(&RealDisk, &directory, &adapter, &mut staging, form, &[], &|_, _| {});
+        let notice = merged.expect("a merge").notice.unwrap_or_default();
+        assert_eq!(notice.contains("MXFP4"), is_opened, "{notice}");
+        let merged = staging.publish(&json!({"kind": "merged"})).expect("published");
+        let settings = made::read_json(&merged.join("config.json"));
+        assert_eq!(settings.get("quantization_config").is_none(), is_opened);
+        let tensors = tensors_of(&merged.join("model.safetensors"));
+        let stack = "model.layers.1.mlp.experts.gate_up_proj";
+        assert_eq!(tensors.contains_key(&format!("{stack}_blocks")), !is_opened);
+        assert_eq!(tensors.contains_key(&format!("{stack}_scales")), !is_opened);
+        assert!(tensors.contains_key(&format!("{stack}_bias")));
+        assert_eq!(tensors.get(stack).map(|(shape, _)| shape.as_slice()), is_opened.then_some(&[4, 32, 64][..]));
+    }
 }

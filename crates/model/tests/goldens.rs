@@ -304,6 +304,23 @@ fn greedy_generation_equals_whole_passes(family: &'static str) {
 
 of_each_family!(greedy_generation_equals_whole_passes);
 
+/// Branches of gpt-oss's experts: the tokens that PEFT's model says.
+fn greedy_tokens_are_those_of_peft(family: &'static str) {
+    let golden = Golden::load(family);
+    let numbers = |key: &str| -> Vec<u32> {
+        let list = golden.json["greedy"][key].as_array().expect("a list");
+        list.iter().map(|token| token.as_u64().expect("a token") as u32).collect()
+    };
+    let tokens = numbers("tokens");
+    let got = golden
+        .with_adapter()
+        .generate(&numbers("prompt"), tokens.len(), Sampling::GREEDY, &[], &mut |_| {})
+        .expect("a generation");
+    assert_eq!(got.tokens, tokens, "{family}");
+}
+
+of_each_family!(greedy_tokens_are_those_of_peft: gpt_oss_experts gpt_oss_mxfp4_experts);
+
 /// A fresh adapter has B = 0: it changes nothing.
 #[test]
 fn a_new_adapter_gives_the_base() {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Barrier, Mutex};
 
 use finetune_advice::Advice as _;
 use finetune_model::adapter::Adapter;
-use finetune_model::{Model, ModelConfig, ModelError, Placement, Sampling, Slice, Sums, not_in_slices};
+use finetune_model::{Model, ModelConfig, ModelError, Placement, RowRequest, Sampling, Slice, Sums, not_in_slices};
 
 mod golden;
 mod made;
@@ -70,6 +70,10 @@ fn said(model: &Model) -> Said {
     let text = text(model.config.vocabulary);
     let logits = model.logits(&text).expect("logits");
     let answer = model.generate(&text, ANSWER, Sampling::GREEDY, &[], &mut |_| {}).expect("an answer");
+    // Several tokens of a row in a pass are the same ones.
+    let request = RowRequest { prompt: &text, max_new_tokens: ANSWER, sampling: Sampling::GREEDY, end_ids: &[] };
+    let ahead = model.generate_ahead(&request, 4, &mut |_| true).expect("an answer");
+    assert_eq!(ahead.tokens, answer.tokens);
     (logits, answer.tokens)
 }
 
@@ -138,8 +142,8 @@ fn expect_family(family: &str, count: usize) {
 }
 
 /// Rotary embeddings of all kinds, biases, norms of heads, windows, soft caps, sinks, experts with and without a
-/// shared one, experts with biases, latent attention, one projection for several.
-const FAMILIES: [&str; 19] = [
+/// shared one, experts with biases and branches of gate and up together, latent attention, one projection for several.
+const FAMILIES: [&str; 20] = [
     "llama",
     "llama3",
     "qwen2",
@@ -151,6 +155,7 @@ const FAMILIES: [&str; 19] = [
     "deepseek_v3",
     "deepseek_v3_plain",
     "gpt_oss",
+    "gpt_oss_experts",
     "glm4",
     "glm4_moe",
     "glm4_moe_lite",
@@ -295,14 +300,17 @@ fn what_cannot_be_cut_is_refused_by_name() {
     }
 }
 
-/// A row takes the memory of the heads that are here.
+/// A row takes the memory of the heads that are here; the short vectors of latent attention are those of all heads.
 #[test]
 fn keys_and_values_of_own_heads_are_counted() {
-    let base = made::golden("llama");
-    let whole = load(&base, None, &cpu()).expect("the model loads").row_bytes(1000);
-    for count in [2, 4] {
-        let placement = cpu().with_slice(Some(Slice { mine: count - 1, count }));
-        assert_eq!(load(&base, None, &placement).expect("the slice loads").row_bytes(1000) * count, whole);
+    for (family, is_cut) in [("llama", true), ("deepseek_v3", false)] {
+        let base = made::golden(family);
+        let whole = load(&base, None, &cpu()).expect("the model loads").row_bytes(1000);
+        for count in [2, 4] {
+            let placement = cpu().with_slice(Some(Slice { mine: count - 1, count }));
+            let own = load(&base, None, &placement).expect("the slice loads").row_bytes(1000);
+            assert_eq!(own * if is_cut { count } else { 1 }, whole, "{family}");
+        }
     }
 }
 

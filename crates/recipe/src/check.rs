@@ -33,6 +33,7 @@ pub(crate) fn rules(recipe: &Recipe, reader: &mut Reader<'_>) {
             .push(Problem::new(reader.location("distributed.shares"), message).hint("leave one of them out"));
     }
     slow_networks(recipe, reader);
+    layers_of_ranks(recipe, reader);
     weights(recipe, reader);
     // A directory in `train` may hold a valid.jsonl, and so may a data set of the hub. Whether it does
     // is checked by the dataset.
@@ -97,6 +98,21 @@ fn slow_networks(recipe: &Recipe, reader: &mut Reader<'_>) {
                        must not show";
         refuse("distributed.wire", message, "leave one of them out");
     }
+}
+
+/// Each rank of a model has a number of layers.
+fn layers_of_ranks(recipe: &Recipe, reader: &mut Reader<'_>) {
+    let given = recipe.parallel.layers.len();
+    if given == 0 || recipe.parallel.stages == StagesChoice::Count(given) {
+        return;
+    }
+    let ranks = match given {
+        1 => "one rank".to_owned(),
+        given => format!("{given} ranks"),
+    };
+    let message = format!("`parallel.layers` has the layers of {ranks}, and `parallel.stages` is not {given}");
+    let problem = Problem::new(reader.location("parallel.layers"), message);
+    reader.problems.push(problem.hint(format!("write stages = {given}, or one number for each of the stages")));
 }
 
 /// Each entry of `data.train` has one weight.

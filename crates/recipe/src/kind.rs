@@ -22,7 +22,7 @@ pub(crate) use columns::Columns;
 pub(crate) use log::{Events, ShellCommand};
 pub(crate) use modules::{ByName, Layers, Names, Targets};
 pub(crate) use numbers::Bounds::{BelowOne, Between, NotNegative, Positive, Share};
-pub(crate) use numbers::{Count, CountOrAuto, Epochs, Integer, Number, NumberPair, Numbers};
+pub(crate) use numbers::{Count, CountOrAuto, Counts, Epochs, Integer, Number, NumberPair, Numbers};
 pub(crate) use paths::{ModelPath, OnePath, RowPaths};
 pub(crate) use texts::{Address, Day, Period, Ports};
 pub(crate) use words::{Switch, word};

@@ -55,6 +55,7 @@ pub fn markdown() -> String {
         "- `eval.early_stopping_patience`, `eval.samples` and `eval.exact_match` need `data.eval`,\n  \
          `data.eval_share`, or a directory as `data.train`.\n\
          - `data.weights` has one number for each entry of `data.train`.\n\
+         - `parallel.layers` has one number for each of `parallel.stages`.\n\
          - `train.method = \"full\"` takes no key of `[lora]` and no `model.quantization`.\n\
          - `train.micro_batch_size` is a maximum: where a rank's share of the global batch is smaller, that\n  \
          is taken.\n",

@@ -211,6 +211,13 @@ fn set_is_checked_like_the_file() {
             "data.weights=1e3",
             "`data.weights` has 1000, and a row is taken at most 100 times an epoch | weights count: 2.0 takes each row twice an epoch",
         ),
+        ("parallel.layers=[]", "`parallel.layers` must have a number"),
+        ("parallel.layers=[3, 0]", "`parallel.layers` must be at least 1, found 0"),
+        ("parallel.layers=3", "expected a list of integers, found an integer"),
+        (
+            "parallel.layers=[3, 1]",
+            "`parallel.layers` has the layers of 2 ranks, and `parallel.stages` is not 2 | write stages = 2, or one number for each of the stages",
+        ),
         ("data.max_rows=0", "`data.max_rows` must be at least 1, found 0"),
         (
             "data.columns=question",

@@ -24,6 +24,13 @@ pub(crate) enum Piece {
     Ended(Finish),
 }
 
+/// Where the pieces of one answer go: all answers to a request share a channel.
+pub(crate) struct Pieces {
+    pub(crate) sender: UnboundedSender<(usize, Piece)>,
+    /// Which of the answers it is.
+    pub(crate) choice: usize,
+}
+
 /// Why an answer ended.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Finish {
@@ -40,7 +47,7 @@ pub(crate) struct Answering {
     stops: Stops<'static>,
     /// Special tokens that mark calls of tools become text.
     shows_marks: bool,
-    pieces: UnboundedSender<Piece>,
+    pieces: Pieces,
     metrics: Arc<Metrics>,
     /// When it was asked for. `None` once the first token is there.
     asked: Option<Instant>,
@@ -52,7 +59,7 @@ impl Answering {
         tokenizer: &ChatTokenizer,
         stops: Vec<String>,
         shows_marks: bool,
-        pieces: UnboundedSender<Piece>,
+        pieces: Pieces,
         metrics: Arc<Metrics>,
         place: OwnedSemaphorePermit,
     ) -> Answering {
@@ -69,7 +76,7 @@ impl Answering {
     }
 
     fn send(&self, piece: Piece) -> bool {
-        self.pieces.send(piece).is_ok()
+        self.pieces.sender.send((self.pieces.choice, piece)).is_ok()
     }
 
     fn token(&mut self, ChosenToken { token, logprobs }: ChosenToken) -> bool {
@@ -120,7 +127,10 @@ impl Listener for Answering {
     fn hear(&mut self, event: EngineEvent) -> bool {
         match event {
             EngineEvent::Begun { cached } => {
-                self.metrics.cached(cached);
+                // The prompt is counted once.
+                if self.pieces.choice == 0 {
+                    self.metrics.cached(cached);
+                }
                 self.send(Piece::Begun { cached })
             }
             EngineEvent::Token(chosen) => self.token(chosen),
@@ -136,6 +146,6 @@ impl Listener for Answering {
     }
 
     fn is_gone(&self) -> bool {
-        self.pieces.is_closed()
+        self.pieces.sender.is_closed()
     }
 }

@@ -7,12 +7,15 @@ use serde_json::Value;
 use crate::catalog::Served;
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
+use crate::forms;
 
 /// The most texts that end an answer, and the most bytes of one.
 const MOST_STOPS: usize = 4;
 const LONGEST_STOP: usize = 1024;
 /// The most likely tokens whose logarithms of probabilities are given.
 pub(crate) const MOST_LOGPROBS: i64 = 20;
+/// The most answers to one request.
+const MOST_CHOICES: i64 = 128;
 /// The most tokens that a bias changes.
 const MOST_BIASES: usize = 1024;
 
@@ -26,6 +29,10 @@ pub(crate) struct Asked {
     pub(crate) stream: bool,
     /// A stream ends with the numbers of tokens.
     pub(crate) include_usage: bool,
+    /// How many answers there are to be.
+    pub(crate) choices: usize,
+    /// The schema of what the answer has to be.
+    pub(crate) schema: Option<Value>,
     temperature: Option<f64>,
     top_p: Option<f64>,
     seed: Option<u64>,
@@ -64,6 +71,7 @@ impl Asked {
         if top_p == Some(0.0) {
             return Err(ApiError::field("top_p", "`top_p` must be above 0"));
         }
+        let choices = fields.whole("n", 1..=MOST_CHOICES)?.unwrap_or(1);
         let usage = fields.object("stream_options")?.cloned().map(Fields::of);
         Ok(Asked {
             model: fields.text("model")?.map(str::to_owned),
@@ -71,6 +79,8 @@ impl Asked {
             stop: stop(fields)?,
             stream: fields.flag("stream")?.unwrap_or(false),
             include_usage: usage.map(|usage| usage.flag("include_usage")).transpose()?.flatten().unwrap_or(false),
+            choices: usize::try_from(choices).unwrap_or(1),
+            schema: forms::response_format(fields)?,
             temperature: fields.number("temperature", 0.0..=100.0)?,
             top_p,
             // Negative numbers are seeds as well.
@@ -79,19 +89,22 @@ impl Asked {
         })
     }
 
-    /// How tokens are chosen. What the request does not say is the model's default, and the seed is
-    /// drawn.
-    pub(crate) fn rules(&self, served: &Served) -> Result<TokenRules, ApiError> {
+    /// How tokens of each answer are chosen. What the request does not say is the model's default, and the seed is
+    /// drawn. Each answer has the seed behind that of the one before.
+    pub(crate) fn rules(&self, served: &Served) -> Result<Vec<TokenRules>, ApiError> {
         let seed = match self.seed {
             Some(seed) => seed,
             None => getrandom::u64().map_err(|error| ApiError::failed(format!("no random numbers: {error}")))?,
         };
-        let sampling = Sampling {
-            temperature: self.temperature.unwrap_or(served.temperature),
-            top_p: self.top_p.unwrap_or(served.top_p),
-            seed,
+        let of_choice = |choice: u64| {
+            let sampling = Sampling {
+                temperature: self.temperature.unwrap_or(served.temperature),
+                top_p: self.top_p.unwrap_or(served.top_p),
+                seed: seed.wrapping_add(choice),
+            };
+            TokenRules { sampling, ..self.rules.clone() }
         };
-        Ok(TokenRules { sampling, ..self.rules.clone() })
+        Ok((0..).take(self.choices).map(of_choice).collect())
     }
 }
 
@@ -101,21 +114,14 @@ fn refuse_unsupported(fields: &Fields) -> Result<(), ApiError> {
             return Err(ApiError::unsupported(name, format!("`{name}` is not supported: {instead}")));
         }
     }
-    for name in ["n", "best_of"] {
-        if fields.whole(name, 1..=i64::MAX)?.is_some_and(|number| number > 1) {
-            return Err(ApiError::unsupported(name, format!("`{name}` above 1 is not supported: ask several times")));
-        }
+    if fields.whole("best_of", 1..=i64::MAX)?.is_some_and(|number| number > 1) {
+        let message = "`best_of` above 1 is not supported: ask for `n` answers with `logprobs`";
+        return Err(ApiError::unsupported("best_of", message));
     }
     if fields.flag("echo")? == Some(true) {
         return Err(ApiError::unsupported("echo", "`echo` is not supported: the prompt is known"));
     }
-    let Some(format) = fields.object("response_format")? else { return Ok(()) };
-    match format.get("type").and_then(Value::as_str) {
-        Some("text") => Ok(()),
-        _ => {
-            Err(ApiError::unsupported("response_format", "of `response_format` only {\"type\": \"text\"} is supported"))
-        }
-    }
+    Ok(())
 }
 
 /// 0 and -1 mean all tokens, as vLLM has it.
@@ -186,6 +192,12 @@ mod tests {
         assert_eq!((all.max_tokens, all.stop, all.stream), (Some(5), vec!["a".to_owned()], true));
         assert_eq!((all.seed, all.include_usage, all.top_p), (Some(u64::MAX), true, Some(0.5)));
         assert_eq!((all.rules.top_k, all.rules.logit_bias), (0, vec![(7, -100.0)]));
+        assert_eq!((all.choices, all.schema), (1, None));
+        let object = read(&json!({"n": 3, "response_format": {"type": "json_object"}})).expect("a request");
+        assert_eq!((object.choices, object.schema), (3, Some(json!({"type": "object"}))));
+        let schema = json!({"enum": [1]});
+        let format = json!({"type": "json_schema", "json_schema": {"name": "one", "strict": true, "schema": schema}});
+        assert_eq!(read(&json!({"response_format": format})).expect("a request").schema, Some(schema));
         let both = read(&json!({"max_tokens": 5, "max_completion_tokens": 9})).expect("a request");
         assert_eq!(both.max_tokens, Some(9));
     }
@@ -213,11 +225,17 @@ mod tests {
             (json!({"presence_penalty": 3}), "presence_penalty"),
             (json!({"logit_bias": {"x": 1}}), "logit_bias"),
             (json!({"logit_bias": {"1": 101}}), "logit_bias"),
-            (json!({"n": 2}), "n"),
+            (json!({"n": 0}), "n"),
+            (json!({"n": 129}), "n"),
             (json!({"best_of": 2}), "best_of"),
             (json!({"echo": true}), "echo"),
             (json!({"functions": []}), "functions"),
-            (json!({"response_format": {"type": "json_object"}}), "response_format"),
+            (json!({"response_format": {"type": "grammar"}}), "response_format"),
+            (json!({"response_format": {"type": "json_schema"}}), "response_format"),
+            (
+                json!({"response_format": {"type": "json_schema", "json_schema": {"schema": 3}}}),
+                "response_format.json_schema.schema",
+            ),
             (json!([]), "body"),
         ] {
             let error = read(&value).expect_err("refused").object();

@@ -8,10 +8,12 @@ use finetune_model::{EngineRequest, Logprobs};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
-use crate::answering::{Answering, Finish, Piece};
+use crate::answering::{Answering, Finish, Piece, Pieces};
 use crate::asked::Asked;
 use crate::catalog::Served;
+use crate::computing::Submitted;
 use crate::error::ApiError;
+use crate::grammar::Grammar;
 use crate::server::State;
 
 /// More bytes than the tokens of any text have on average, where four are usual.
@@ -27,9 +29,11 @@ pub(crate) struct Question {
     pub(crate) param: &'static str,
     /// Special tokens that mark calls of tools become text.
     pub(crate) shows_marks: bool,
+    /// The form that answers have to have, and its text.
+    pub(crate) form: Option<(Grammar, Arc<str>)>,
 }
 
-/// Tokens of a request and of its answer.
+/// Tokens of a request and of its answers. The prompt is counted once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
     pub(crate) prompt: usize,
@@ -48,38 +52,77 @@ impl Usage {
         })
     }
 
-    /// Counts a piece.
-    pub(crate) fn count(&mut self, piece: &Piece) {
+    /// Counts a piece of an answer.
+    pub(crate) fn count(&mut self, choice: usize, piece: &Piece) {
         match piece {
-            Piece::Begun { cached } => self.cached = *cached,
+            Piece::Begun { cached } if choice == 0 => self.cached = *cached,
+            Piece::Begun { .. } => {}
             Piece::Token { .. } => self.answer += 1,
             Piece::Rest(_) | Piece::Ended(_) => {}
         }
     }
 }
 
-/// Hands a question over. What comes back ends the request if it is dropped.
-pub(crate) fn ask(state: &State, asked: &Asked, question: &Question) -> Result<UnboundedReceiver<Piece>, ApiError> {
-    let Question { served, prompt, param, shows_marks } = question;
+/// Hands a question over, once for each answer. What comes back says which answer a piece is of, and ends the request
+/// if it is dropped.
+pub(crate) fn ask(
+    state: &State,
+    asked: &Asked,
+    question: &Question,
+) -> Result<UnboundedReceiver<(usize, Piece)>, ApiError> {
+    let Question { served, prompt, param, shows_marks, form } = question;
     if state.is_stopping() {
         return Err(ApiError::stopping());
     }
     let computing = &state.ready()?.computing;
     let settings = computing.settings();
-    let model = Arc::clone(&served.model);
+    let model = &served.model;
     // An answer without a limit of its own gets what there is room for.
-    let longest = settings.longest_answer(&model, prompt.len()).max(1);
+    let longest = settings.longest_answer(model, prompt.len()).max(1);
     let max_new_tokens = asked.max_tokens.unwrap_or(state.settings.max_tokens.min(longest));
-    settings.check(&model, prompt, max_new_tokens).map_err(|refusal| ApiError::of_refusal(&refusal, param))?;
-    let rules = asked.rules(served)?;
-    let place = computing.place()?;
+    settings.check(model, prompt, max_new_tokens).map_err(|refusal| ApiError::of_refusal(&refusal, param))?;
+    let most = settings.slots + settings.queue;
+    if asked.choices > most {
+        let message = format!("`n` is {}, and this server takes {most} answers at a time", asked.choices);
+        return Err(ApiError::field("n", message));
+    }
+    let (sender, receiver) = unbounded_channel();
+    let mut all = Vec::with_capacity(asked.choices);
+    for (choice, rules) in asked.rules(served)?.into_iter().enumerate() {
+        let place = computing.place()?;
+        let pieces = Pieces { sender: sender.clone(), choice };
+        let metrics = Arc::clone(&state.metrics);
+        let listener = Answering::new(&served.tokenizer, asked.stop.clone(), *shows_marks, pieces, metrics, place);
+        let request = EngineRequest {
+            model: Arc::clone(model),
+            prompt: prompt.clone(),
+            max_new_tokens,
+            rules,
+            end_ids: served.ends.clone(),
+            form: form.as_ref().map(|(grammar, _)| grammar.begin()),
+        };
+        let grammar = form.as_ref().map(|(_, text)| Arc::clone(text));
+        all.push(Submitted { request, listener: Box::new(listener), grammar });
+    }
     state.metrics.prompt(prompt.len());
-    let (pieces, receiver) = unbounded_channel();
-    let metrics = Arc::clone(&state.metrics);
-    let listener = Answering::new(&served.tokenizer, asked.stop.clone(), *shows_marks, pieces, metrics, place);
-    let request = EngineRequest { model, prompt: prompt.clone(), max_new_tokens, rules, end_ids: served.ends.clone() };
-    computing.submit(request, Box::new(listener));
+    computing.submit(all);
     Ok(receiver)
+}
+
+/// The grammar of a text, on a thread for it. `param`: the field that asks for the form.
+pub(crate) async fn read_grammar(
+    state: &State,
+    served: &Arc<Served>,
+    text: String,
+    param: &'static str,
+) -> Result<(Grammar, Arc<str>), ApiError> {
+    let served = Arc::clone(served);
+    let work = move || {
+        let grammar = served.grammars()?.read(&text)?;
+        Ok((grammar, Arc::from(text)))
+    };
+    let refused = |what: String| ApiError::field(param, format!("this form cannot be kept: {what}"));
+    on_thread(state, work).await?.map_err(refused)
 }
 
 /// An answer as a whole.
@@ -87,16 +130,21 @@ pub(crate) struct Answer {
     pub(crate) text: String,
     /// Tokens with what the model thought of them, if it was asked for.
     pub(crate) logprobs: Vec<(u32, Logprobs)>,
-    pub(crate) usage: Usage,
     pub(crate) finish: &'static str,
 }
 
-/// Waits for the end of an answer.
-pub(crate) async fn whole(mut pieces: UnboundedReceiver<Piece>, prompt: usize) -> Result<Answer, ApiError> {
-    let mut answer =
-        Answer { text: String::new(), logprobs: Vec::new(), usage: Usage { prompt, ..Usage::default() }, finish: "" };
-    while let Some(piece) = pieces.recv().await {
-        answer.usage.count(&piece);
+/// Waits for the end of `choices` answers to a prompt of so many tokens.
+pub(crate) async fn whole(
+    mut pieces: UnboundedReceiver<(usize, Piece)>,
+    choices: usize,
+    prompt: usize,
+) -> Result<(Vec<Answer>, Usage), ApiError> {
+    let mut answers: Vec<Answer> =
+        (0..choices).map(|_| Answer { text: String::new(), logprobs: Vec::new(), finish: "" }).collect();
+    let (mut usage, mut ended) = (Usage { prompt, ..Usage::default() }, 0);
+    while let Some((choice, piece)) = pieces.recv().await {
+        usage.count(choice, &piece);
+        let answer = &mut answers[choice];
         match piece {
             Piece::Begun { .. } => {}
             Piece::Token { token, text, logprobs } => {
@@ -106,7 +154,10 @@ pub(crate) async fn whole(mut pieces: UnboundedReceiver<Piece>, prompt: usize) -
             Piece::Rest(text) => answer.text += &text,
             Piece::Ended(finish) => {
                 answer.finish = finish_reason(&finish)?;
-                return Ok(answer);
+                ended += 1;
+                if ended == choices {
+                    return Ok((answers, usage));
+                }
             }
         }
     }
@@ -129,15 +180,20 @@ pub(crate) async fn on_texts<R: Send + 'static>(
     param: &'static str,
     work: impl FnOnce() -> Result<R, DatasetError> + Send + 'static,
 ) -> Result<R, ApiError> {
+    on_thread(state, work).await?.map_err(|error| ApiError::of_text(&error, param))
+}
+
+/// Work that may take long, on a thread for it.
+pub(crate) async fn on_thread<R: Send + 'static>(
+    state: &State,
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Result<R, ApiError> {
     let place = Arc::clone(&state.texts).acquire_owned().await;
     let done = tokio::task::spawn_blocking(move || {
         let _place = place;
         work()
     });
-    match done.await {
-        Ok(result) => result.map_err(|error| ApiError::of_text(&error, param)),
-        Err(_) => Err(ApiError::failed("the text could not be read, which is a bug")),
-    }
+    done.await.map_err(|_| ApiError::failed("the text could not be read, which is a bug"))
 }
 
 /// Refuses a text that has far more bytes than its model has room for. To read it would take 200

@@ -1,7 +1,7 @@
 //! The models that requests can name: a base and its adapters.
 
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use finetune_dataset::ChatTokenizer;
@@ -9,6 +9,8 @@ use finetune_model::Model;
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
+use crate::forms::CallForm;
+use crate::grammar::Grammars;
 
 /// A model that requests can name.
 pub struct Served {
@@ -23,6 +25,9 @@ pub struct Served {
     pub(crate) temperature: f64,
     pub(crate) top_p: f64,
     created: u64,
+    /// Made when they are first asked for.
+    grammars: OnceLock<Result<Grammars, String>>,
+    call_form: OnceLock<Option<CallForm>>,
 }
 
 impl Served {
@@ -38,7 +43,31 @@ impl Served {
         let mut ends = tokenizer.eos_ids().to_vec();
         // A template that is put on a base model has an end that the model's files do not know.
         ends.extend(tokenizer.template_end().filter(|end| !ends.contains(end)));
-        Served { id, parent, model: Arc::new(model), tokenizer, ends, temperature, top_p, created: now() }
+        Served {
+            id,
+            parent,
+            model: Arc::new(model),
+            tokenizer,
+            ends,
+            temperature,
+            top_p,
+            created: now(),
+            grammars: OnceLock::new(),
+            call_form: OnceLock::new(),
+        }
+    }
+
+    /// What makes grammars over its tokens. The first call takes a second for a vocabulary of 150,000.
+    ///
+    /// # Errors
+    /// A sentence that says why there is none.
+    pub(crate) fn grammars(&self) -> Result<&Grammars, String> {
+        self.grammars.get_or_init(|| Grammars::new(&self.tokenizer, &self.ends)).as_ref().map_err(Clone::clone)
+    }
+
+    /// How its chat template writes calls of tools, if that is a form that can be kept.
+    pub(crate) fn call_form(&self) -> Option<&CallForm> {
+        self.call_form.get_or_init(|| CallForm::of(&self.tokenizer)).as_ref()
     }
 
     /// The model.

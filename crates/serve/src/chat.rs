@@ -13,13 +13,16 @@ use serde_json::{Value, json};
 use crate::answering::{Finish, Piece};
 use crate::asked::{Asked, MOST_LOGPROBS};
 use crate::asking::{
-    Question, Usage, ask, check_text, finish_reason, new_call_id, new_id, on_texts, token_text, whole,
+    Question, Usage, ask, check_text, finish_reason, new_call_id, new_id, on_texts, on_thread, read_grammar,
+    token_text, whole,
 };
 use crate::catalog::{Served, now};
 use crate::connection::Busy;
 use crate::error::ApiError;
 use crate::events::{self, Chunks};
 use crate::fields::Fields;
+use crate::forms::{Calls, Thought, ToolChoice, grammar};
+use crate::grammar::Grammar;
 use crate::messages::Conversation;
 use crate::parts::{PartReader, Parts};
 use crate::server::State;
@@ -34,27 +37,80 @@ pub(crate) async fn chat(
     let asked = Asked::read(&fields, logprobs(&fields)?)?;
     let conversation = Conversation::read(&fields)?;
     let served = state.ready()?.catalog.find(asked.model.as_deref())?;
-    let with_tools = conversation.tools.is_some();
+    let (tools, choice) = (conversation.tools.clone(), conversation.choice.clone());
+    let with_tools = tools.is_some();
     let (prompt, opened) = read_prompt(&state, &served, conversation).await?;
-    let question = Question { served: Arc::clone(&served), prompt, param: "messages", shows_marks: with_tools };
-    let reader = PartReader::new(opened.as_deref(), with_tools);
+    let wanted = Wanted { schema: asked.schema.as_ref(), tools: tools.as_ref(), choice: &choice };
+    let form = wanted.form(&state, &served, opened.as_deref()).await?;
+    let question = Question { served: Arc::clone(&served), prompt, param: "messages", shows_marks: with_tools, form };
+    let reader = || PartReader::new(opened.as_deref(), with_tools);
     let pieces = ask(&state, &asked, &question)?;
     let answering = Naming { id: new_id("chatcmpl")?, created: now(), served };
     let usage = Usage { prompt: question.prompt.len(), ..Usage::default() };
     if asked.stream {
         let include_usage = asked.include_usage;
-        let chunks = ChatChunks { naming: answering, reader: Some(reader), usage, include_usage, calls: 0 };
+        let choices = (0..asked.choices).map(|_| (Some(reader()), 0)).collect();
+        let chunks = ChatChunks { naming: answering, choices, usage, include_usage };
         return Ok(events::response(chunks, pieces, busy.map(|Extension(busy)| busy)));
     }
-    let answer = whole(pieces, usage.prompt).await?;
-    let (message, has_calls) = message(reader, &answer.text)?;
-    let finish = if has_calls { "tool_calls" } else { answer.finish };
-    let tokenizer = &answering.served.tokenizer;
-    let logprobs = (!answer.logprobs.is_empty()).then(|| of_tokens(tokenizer, &answer.logprobs));
-    let choice = json!({"index": 0, "message": message, "logprobs": logprobs, "finish_reason": finish});
-    let mut object = answering.object("chat.completion", vec![choice]);
-    object["usage"] = answer.usage.object();
+    let (answers, usage) = whole(pieces, asked.choices, usage.prompt).await?;
+    let mut choices = Vec::new();
+    for (choice, answer) in answers.iter().enumerate() {
+        let (message, has_calls) = message(reader(), &answer.text)?;
+        let finish = if has_calls { "tool_calls" } else { answer.finish };
+        let tokenizer = &answering.served.tokenizer;
+        let logprobs = (!answer.logprobs.is_empty()).then(|| of_tokens(tokenizer, &answer.logprobs));
+        choices.push(json!({"index": choice, "message": message, "logprobs": logprobs, "finish_reason": finish}));
+    }
+    let mut object = answering.object("chat.completion", choices);
+    object["usage"] = usage.object();
     Ok(Json(object).into_response())
+}
+
+/// What a request says of the form of its answer.
+struct Wanted<'a> {
+    schema: Option<&'a Value>,
+    tools: Option<&'a Value>,
+    choice: &'a ToolChoice,
+}
+
+impl Wanted<'_> {
+    /// The grammar, if answers have to have a form. `opened`: what the template has put in front of them.
+    async fn form(
+        &self,
+        state: &State,
+        served: &Arc<Served>,
+        opened: Option<&str>,
+    ) -> Result<Option<(Grammar, Arc<str>)>, ApiError> {
+        let Wanted { schema, tools, choice } = *self;
+        let is_forced = choice.is_forced();
+        if schema.is_none() && !is_forced {
+            return Ok(None);
+        }
+        let param = if is_forced { "tool_choice" } else { "response_format" };
+        let thought = Thought::of(&served.tokenizer, opened);
+        let text = match tools.and_then(Value::as_array) {
+            None => grammar(schema, None, thought),
+            Some(tools) => {
+                let asked = Arc::clone(served);
+                let form = on_thread(state, move || asked.call_form().cloned()).await?;
+                let form = form.ok_or_else(|| {
+                    let what = "the chat template of this model writes calls of tools in another form than \
+                         <tool_call>{\"name\", \"arguments\"}</tool_call>";
+                    ApiError::unsupported(param, format!("`{param}` cannot be kept with these `tools`: {what}"))
+                })?;
+                let is_meant = |tool: &&Value| match choice {
+                    ToolChoice::Named(name) => tool["function"]["name"] == **name,
+                    _ => true,
+                };
+                let one = matches!(choice, ToolChoice::Named(_) | ToolChoice::Any { one: true });
+                let calls = Calls { form: &form, tools: tools.iter().filter(is_meant).collect(), one };
+                // A forced call leaves no room for JSON beside it.
+                grammar(schema.filter(|_| !is_forced), Some(&calls), thought)
+            }
+        };
+        read_grammar(state, served, text, param).await.map(Some)
+    }
 }
 
 /// The most likely tokens that are wanted beside the chosen one.
@@ -80,7 +136,7 @@ async fn read_prompt(
         return Err(ApiError::field("messages", message));
     }
     let text = on_texts(state, "messages", move || {
-        let Conversation { messages, tools, variables } = &conversation;
+        let Conversation { messages, tools, variables, .. } = &conversation;
         Ok(tokenizer.render_with(messages, tools.as_ref(), variables, true)?.text)
     });
     let text = text.await?;
@@ -142,20 +198,18 @@ fn of_tokens(tokenizer: &ChatTokenizer, tokens: &[(u32, Logprobs)]) -> Value {
     json!({"content": content})
 }
 
-/// An answer as a stream.
+/// Answers as a stream.
 struct ChatChunks {
     naming: Naming,
-    /// `None` at the end.
-    reader: Option<PartReader>,
+    /// Of each answer what takes it apart, until it ends, and how many calls of tools it has so far.
+    choices: Vec<(Option<PartReader>, usize)>,
     usage: Usage,
     include_usage: bool,
-    /// Calls of tools so far.
-    calls: usize,
 }
 
 impl ChatChunks {
-    fn chunk(&self, delta: &Value, logprobs: Option<Value>, finish: Option<&str>) -> Value {
-        let choice = json!({"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish});
+    fn chunk(&self, choice: usize, delta: &Value, logprobs: Option<Value>, finish: Option<&str>) -> Value {
+        let choice = json!({"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish});
         let mut object = self.naming.object("chat.completion.chunk", vec![choice]);
         if self.include_usage {
             object["usage"] = Value::Null;
@@ -163,56 +217,66 @@ impl ChatChunks {
         object
     }
 
-    fn of_parts(&mut self, parts: Parts, mut logprobs: Option<Value>) -> Vec<Value> {
+    fn of_parts(&mut self, choice: usize, parts: Parts, mut logprobs: Option<Value>) -> Vec<Value> {
         let Parts { reasoning, text, calls } = parts;
         let mut chunks = Vec::new();
         if !reasoning.is_empty() {
-            chunks.push(self.chunk(&json!({"reasoning_content": reasoning}), logprobs.take(), None));
+            chunks.push(self.chunk(choice, &json!({"reasoning_content": reasoning}), logprobs.take(), None));
         }
         // Tokens without a text of their own have logarithms, too.
         if !text.is_empty() || logprobs.is_some() {
-            chunks.push(self.chunk(&json!({"content": text}), logprobs.take(), None));
+            chunks.push(self.chunk(choice, &json!({"content": text}), logprobs.take(), None));
         }
         for call in calls {
             // Without random numbers the call has the answer's name.
             let mut object = call_object(&call).unwrap_or_else(|_| json!({"id": self.naming.id}));
-            object["index"] = self.calls.into();
-            self.calls += 1;
-            chunks.push(self.chunk(&json!({"tool_calls": [object]}), None, None));
+            object["index"] = self.choices[choice].1.into();
+            self.choices[choice].1 += 1;
+            chunks.push(self.chunk(choice, &json!({"tool_calls": [object]}), None, None));
         }
         chunks
     }
 }
 
 impl Chunks for ChatChunks {
-    fn begin(&mut self) -> Vec<Value> {
-        vec![self.chunk(&json!({"role": "assistant", "content": ""}), None, None)]
+    fn choices(&self) -> usize {
+        self.choices.len()
     }
 
-    fn piece(&mut self, piece: Piece) -> Vec<Value> {
-        self.usage.count(&piece);
+    fn begin(&mut self) -> Vec<Value> {
+        let begun = json!({"role": "assistant", "content": ""});
+        (0..self.choices.len()).map(|choice| self.chunk(choice, &begun, None, None)).collect()
+    }
+
+    fn piece(&mut self, choice: usize, piece: Piece) -> Vec<Value> {
+        self.usage.count(choice, &piece);
         let (text, logprobs) = match piece {
             Piece::Token { token, text, logprobs } => (text, logprobs.map(|logprobs| (token, logprobs))),
             Piece::Rest(text) => (text, None),
             Piece::Begun { .. } | Piece::Ended(_) => return Vec::new(),
         };
         let logprobs = logprobs.map(|one| of_tokens(&self.naming.served.tokenizer, &[one]));
-        let parts = self.reader.as_mut().map(|reader| reader.push(&text)).unwrap_or_default();
-        self.of_parts(parts, logprobs)
+        let reader = self.choices[choice].0.as_mut();
+        let parts = reader.map(|reader| reader.push(&text)).unwrap_or_default();
+        self.of_parts(choice, parts, logprobs)
     }
 
-    fn end(&mut self, finish: Finish) -> Result<Vec<Value>, ApiError> {
+    fn end(&mut self, choice: usize, finish: Finish) -> Result<Vec<Value>, ApiError> {
         let reason = finish_reason(&finish)?;
-        let parts = self.reader.take().map(PartReader::finish).unwrap_or_default();
-        let mut chunks = self.of_parts(parts, None);
-        let reason = if self.calls > 0 { "tool_calls" } else { reason };
-        chunks.push(self.chunk(&json!({}), None, Some(reason)));
-        if self.include_usage {
-            let mut last = self.naming.object("chat.completion.chunk", Vec::new());
-            last["usage"] = self.usage.object();
-            chunks.push(last);
-        }
+        let parts = self.choices[choice].0.take().map(PartReader::finish).unwrap_or_default();
+        let mut chunks = self.of_parts(choice, parts, None);
+        let reason = if self.choices[choice].1 > 0 { "tool_calls" } else { reason };
+        chunks.push(self.chunk(choice, &json!({}), None, Some(reason)));
         Ok(chunks)
+    }
+
+    fn last(&mut self) -> Vec<Value> {
+        if !self.include_usage {
+            return Vec::new();
+        }
+        let mut last = self.naming.object("chat.completion.chunk", Vec::new());
+        last["usage"] = self.usage.object();
+        vec![last]
     }
 }
 

@@ -11,12 +11,15 @@ use serde_json::{Map, Value, json};
 
 use crate::answering::{Finish, Piece};
 use crate::asked::{Asked, MOST_LOGPROBS};
-use crate::asking::{Question, Usage, ask, check_text, finish_reason, new_id, on_texts, token_text, whole};
+use crate::asking::{
+    Answer, Question, Usage, ask, check_text, finish_reason, new_id, on_texts, read_grammar, token_text, whole,
+};
 use crate::catalog::{Served, now};
 use crate::connection::Busy;
 use crate::error::ApiError;
 use crate::events::{self, Chunks};
 use crate::fields::{Fields, wrong};
+use crate::forms::{Thought, grammar};
 use crate::server::State;
 
 /// What is continued.
@@ -44,18 +47,29 @@ pub(crate) async fn completions(
             on_texts(&state, "prompt", move || tokenizer.encode(&text, true)).await?
         }
     };
-    let question = Question { served: Arc::clone(&served), prompt, param: "prompt", shows_marks: false };
+    let form = match &asked.schema {
+        None => None,
+        Some(schema) => {
+            let text = grammar(Some(schema), None, Thought::Not);
+            Some(read_grammar(&state, &served, text, "response_format").await?)
+        }
+    };
+    let question = Question { served: Arc::clone(&served), prompt, param: "prompt", shows_marks: false, form };
     let pieces = ask(&state, &asked, &question)?;
     let usage = Usage { prompt: question.prompt.len(), ..Usage::default() };
-    let include_usage = asked.include_usage;
-    let mut texts = Texts { id: new_id("cmpl")?, created: now(), served, usage, include_usage, offset: 0 };
+    let (include_usage, offsets) = (asked.include_usage, vec![0; asked.choices]);
+    let mut texts = Texts { id: new_id("cmpl")?, created: now(), served, usage, include_usage, offsets };
     if asked.stream {
         return Ok(events::response(texts, pieces, busy.map(|Extension(busy)| busy)));
     }
-    let answer = whole(pieces, usage.prompt).await?;
-    let logprobs = (!answer.logprobs.is_empty()).then(|| texts.of_tokens(&answer.logprobs));
-    let mut object = texts.object(&answer.text, logprobs, Some(answer.finish));
-    object["usage"] = answer.usage.object();
+    let (answers, usage) = whole(pieces, asked.choices, usage.prompt).await?;
+    let mut choices = Vec::new();
+    for (choice, Answer { text, logprobs, finish }) in answers.iter().enumerate() {
+        let logprobs = (!logprobs.is_empty()).then(|| texts.of_tokens(choice, logprobs));
+        choices.push(choice_object(choice, text, logprobs, Some(finish)));
+    }
+    let mut object = texts.around(choices);
+    object["usage"] = usage.object();
     Ok(Json(object).into_response())
 }
 
@@ -85,27 +99,26 @@ struct Texts {
     served: Arc<Served>,
     usage: Usage,
     include_usage: bool,
-    /// Letters of the tokens so far whose logarithms were given.
-    offset: usize,
+    /// Of each answer the letters of the tokens so far whose logarithms were given.
+    offsets: Vec<usize>,
+}
+
+fn choice_object(choice: usize, text: &str, logprobs: Option<Value>, finish: Option<&str>) -> Value {
+    json!({"index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish})
 }
 
 impl Texts {
-    fn object(&self, text: &str, logprobs: Option<Value>, finish: Option<&str>) -> Value {
-        let choice = json!({"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish});
-        self.around(vec![choice])
-    }
-
     fn around(&self, choices: Vec<Value>) -> Value {
         let Texts { id, created, served, .. } = self;
         json!({"id": id, "object": "text_completion", "created": created, "model": served.id, "choices": choices})
     }
 
-    fn of_tokens(&mut self, tokens: &[(u32, Logprobs)]) -> Value {
+    fn of_tokens(&mut self, choice: usize, tokens: &[(u32, Logprobs)]) -> Value {
         let (mut texts, mut logarithms, mut tops, mut offsets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (token, logprobs) in tokens {
             let text = token_text(&self.served.tokenizer, *token);
-            offsets.push(self.offset);
-            self.offset += text.chars().count();
+            offsets.push(self.offsets[choice]);
+            self.offsets[choice] += text.chars().count();
             let top = logprobs.top.iter().copied().chain([(*token, logprobs.chosen)]);
             let top: Map<String, Value> =
                 top.map(|(token, logprob)| (token_text(&self.served.tokenizer, token), logprob.into())).collect();
@@ -118,12 +131,16 @@ impl Texts {
 }
 
 impl Chunks for Texts {
+    fn choices(&self) -> usize {
+        self.offsets.len()
+    }
+
     fn begin(&mut self) -> Vec<Value> {
         Vec::new()
     }
 
-    fn piece(&mut self, piece: Piece) -> Vec<Value> {
-        self.usage.count(&piece);
+    fn piece(&mut self, choice: usize, piece: Piece) -> Vec<Value> {
+        self.usage.count(choice, &piece);
         let (text, logprobs) = match piece {
             Piece::Token { token, text, logprobs } => (text, logprobs.map(|logprobs| [(token, logprobs)])),
             Piece::Rest(text) => (text, None),
@@ -132,18 +149,21 @@ impl Chunks for Texts {
         if text.is_empty() && logprobs.is_none() {
             return Vec::new();
         }
-        let logprobs = logprobs.map(|one| self.of_tokens(&one));
-        vec![self.object(&text, logprobs, None)]
+        let logprobs = logprobs.map(|one| self.of_tokens(choice, &one));
+        vec![self.around(vec![choice_object(choice, &text, logprobs, None)])]
     }
 
-    fn end(&mut self, finish: Finish) -> Result<Vec<Value>, ApiError> {
-        let mut chunks = vec![self.object("", None, Some(finish_reason(&finish)?))];
-        if self.include_usage {
-            let mut last = self.around(Vec::new());
-            last["usage"] = self.usage.object();
-            chunks.push(last);
+    fn end(&mut self, choice: usize, finish: Finish) -> Result<Vec<Value>, ApiError> {
+        Ok(vec![self.around(vec![choice_object(choice, "", None, Some(finish_reason(&finish)?))])])
+    }
+
+    fn last(&mut self) -> Vec<Value> {
+        if !self.include_usage {
+            return Vec::new();
         }
-        Ok(chunks)
+        let mut last = self.around(Vec::new());
+        last["usage"] = self.usage.object();
+        vec![last]
     }
 }
 

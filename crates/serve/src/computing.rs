@@ -22,15 +22,18 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How many such looks it is before the ranks use their connections, which must not rest for long.
 const LOOKS: u64 = 240;
 
-struct Submitted {
-    request: EngineRequest,
-    listener: Box<dyn Listener>,
+/// A request, and who hears of it.
+pub(crate) struct Submitted {
+    pub(crate) request: EngineRequest,
+    pub(crate) listener: Box<dyn Listener>,
+    /// The grammar of its form, for other ranks.
+    pub(crate) grammar: Option<Arc<str>>,
 }
 
 /// A handle of the thread.
 pub(crate) struct Computing {
     /// `None` once no more requests are taken.
-    requests: Mutex<Option<Sender<Submitted>>>,
+    requests: Mutex<Option<Sender<Vec<Submitted>>>>,
     settings: EngineSettings,
     /// One for each request that may run or wait. A listener holds it until it is dropped.
     places: Arc<Semaphore>,
@@ -76,11 +79,11 @@ impl Computing {
         Arc::clone(&self.places).try_acquire_owned().map_err(|_| ApiError::busy())
     }
 
-    /// Hands a request over, which was checked. The listener is dropped if the thread has ended.
-    pub(crate) fn submit(&self, request: EngineRequest, listener: Box<dyn Listener>) {
+    /// Hands requests over, which were checked. Their listeners are dropped if the thread has ended.
+    pub(crate) fn submit(&self, all: Vec<Submitted>) {
         if let Some(requests) = &*self.requests.lock().unwrap_or_else(PoisonError::into_inner) {
             // A listener that is dropped tells its client.
-            let _ = requests.send(Submitted { request, listener });
+            let _ = requests.send(all);
         }
     }
 
@@ -101,7 +104,7 @@ impl Computing {
 }
 
 /// Computes until the other end of the channel is gone.
-fn compute(mut engine: Engine, requests: &Receiver<Submitted>, shown: &Mutex<EngineCounts>) {
+fn compute(mut engine: Engine, requests: &Receiver<Vec<Submitted>>, shown: &Mutex<EngineCounts>) {
     loop {
         if engine.is_idle() {
             let Ok(submitted) = requests.recv() else { return };
@@ -123,7 +126,7 @@ fn compute(mut engine: Engine, requests: &Receiver<Submitted>, shown: &Mutex<Eng
 fn compute_together(
     mut engine: Engine,
     settings: EngineSettings,
-    requests: &Receiver<Submitted>,
+    requests: &Receiver<Vec<Submitted>>,
     shown: &Mutex<EngineCounts>,
     others: &Others,
 ) -> Result<(), String> {
@@ -131,10 +134,12 @@ fn compute_together(
     let mut looks = 0u64;
     loop {
         let mut orders = Orders { has_step: true, ..Orders::default() };
-        let mut order = |engine: &mut Engine, submitted: Submitted| {
-            let order = others.order(&submitted.request);
-            if engine.submit(submitted.request, submitted.listener).is_ok() {
-                orders.requests.push(order);
+        let mut order = |engine: &mut Engine, all: Vec<Submitted>| {
+            for Submitted { request, listener, grammar } in all {
+                let order = others.order(&request, grammar.as_deref());
+                if engine.submit(request, listener).is_ok() {
+                    orders.requests.push(order);
+                }
             }
         };
         if engine.is_idle() {
@@ -166,8 +171,10 @@ fn compute_together(
     }
 }
 
-fn take(engine: &mut Engine, Submitted { request, listener }: Submitted) {
-    // It was checked, and it has a place, so it is not refused. If it were, its client would hear
-    // that the listener is gone.
-    let _ = engine.submit(request, listener);
+fn take(engine: &mut Engine, all: Vec<Submitted>) {
+    for Submitted { request, listener, .. } in all {
+        // It was checked, and it has a place, so it is not refused. If it were, its client would hear
+        // that the listener is gone.
+        let _ = engine.submit(request, listener);
+    }
 }

@@ -20,19 +20,25 @@ use crate::error::ApiError;
 /// How long a stream is silent before a comment says that it lives.
 const SILENCE: Duration = Duration::from_secs(15);
 
-/// Turns the pieces of an answer into the objects of its stream.
+/// Turns the pieces of answers into the objects of their stream.
 pub(crate) trait Chunks: Send + 'static {
+    /// How many answers there are.
+    fn choices(&self) -> usize;
     /// The objects before the first piece.
     fn begin(&mut self) -> Vec<Value>;
-    /// The objects of a piece, which is not the end.
-    fn piece(&mut self, piece: Piece) -> Vec<Value>;
-    /// The objects of the end.
-    fn end(&mut self, finish: Finish) -> Result<Vec<Value>, ApiError>;
+    /// The objects of a piece of an answer, which is not its end.
+    fn piece(&mut self, choice: usize, piece: Piece) -> Vec<Value>;
+    /// The objects of the end of an answer.
+    fn end(&mut self, choice: usize, finish: Finish) -> Result<Vec<Value>, ApiError>;
+    /// The objects behind the end of the last answer.
+    fn last(&mut self) -> Vec<Value>;
 }
 
 struct Stream<C> {
     chunks: C,
-    pieces: UnboundedReceiver<Piece>,
+    pieces: UnboundedReceiver<(usize, Piece)>,
+    /// Answers that go on.
+    left: usize,
     ready: VecDeque<String>,
     is_over: bool,
     /// The connection is busy as long as the stream is there.
@@ -50,26 +56,30 @@ impl<C: Chunks> Stream<C> {
             }
             match timeout(SILENCE, self.pieces.recv()).await {
                 Err(_) => return Some(": waiting\n\n".to_owned()),
-                Ok(Some(Piece::Ended(finish))) => {
-                    let end = self.chunks.end(finish);
-                    self.end(end);
-                }
-                Ok(Some(piece)) => {
-                    let objects = self.chunks.piece(piece);
+                Ok(Some((choice, Piece::Ended(finish)))) => match self.chunks.end(choice, finish) {
+                    Ok(objects) => {
+                        self.ready.extend(objects.iter().map(event));
+                        self.left -= 1;
+                        if self.left == 0 {
+                            let objects = self.chunks.last();
+                            self.end(&objects);
+                        }
+                    }
+                    Err(error) => self.end(&[error.object()]),
+                },
+                Ok(Some((choice, piece))) => {
+                    let objects = self.chunks.piece(choice, piece);
                     self.ready.extend(objects.iter().map(event));
                 }
                 // The thread that computes has dropped the request.
-                Ok(None) => self.end(Err(ApiError::stopping())),
+                Ok(None) => self.end(&[ApiError::stopping().object()]),
             }
         }
     }
 
-    fn end(&mut self, end: Result<Vec<Value>, ApiError>) {
+    fn end(&mut self, objects: &[Value]) {
         self.is_over = true;
-        match end {
-            Ok(objects) => self.ready.extend(objects.iter().map(event)),
-            Err(error) => self.ready.push_back(event(&error.object())),
-        }
+        self.ready.extend(objects.iter().map(event));
         self.ready.push_back("data: [DONE]\n\n".to_owned());
     }
 }
@@ -81,9 +91,14 @@ fn event(object: &Value) -> String {
 
 /// The response whose body is the stream. If the client leaves, the receiver is dropped with it,
 /// and the thread that computes ends the request.
-pub(crate) fn response(mut chunks: impl Chunks, pieces: UnboundedReceiver<Piece>, busy: Option<Arc<Busy>>) -> Response {
+pub(crate) fn response(
+    mut chunks: impl Chunks,
+    pieces: UnboundedReceiver<(usize, Piece)>,
+    busy: Option<Arc<Busy>>,
+) -> Response {
     let ready = chunks.begin().iter().map(event).collect();
-    let stream = Stream { chunks, pieces, ready, is_over: false, _busy: busy };
+    let left = chunks.choices();
+    let stream = Stream { chunks, pieces, left, ready, is_over: false, _busy: busy };
     let body = unfold(stream, async |mut stream| {
         let event = stream.next().await?;
         Some((Ok::<Bytes, Infallible>(event.into()), stream))
@@ -105,34 +120,42 @@ mod tests {
 
     use super::*;
 
-    /// Says what it hears.
-    struct Echo;
+    /// Says what it hears of so many answers.
+    struct Echo(usize);
 
     impl Chunks for Echo {
+        fn choices(&self) -> usize {
+            self.0
+        }
+
         fn begin(&mut self) -> Vec<Value> {
             vec![json!({"begin": true})]
         }
 
-        fn piece(&mut self, piece: Piece) -> Vec<Value> {
+        fn piece(&mut self, choice: usize, piece: Piece) -> Vec<Value> {
             match piece {
-                Piece::Token { text, .. } | Piece::Rest(text) => vec![json!(text)],
+                Piece::Token { text, .. } | Piece::Rest(text) => vec![json!([choice, text])],
                 Piece::Begun { .. } | Piece::Ended(_) => Vec::new(),
             }
         }
 
-        fn end(&mut self, finish: Finish) -> Result<Vec<Value>, ApiError> {
+        fn end(&mut self, choice: usize, finish: Finish) -> Result<Vec<Value>, ApiError> {
             match finish {
                 Finish::Failed(reason) => Err(ApiError::failed(reason)),
-                _ => Ok(vec![json!("end")]),
+                _ => Ok(vec![json!([choice, "end"])]),
             }
+        }
+
+        fn last(&mut self) -> Vec<Value> {
+            vec![json!("last")]
         }
     }
 
-    async fn text_of(pieces: Vec<Piece>) -> String {
+    async fn text_of(choices: usize, pieces: Vec<(usize, Piece)>) -> String {
         let (sender, receiver) = unbounded_channel();
         pieces.into_iter().for_each(|piece| sender.send(piece).expect("somebody listens"));
         drop(sender);
-        let response = response(Echo, receiver, None);
+        let response = response(Echo(choices), receiver, None);
         let body = to_bytes(response.into_body(), 1 << 20).await.expect("a body");
         String::from_utf8(body.to_vec()).expect("a text")
     }
@@ -140,20 +163,30 @@ mod tests {
     #[tokio::test]
     async fn a_stream_of_events() {
         let token = |text: &str| Piece::Token { token: 0, text: text.to_owned(), logprobs: None };
-        let pieces = vec![Piece::Begun { cached: 0 }, token("a\nb"), Piece::Rest("c".to_owned())];
-        let text = text_of(pieces.into_iter().chain([Piece::Ended(Finish::Stop)]).collect()).await;
-        let events = ["{\"begin\":true}", "\"a\\nb\"", "\"c\"", "\"end\"", "[DONE]"];
-        assert_eq!(text, events.map(|event| format!("data: {event}\n\n")).concat());
+        let one = vec![
+            (0, Piece::Begun { cached: 0 }),
+            (0, token("a\nb")),
+            (0, Piece::Rest("c".to_owned())),
+            (0, Piece::Ended(Finish::Stop)),
+        ];
+        let events = ["{\"begin\":true}", "[0,\"a\\nb\"]", "[0,\"c\"]", "[0,\"end\"]", "\"last\"", "[DONE]"];
+        assert_eq!(text_of(1, one).await, events.map(|event| format!("data: {event}\n\n")).concat());
+        // The stream ends with the last answer.
+        let two =
+            vec![(1, token("a")), (1, Piece::Ended(Finish::Stop)), (0, token("b")), (0, Piece::Ended(Finish::Length))];
+        let events = ["{\"begin\":true}", "[1,\"a\"]", "[1,\"end\"]", "[0,\"b\"]", "[0,\"end\"]", "\"last\"", "[DONE]"];
+        assert_eq!(text_of(2, two).await, events.map(|event| format!("data: {event}\n\n")).concat());
     }
 
     #[tokio::test]
     async fn a_failure_is_an_event_at_the_end() {
         for (last, kind) in [
-            (vec![Piece::Ended(Finish::Failed("broken".to_owned()))], "server_error"),
+            (vec![(0, Piece::Ended(Finish::Failed("broken".to_owned())))], "server_error"),
             // The thread that computes has dropped the request.
             (vec![], "service_unavailable_error"),
+            (vec![(1, Piece::Ended(Finish::Stop))], "service_unavailable_error"),
         ] {
-            let text = text_of(last).await;
+            let text = text_of(2, last).await;
             assert!(text.contains(&format!("\"type\":\"{kind}\"")), "{text}");
             assert!(text.ends_with("\n\ndata: [DONE]\n\n"), "{text}");
         }

@@ -7,6 +7,7 @@
 //!
 //! - a connection and its deadlines: `connection.rs`; who is let in: `door.rs`;
 //! - a request: `fields.rs` (typed values), `asked.rs` (settings), `messages.rs` (a conversation);
+//! - the form that an answer has to have: `forms.rs`, `grammar.rs` (which tokens fit);
 //! - which model: `catalog.rs`, `adapters.rs` (loaded and unloaded while it runs);
 //! - on the way to computing and back: `asking.rs`;
 //! - computing: `computing.rs` (the thread), `answering.rs` (tokens to text, on that thread);
@@ -31,6 +32,8 @@ mod door;
 mod error;
 mod events;
 mod fields;
+mod forms;
+mod grammar;
 mod messages;
 mod metrics;
 mod others;

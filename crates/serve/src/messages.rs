@@ -3,7 +3,8 @@
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
-use crate::fields::{Fields, kind, wrong};
+use crate::fields::{Fields, wrong};
+use crate::forms::ToolChoice;
 
 /// What the chat template gets.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,6 +12,8 @@ pub(crate) struct Conversation {
     pub(crate) messages: Vec<Value>,
     /// `None`: the model is not to call any.
     pub(crate) tools: Option<Value>,
+    /// Which of them it has to call.
+    pub(crate) choice: ToolChoice,
     /// More variables of the template.
     pub(crate) variables: Vec<(String, Value)>,
 }
@@ -23,9 +26,11 @@ impl Conversation {
         let messages = messages.iter().enumerate();
         let messages = messages.map(|(n, message)| read_message(message, &format!("messages[{n}]")));
         let variables = fields.object("chat_template_kwargs")?.cloned().unwrap_or_default();
+        let choice = ToolChoice::read(fields)?;
         Ok(Conversation {
             messages: messages.collect::<Result<_, _>>()?,
-            tools: tools(fields)?,
+            tools: tools(fields, &choice)?,
+            choice,
             variables: variables.into_iter().collect(),
         })
     }
@@ -90,18 +95,13 @@ fn read_arguments(call: &mut Value) {
     }
 }
 
-fn tools(fields: &Fields) -> Result<Option<Value>, ApiError> {
-    let is_off = match fields.get("tool_choice") {
-        None => false,
-        Some(Value::String(choice)) if choice == "auto" => false,
-        Some(Value::String(choice)) if choice == "none" => true,
-        Some(other) => {
-            let shown = if other.is_string() { other.to_string() } else { kind(other).to_owned() };
-            let message = format!("`tool_choice` may be \"auto\" or \"none\", not {shown}");
-            return Err(ApiError::unsupported("tool_choice", message));
-        }
+fn tools(fields: &Fields, choice: &ToolChoice) -> Result<Option<Value>, ApiError> {
+    let Some(tools) = fields.list("tools")?.filter(|tools| !tools.is_empty()) else {
+        return match choice.is_forced() {
+            true => Err(ApiError::field("tool_choice", "`tool_choice` asks for a call, and there are no `tools`")),
+            false => Ok(None),
+        };
     };
-    let Some(tools) = fields.list("tools")?.filter(|tools| !tools.is_empty()) else { return Ok(None) };
     for (n, tool) in tools.iter().enumerate() {
         let has_name = tool["function"]["name"].is_string();
         if tool["type"] != "function" || !has_name {
@@ -109,7 +109,15 @@ fn tools(fields: &Fields) -> Result<Option<Value>, ApiError> {
             return Err(ApiError::field(format!("tools[{n}]"), message));
         }
     }
-    Ok((!is_off).then(|| Value::Array(tools.to_vec())))
+    if let ToolChoice::Named(name) = choice
+        && !tools.iter().any(|tool| tool["function"]["name"] == **name)
+    {
+        return Err(ApiError::field(
+            "tool_choice",
+            format!("`tool_choice` names `{name}`, which is not among `tools`"),
+        ));
+    }
+    Ok((*choice != ToolChoice::Off).then(|| Value::Array(tools.to_vec())))
 }
 
 #[cfg(test)]
@@ -152,7 +160,14 @@ mod tests {
         assert_eq!(with(Value::Null), Ok(true));
         assert_eq!(with("auto".into()), Ok(true));
         assert_eq!(with("none".into()), Ok(false));
-        assert!(with("required".into()).is_err());
+        assert_eq!(with("required".into()), Ok(true));
+        assert_eq!(with(json!({"type": "function", "function": {"name": "now"}})), Ok(true));
+        for wrong in [json!("any"), json!(3), json!({"type": "function", "function": {"name": "later"}})] {
+            assert!(with(wrong.clone()).is_err(), "{wrong}");
+        }
+        let user = json!({"role": "user", "content": "Hi"});
+        let none = read(&json!({"messages": [user], "tool_choice": "required"})).expect_err("no tools").object();
+        assert_eq!(none["error"]["param"], "tool_choice");
     }
 
     #[test]

@@ -66,11 +66,15 @@ impl Metrics {
         let cached = plain(of(&self.cached_tokens));
         metric("cached_prompt_tokens_total", "counter", "Tokens of prompts that were known from before.", &cached);
         metric("answer_tokens_total", "counter", "Tokens of answers.", &plain(of(&self.answer_tokens)));
-        let EngineCounts { waiting, running, prefix_bytes } = counts;
+        let EngineCounts { waiting, running, prefix_bytes, speculated } = counts;
         metric("requests_waiting", "gauge", "Requests that wait.", &plain(waiting as u64));
         metric("requests_running", "gauge", "Requests that are answered.", &plain(running as u64));
         let bytes = plain(prefix_bytes as u64);
         metric("prefix_bytes", "gauge", "Bytes of keys and values of earlier prompts.", &bytes);
+        let proposed = plain(speculated.proposed);
+        metric("proposed_tokens_total", "counter", "Tokens that were proposed ahead of an answer.", &proposed);
+        let accepted = plain(speculated.accepted);
+        metric("accepted_tokens_total", "counter", "Proposed tokens that the model chose.", &accepted);
         let mut sum = 0;
         let mut lines = Vec::new();
         for (n, count) in self.first_tokens.iter().enumerate() {
@@ -88,6 +92,8 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use finetune_model::Speculated;
+
     use super::*;
 
     #[test]
@@ -98,7 +104,12 @@ mod tests {
         metrics.prompt(7);
         metrics.first_token(Duration::from_millis(300));
         metrics.first_token(Duration::from_secs(100));
-        let text = metrics.text(EngineCounts { waiting: 1, running: 2, prefix_bytes: 3 });
+        let text = metrics.text(EngineCounts {
+            waiting: 1,
+            running: 2,
+            prefix_bytes: 3,
+            speculated: Speculated { proposed: 9, accepted: 4 },
+        });
         for line in [
             "finetune_responses_total{status=\"2xx\"} 1",
             "finetune_responses_total{status=\"4xx\"} 1",

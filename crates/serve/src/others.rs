@@ -7,6 +7,8 @@ use std::sync::Arc;
 use finetune_model::{Engine, EngineEvent, EngineRequest, EngineSettings, Hops, Listener, Model, Sampling, TokenRules};
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::Served;
+
 /// What the first rank needs to tell the others.
 pub struct Others {
     /// The models, in the order in which all ranks have them.
@@ -26,7 +28,7 @@ pub struct Others {
 pub(crate) struct Orders {
     /// Bounds of the engine, before the first step.
     #[serde(default)]
-    pub(crate) settings: Option<[usize; 4]>,
+    pub(crate) settings: Option<[usize; 5]>,
     #[serde(default)]
     pub(crate) requests: Vec<Order>,
     #[serde(default)]
@@ -51,11 +53,14 @@ pub(crate) struct Order {
     penalties: [f64; 3],
     logit_bias: Vec<(u32, f32)>,
     end_ids: Vec<u32>,
+    /// The form that the answer has to have. Each rank chooses its tokens by the same grammar.
+    #[serde(default)]
+    grammar: Option<String>,
 }
 
 impl Others {
     /// What the others have to know of a request.
-    pub(crate) fn order(&self, request: &EngineRequest) -> Order {
+    pub(crate) fn order(&self, request: &EngineRequest, grammar: Option<&str>) -> Order {
         let TokenRules { sampling, top_k, min_p, repetition_penalty, presence_penalty, frequency_penalty, .. } =
             request.rules;
         let model = self.models.iter().position(|model| Arc::ptr_eq(model, &request.model));
@@ -71,6 +76,7 @@ impl Others {
             penalties: [repetition_penalty, presence_penalty, frequency_penalty],
             logit_bias: request.rules.logit_bias.clone(),
             end_ids: request.end_ids.clone(),
+            grammar: grammar.map(str::to_owned),
         }
     }
 
@@ -86,8 +92,9 @@ impl Others {
     }
 
     pub(crate) fn begin(&self, settings: EngineSettings) -> Result<(), String> {
-        let EngineSettings { slots, queue, cache_bytes, prefix_bytes } = settings;
-        self.tell(&Orders { settings: Some([slots, queue, cache_bytes, prefix_bytes]), ..Orders::default() })
+        let EngineSettings { slots, queue, cache_bytes, prefix_bytes, speculate } = settings;
+        let settings = Some([slots, queue, cache_bytes, prefix_bytes, speculate]);
+        self.tell(&Orders { settings, ..Orders::default() })
     }
 
     /// Keeps all connections usable while nothing is computed.
@@ -119,20 +126,19 @@ impl Listener for Nobody {
 ///
 /// # Errors
 /// If it is lost, or says what makes no sense.
-pub fn follow(models: Vec<Model>, hops: &dyn Hops, rest: &dyn Fn()) -> Result<(), String> {
-    let models: Vec<Arc<Model>> = models.into_iter().map(Arc::new).collect();
+pub fn follow(served: &[Served], hops: &dyn Hops, rest: &dyn Fn()) -> Result<(), String> {
     let mut engine: Option<Engine> = None;
     loop {
         let heard = hear(hops)?;
-        if let Some([slots, queue, cache_bytes, prefix_bytes]) = heard.settings {
-            engine = Some(Engine::new(EngineSettings { slots, queue, cache_bytes, prefix_bytes }));
+        if let Some([slots, queue, cache_bytes, prefix_bytes, speculate]) = heard.settings {
+            engine = Some(Engine::new(EngineSettings { slots, queue, cache_bytes, prefix_bytes, speculate }));
         }
         if heard.is_end {
             return Ok(());
         }
         let engine = engine.as_mut().ok_or("the first rank has not said how it computes")?;
         for order in heard.requests {
-            engine.submit(request(order, &models)?, Box::new(Nobody)).map_err(|refusal| refusal.to_string())?;
+            engine.submit(request(order, served)?, Box::new(Nobody)).map_err(|refusal| refusal.to_string())?;
         }
         match heard.has_step {
             true => engine.step_without(&heard.gone),
@@ -152,8 +158,8 @@ fn hear(hops: &dyn Hops) -> Result<Orders, String> {
     serde_json::from_slice(&receive(length as usize)?).map_err(|error| error.to_string())
 }
 
-fn request(order: Order, models: &[Arc<Model>]) -> Result<EngineRequest, String> {
-    let Order { model, prompt, max_new_tokens, temperature, top_p, seed, top_k, min_p, penalties, .. } = order;
+fn request(order: Order, served: &[Served]) -> Result<EngineRequest, String> {
+    let Order { model, grammar, prompt, max_new_tokens, temperature, top_p, seed, top_k, min_p, penalties, .. } = order;
     let [repetition_penalty, presence_penalty, frequency_penalty] = penalties;
     let sampling = Sampling { temperature, top_p, seed };
     let rules = TokenRules {
@@ -165,6 +171,11 @@ fn request(order: Order, models: &[Arc<Model>]) -> Result<EngineRequest, String>
         logit_bias: order.logit_bias,
         ..TokenRules::from(sampling)
     };
-    let model = Arc::clone(models.get(model).ok_or("the first rank has other models")?);
-    Ok(EngineRequest { model, prompt, max_new_tokens, rules, end_ids: order.end_ids })
+    let served = served.get(model).ok_or("the first rank has other models")?;
+    let form = match grammar {
+        Some(grammar) => Some(served.grammars()?.read(&grammar)?.begin()),
+        None => None,
+    };
+    let model = served.model();
+    Ok(EngineRequest { model, prompt, max_new_tokens, rules, end_ids: order.end_ids, form })
 }

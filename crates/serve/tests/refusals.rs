@@ -45,7 +45,7 @@ fn what_is_wrong_is_named_in_openais_form() {
         (CHAT, json!([]), 400, json!("body"), Value::Null),
         (CHAT, json!({}), 400, json!("messages"), Value::Null),
         (CHAT, json!({"messages": user, "temperature": "x"}), 400, json!("temperature"), Value::Null),
-        (CHAT, json!({"messages": user, "n": 2}), 400, json!("n"), json!("unsupported_value")),
+        (CHAT, json!({"messages": user, "best_of": 2}), 400, json!("best_of"), json!("unsupported_value")),
         (CHAT, json!({"messages": user, "model": "other"}), 404, json!("model"), json!("model_not_found")),
         (CHAT, json!({"messages": user, "top_logprobs": 2}), 400, json!("top_logprobs"), Value::Null),
         (

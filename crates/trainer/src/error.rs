@@ -113,6 +113,9 @@ pub enum TrainError {
     /// The layers of the model cannot be split over so many ranks.
     #[error("--parallel tensor: {what}")]
     NotSplit { what: String },
+    /// The recipe gives the ranks another number of layers than there are.
+    #[error("parallel.layers = {counts:?} are {sum} layers, and the model has {layers}")]
+    LayersOfRanks { counts: Vec<usize>, sum: usize, layers: usize },
     /// The ranks that hold a model together cannot connect.
     #[error("the ranks that hold the layers together cannot connect: {0}")]
     Stages(JoinError),
@@ -372,6 +375,9 @@ impl Advice for TrainError {
             }
             TrainError::NotInStages { .. } => {
                 vec!["leave parallel.stages out: each rank then holds all layers, in memory or on its disk".to_owned()]
+            }
+            TrainError::LayersOfRanks { layers, .. } => {
+                vec![format!("write numbers that are {layers} together, or leave parallel.layers out")]
             }
             TrainError::Group { error, .. } if Fault::from_group(error) != Fault::Peers => error.hints(),
             TrainError::Group { error, saved } => {

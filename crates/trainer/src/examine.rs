@@ -392,25 +392,35 @@ impl Examiner<'_> {
         };
         let frozen = start.as_ref().filter(|_| self.has_new_rows);
         let frozen = frozen.map_or(0, |start| start.adaptation.frozen_vocabulary_bytes(config));
+        // What is trained, changed or read by all layers has to be everywhere.
+        let ends_where_used = config.per_layer.is_none()
+            && !self.has_new_rows
+            && start.as_ref().is_some_and(|start| start.adapter.is_none() && !start.adaptation.trains_vocabulary());
         let sizing = |text: &[(String, Vec<u8>)]| Sizing {
             config: config.clone(),
             adaptation: start.as_ref().map(|start| start.adaptation.clone()),
             text_bytes: frozen + text.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>(),
-            placement: device_plan.placement.clone(),
+            placement: device_plan.placement.clone().with_ends_where_used(ends_where_used),
             stored: self.stored,
             packed,
             loading: found.form.as_ref().map_or(0, |form| form.loading),
             by_row: found.form.as_ref().map_or(0, |form| form.by_row),
             layers: found.form.as_ref().map_or(Vec::new(), |form| form.layers.clone()),
+            ends: found.form.as_ref().map_or_else(Default::default, |form| form.ends),
             at_once: 1,
+            // As on one process.
+            shares: recipe.distributed.virtual_ranks.unwrap_or(1),
             has_bf16: device_plan.found.types.contains(&FloatType::BF16),
         };
         let sizing = sizing(text.as_deref().unwrap_or_default());
         let available = device_plan.memory(self.host);
         let subject = Subject { recipe, train, eval: found.eval.as_ref(), sizing: &sizing };
-        let Some(stage) = kept(&mut found.problems, stages::choose(&subject, available, self.ranks)) else { return };
-        let of_stage = stage.as_ref().map(|stage| stages::notice(stage, self.ranks.map_or(1, Ranks::replicas)));
-        let sizing = Sizing { placement: sizing.placement.clone().with_stage(stage), ..sizing.clone() };
+        let Some(chosen) = kept(&mut found.problems, stages::choose(&subject, available, self.ranks)) else { return };
+        let replicas = self.ranks.map_or(1, Ranks::replicas);
+        let of_stage = chosen.as_ref().map(|(stage, why)| stages::notice(stage, *why, replicas));
+        let stage = chosen.map(|(stage, _)| stage);
+        let shares = self.ranks.map_or(sizing.shares, |ranks| ranks.even().count_of(ranks.group().rank()));
+        let sizing = Sizing { placement: sizing.placement.clone().with_stage(stage), shares, ..sizing.clone() };
         let subject = Subject { sizing: &sizing, ..subject };
         let (sizing, notices) = residency::choose(&subject, available);
         let subject = Subject { sizing: &sizing, ..subject };

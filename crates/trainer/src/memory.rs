@@ -52,6 +52,8 @@ pub(crate) struct StepShape {
     checkpointing: bool,
     /// Whether all weights are trained.
     full: bool,
+    /// Parts of a step whose gradients this process keeps apart until they are summed.
+    shares: u64,
     /// Bytes of the rows, which stay in main memory.
     rows: u64,
     /// Whether held-back rows are answered before training.
@@ -69,9 +71,13 @@ impl StepShape {
                 (row.tokens.len().min(limit), row.trained.iter().take(limit).filter(|&&trained| trained).count())
             })
             .collect();
-        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        let count = micro_batch_size.min(lengths.len());
+        if count < lengths.len() {
+            lengths.select_nth_unstable_by(count, |a, b| b.cmp(a));
+        }
         let stage = subject.sizing.placement.stage();
-        let largest = &lengths[..micro_batch_size.min(lengths.len())];
+        let largest = &mut lengths[..count];
+        largest.sort_unstable_by(|a, b| b.cmp(a));
         StepShape {
             tokens: largest.iter().map(|(length, _)| *length as u64).sum(),
             longest: largest.first().map_or(0, |(length, _)| *length as u64),
@@ -84,6 +90,7 @@ impl StepShape {
             held_layers: stage.map(|stage| (0..stage.of_layer.len()).filter(|&n| stage.holds(n)).count() as u64),
             checkpointing: checkpointing || subject.sizing.placement.reads_layers() || stage.is_some(),
             full: recipe.train.method == Method::Full,
+            shares: subject.sizing.shares as u64,
             rows: rows_bytes(data) + subject.eval.map_or(0, rows_bytes) + subject.sizing.text_bytes,
             answers: recipe.eval.samples + recipe.eval.exact_match > 0,
         }
@@ -133,13 +140,13 @@ pub(crate) struct Precision {
     pub(crate) loading: u64,
     /// Elements of matrices whose rows stay in the files.
     pub(crate) by_row: u64,
-    /// Bytes of layers that stay in the files but for two at a time, and of those that other processes hold.
+    /// Bytes of layers that stay in the files but for two at a time, and of what other processes hold.
     pub(crate) on_disk: u64,
 }
 
 impl Precision {
     pub(crate) fn new(sizing: &Sizing) -> Precision {
-        let Sizing { placement, stored, packed, loading, by_row, layers, .. } = sizing;
+        let Sizing { config, placement, stored, packed, loading, by_row, layers, ends, .. } = sizing;
         let held = placement.held(*stored);
         Precision {
             cpu: placement.is_cpu(),
@@ -148,7 +155,7 @@ impl Precision {
             packed: *packed,
             loading: *loading,
             by_row: *by_row,
-            on_disk: on_disk(layers, held, placement),
+            on_disk: on_disk(layers, held, placement) + ends_elsewhere(ends, config.tied_embeddings, held, placement),
         }
     }
 }
@@ -169,6 +176,12 @@ fn on_disk(layers: &[LayerSizes], held: FloatType, placement: &Placement) -> u64
     elsewhere + bytes.iter().sum::<u64>().saturating_sub(two.max(turn))
 }
 
+/// Bytes of embedding and output layer, if only other processes hold them.
+fn ends_elsewhere(ends: &[LayerSizes; 2], is_tied: bool, held: FloatType, placement: &Placement) -> u64 {
+    let has = [placement.holds_embedding(is_tied), placement.holds_output()];
+    ends.iter().zip(has).filter(|(_, has)| !has).map(|(end, _)| end.bytes(held)).sum()
+}
+
 /// Bytes of an f32 number.
 const FLOAT: u64 = 4;
 
@@ -184,7 +197,7 @@ struct Peak {
 
 /// What a model and its adaptation decide about memory. Counting takes longer than the estimate:
 /// a mixture has tens of thousands of matrices.
-struct Counted {
+pub(crate) struct Counted {
     sizes: Sizes,
     /// What the layers that are differentiated keep.
     layers: Vec<LayerKept>,
@@ -287,7 +300,11 @@ fn estimate_of(config: &ModelConfig, counted: &Counted, step: &StepShape, precis
         // together.
         (false, _) => 4,
     };
-    let trained_bytes = trained * FLOAT * copies;
+    let of_shares = if cpu { step.shares.saturating_sub(1) } else { 0 };
+    // Between steps and where results are saved there is nothing of a step, and three more copies were measured.
+    let between_steps = if cpu && !step.full { 13 + of_shares } else { 0 };
+    let of_copies = |copies: u64| trained * FLOAT * copies;
+    let trained_bytes = of_copies(copies + of_shares).max(of_copies(between_steps).saturating_sub(peak));
     let (vocabulary, hidden) = (config.vocabulary as u64, config.hidden_size as u64);
     // Packed matrices are decoded in blocks of the same size as 16-bit ones are widened in.
     let widened =
@@ -343,8 +360,12 @@ pub(crate) struct Sizing {
     pub(crate) by_row: u64,
     /// The matrices of each layer; empty if the base has no weights yet.
     pub(crate) layers: Vec<LayerSizes>,
+    /// The embedding, and the output layer if that is another matrix.
+    pub(crate) ends: [LayerSizes; 2],
     /// Micro-batches that go through each layer together.
     pub(crate) at_once: usize,
+    /// Parts of a step whose gradients this process keeps apart until they are summed.
+    pub(crate) shares: usize,
     /// Whether the device computes in bf16.
     pub(crate) has_bf16: bool,
 }
@@ -368,10 +389,19 @@ pub(crate) struct Subject<'a> {
 impl Subject<'_> {
     /// The estimate without seconds, which would have to be measured.
     pub(crate) fn estimate(&self) -> Estimate {
+        self.estimate_counted(&self.counted())
+    }
+
+    /// What decides about memory and takes long to count. No placement changes it.
+    pub(crate) fn counted(&self) -> Counted {
+        Counted::new(&self.sizing.config, self.sizing.adaptation.as_ref())
+    }
+
+    /// [`Subject::estimate`] of what is counted already.
+    pub(crate) fn estimate_counted(&self, counted: &Counted) -> Estimate {
         let train = &self.recipe.train;
         let step = StepShape::new(self, train.micro_batch_size, train.gradient_checkpointing, usize::MAX);
-        let Sizing { config, adaptation, .. } = self.sizing;
-        estimate(config, adaptation.as_ref(), &step, Precision::new(self.sizing))
+        estimate_of(&self.sizing.config, counted, &step, Precision::new(self.sizing))
     }
 }
 
@@ -381,92 +411,4 @@ mod machines;
 mod shipped;
 
 #[cfg(test)]
-mod tests {
-    use finetune_model::LoraTarget;
-    use serde_json::json;
-
-    use super::*;
-
-    /// (name, hidden, inner, layers, heads, key heads, tied) of Llama 3's sizes.
-    const SHAPES: [(&str, usize, usize, usize, usize, usize, bool); 3] = [
-        ("1B", 2048, 8192, 16, 32, 8, true),
-        ("8B", 4096, 14336, 32, 32, 8, false),
-        ("70B", 8192, 28672, 80, 64, 8, false),
-    ];
-
-    fn config(shape: (&str, usize, usize, usize, usize, usize, bool)) -> ModelConfig {
-        let (_, hidden, inner, layers, heads, key_heads, tied) = shape;
-        let text = json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden,
-            "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
-            "num_key_value_heads": key_heads, "vocab_size": 128256, "max_position_embeddings": 131072,
-            "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "hidden_act": "silu", "tie_word_embeddings": tied,
-        });
-        ModelConfig::parse(&text.to_string(), std::path::Path::new("config.json")).expect("a config")
-    }
-
-    fn all_linear(config: &ModelConfig, rank: usize) -> Adaptation {
-        let target = |module| LoraTarget { module, rank, alpha: 32.0, use_rslora: false, use_dora: false };
-        let targets = finetune_model::linear_modules(config).into_iter().map(target).collect();
-        Adaptation { targets, ..Adaptation::default() }
-    }
-
-    fn gigabytes(shape: (&str, usize, usize, usize, usize, usize, bool), tokens: u64, checkpointing: bool) -> f64 {
-        let config = config(shape);
-        let step = StepShape {
-            tokens,
-            longest: tokens,
-            trained_tokens: tokens,
-            at_once: 1,
-            held_layers: None,
-            checkpointing,
-            full: false,
-            rows: 0,
-            answers: false,
-        };
-        let packed = PackedSizes::default();
-        let precision = Precision {
-            cpu: false,
-            compute: FloatType::BF16,
-            held: FloatType::BF16,
-            packed,
-            loading: 0,
-            by_row: 0,
-            on_disk: 0,
-        };
-        estimate(&config, Some(&all_linear(&config, 16)), &step, precision).total as f64 / f64::from(1 << 30)
-    }
-
-    /// The table of docs/memory.md: one row of this many tokens, bf16 on a GPU, rank 16 on all
-    /// linear layers.
-    #[test]
-    fn estimates_of_llama_shapes() {
-        let table: String = SHAPES
-            .iter()
-            .flat_map(|&shape| [false, true].map(|checkpointing| (shape, checkpointing)))
-            .map(|(shape, checkpointing)| {
-                let cells = [1024, 2048, 4096, 8192, 32768].map(|tokens| gigabytes(shape, tokens, checkpointing));
-                let cells: Vec<String> = cells.iter().map(|cell| format!("{cell:.1}")).collect();
-                format!("| {} | {} | {} |\n", shape.0, if checkpointing { "on" } else { "off" }, cells.join(" | "))
-            })
-            .collect();
-        println!("{table}");
-        let written = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/memory.md"));
-        assert!(
-            written.expect("docs/memory.md").contains(table.trim_end()),
-            "docs/memory.md has another table than\n{table}"
-        );
-    }
-
-    /// Less is never estimated for more, and checkpointing helps.
-    #[test]
-    fn estimates_grow_with_what_they_count() {
-        for shape in SHAPES {
-            let grow = [512, 1024, 4096, 16384].map(|tokens| gigabytes(shape, tokens, false));
-            assert!(grow.is_sorted(), "{}: {grow:?}", shape.0);
-            for tokens in [1024, 8192] {
-                assert!(gigabytes(shape, tokens, true) < gigabytes(shape, tokens, false), "{} {tokens}", shape.0);
-            }
-        }
-    }
-}
+mod tests;

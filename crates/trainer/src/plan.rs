@@ -14,22 +14,26 @@ use crate::examine::{Examined, Extent, examine};
 use crate::memory::{Precision, Sizes, Sizing, Subject, sizes};
 use crate::residency::{choose, micro_batches};
 use crate::resume::Resume;
+use crate::stages::{Offer, Why, deal, of_each_stage};
 use crate::validate::operations;
 
-/// Machines that a plan is made for, all alike.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// Machines that a plan is made for, alike but for their memory.
+#[derive(Clone, Debug, Serialize)]
 pub struct Machines {
     /// How many there are. Each is one rank.
     pub hosts: usize,
-    /// Bytes of memory that a rank may take, if that can be told.
+    /// Bytes of memory that a rank may take, if that can be told. The least, where they differ.
     pub memory: Option<u64>,
+    /// Bytes of memory of each rank, where they differ.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub memory_of_each: Vec<u64>,
     /// Bytes per second that are read from a disk.
     pub disk: f64,
     /// Bytes per second that a rank sends to another.
     pub link: f64,
 }
 
-/// A way in which a recipe can run. Figures are those of one rank.
+/// A way in which a recipe can run. Figures are those of one rank; where ranks differ, of the one that takes most.
 #[derive(Clone, Debug, Serialize)]
 pub struct Way {
     /// What it is, for people.
@@ -48,6 +52,9 @@ pub struct Way {
     pub sent: u64,
     /// Machines that hold the layers of one model together.
     pub stages: usize,
+    /// How many layers each of these holds, where their numbers differ because their memory does.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<usize>,
     /// Seconds of the products of a step. `None` on a GPU, whose rate is not known before kernels are compiled.
     pub computing_seconds: Option<f64>,
     /// Seconds that a step waits for layers: what reading takes longer than computing.
@@ -101,7 +108,7 @@ pub fn plan(recipe: &Recipe, machines: Machines, progress: &dyn Fn(u64)) -> Resu
     let subject = Subject { recipe: &recipe, train: &ready.train, eval: ready.eval.as_ref(), sizing: &ready.sizing };
     let disk = DiskNeed::new(&recipe, trained, ready.steps, ready.eval.is_some(), ready.sizing.text_bytes, None);
     let rate = ready.sizing.placement.is_cpu().then(matmul_rate);
-    let planner = Planner { subject, machines, parameters, trained, rate };
+    let planner = Planner { subject, machines: machines.clone(), parameters, trained, rate };
     let mut ways = planner.ways();
     ways.sort_by(|a, b| a.computing_seconds.partial_cmp(&b.computing_seconds).unwrap_or(std::cmp::Ordering::Equal));
     ways.sort_by(|a, b| a.seconds.partial_cmp(&b.seconds).unwrap_or(std::cmp::Ordering::Equal));
@@ -143,6 +150,14 @@ fn spread(stage: &Stage, alone: f64, micro_batches: usize, at_once: usize, hop: 
     groups as f64 * group(at_once) + if rest > 0 { group(rest) } else { 0.0 }
 }
 
+/// The layers of each machine.
+struct Spread {
+    stage: Option<Stage>,
+    why: Why,
+    /// (number, bytes of memory)
+    machines: Vec<(usize, Option<u64>)>,
+}
+
 struct Planner<'a> {
     subject: Subject<'a>,
     machines: Machines,
@@ -180,30 +195,37 @@ impl Planner<'_> {
 
     fn way(&self, name: &'static str, settings: Vec<String>, form: Form) -> Way {
         let Form { stages, again, from_disk } = form;
-        let Machines { hosts, memory, disk, link } = self.machines;
+        let Machines { hosts, disk, link, .. } = self.machines;
         let replicas = hosts / stages;
         let mut recipe = self.subject.recipe.clone();
         recipe.train.gradient_checkpointing = again;
         recipe.model.residency = if from_disk { ResidencyChoice::Disk } else { ResidencyChoice::Memory };
-        let layers = self.subject.sizing.layers.len();
-        // The first machine has as many layers as any. The one with the last layer has the logits besides.
-        let mine = if stages > 1 { (layers - 1) % stages } else { 0 };
-        let stage = (stages > 1).then(|| Stage::in_turn(layers, stages, mine));
-        let placement = self.subject.sizing.placement.clone().with_stage(stage.clone());
-        let sizing = Sizing { placement, ..self.subject.sizing.clone() };
-        let subject = Subject { recipe: &recipe, sizing: &sizing, ..self.subject };
-        let (sizing, _) = choose(&subject, memory);
+        let subject = Subject { recipe: &recipe, ..self.subject };
+        let shares = recipe.distributed.virtual_ranks.map_or(1, |shares| shares.div_ceil(replicas));
+        let sizing = Sizing { shares, ..subject.sizing.clone() };
+        let subject = Subject { sizing: &sizing, ..subject };
+        let Spread { stage, why, machines } = self.spread(&subject, stages);
         // Those of one model.
         let micro_batches = micro_batches(&subject).div_ceil(replicas);
-        let at_once = sizing.at_once.min(micro_batches);
-        let sizing = Sizing { at_once, ..sizing };
-        let needed = Subject { sizing: &sizing, ..subject }.estimate().total;
-        let read = if from_disk { self.read(&sizing, micro_batches.div_ceil(at_once)) } else { 0 };
+        let of_machine = |(mine, memory): &(usize, Option<u64>)| {
+            let stage = stage.clone().map(|stage| Stage { mine: *mine, ..stage });
+            let placement = subject.sizing.placement.clone().with_stage(stage);
+            let sizing = Sizing { placement, ..subject.sizing.clone() };
+            choose(&Subject { sizing: &sizing, ..subject }, *memory).0
+        };
+        let sizings: Vec<Sizing> = machines.iter().map(of_machine).collect();
+        let at_once = sizings.iter().map(|sizing| sizing.at_once).min().unwrap_or(1).min(micro_batches);
+        let sizings: Vec<Sizing> = sizings.into_iter().map(|sizing| Sizing { at_once, ..sizing }).collect();
+        let needed = |sizing: &Sizing| Subject { sizing, ..subject }.estimate().total;
+        let needed: Vec<u64> = sizings.iter().map(needed).collect();
+        let fits = needed.iter().zip(&machines).map(|(needed, (_, memory))| memory.map(|memory| *needed <= memory));
+        let groups = micro_batches.div_ceil(at_once);
+        let read =
+            sizings.iter().map(|sizing| if from_disk { self.read(sizing, groups) } else { 0 }).max().unwrap_or(0);
         // Each rank sends all but its own part, twice: the sums of the parts, and the whole.
         let gradients = 4 * self.trained * 2 * (hosts as u64 - 1) / hosts as u64;
         let alone = self.rate.map(|rate| self.operations(&recipe, replicas, again) / rate);
         let (hops, of_hops) = self.hops(stage.as_ref(), replicas, &recipe);
-        let sent = gradients + hops;
         let computing = match &stage {
             None => alone,
             Some(stage) => alone.map(|alone| spread(stage, alone, micro_batches, at_once, of_hops / link)),
@@ -214,18 +236,40 @@ impl Planner<'_> {
         Way {
             name,
             settings,
-            memory: needed,
-            fits: memory.map(|memory| needed <= memory),
+            memory: needed.iter().copied().max().unwrap_or(0),
+            fits: fits.fold(Some(true), |all, one| all.zip(one).map(|(all, one)| all && one)),
             at_once,
             read,
-            sent,
+            sent: gradients + hops,
             stages,
+            layers: if why == Why::Memory { stage.map_or(Vec::new(), |stage| stage.counts()) } else { Vec::new() },
             computing_seconds: computing,
             reading_seconds: reading,
             sending_seconds: sending,
             seconds,
             busy: alone.zip(seconds).map(|(alone, seconds)| alone / stages as f64 / seconds),
         }
+    }
+
+    /// Which layers machines hold that have the layers of a model together, and which of them are looked at, each
+    /// with its memory: all that differ.
+    fn spread(&self, subject: &Subject<'_>, stages: usize) -> Spread {
+        let Machines { hosts, memory, memory_of_each, .. } = &self.machines;
+        let layers = subject.sizing.config.layers.len();
+        if stages == 1 {
+            return Spread { stage: None, why: Why::Alike, machines: vec![(0, *memory)] };
+        }
+        if memory_of_each.is_empty() {
+            let stage = Stage::in_turn(layers, stages, 0);
+            // It has as many layers as any, and the logits besides.
+            let most = stage.last();
+            return Spread { stage: Some(stage), why: Why::Alike, machines: vec![(most, *memory)] };
+        }
+        let offers: Vec<Offer> =
+            memory_of_each.iter().map(|memory| Offer::at_rate(1.0, subject, Some(*memory), *hosts)).collect();
+        let dealt = deal(layers, &of_each_stage(&offers, stages));
+        let machines = (0..stages).map(|mine| (mine, memory_of_each.iter().skip(mine).step_by(stages).min().copied()));
+        Spread { stage: Some(dealt.stage), why: dealt.why, machines: machines.collect() }
     }
 
     /// Bytes that a step reads: each layer twice, but the last one, where a group turns back, once.

@@ -88,6 +88,10 @@ pub struct RunFacts {
     pub device: String,
     /// The host of each rank.
     pub hosts: Vec<String>,
+    /// The rank of each layer, counted from the first of those that hold a model together. Empty if each rank
+    /// has all layers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rank_of_layer: Vec<usize>,
     /// Bytes of memory that the process of rank 0 has had at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_memory: Option<u64>,
@@ -155,6 +159,7 @@ impl RunFacts {
             trained_parameters: run.state.parameters.len() as u64,
             device: run.device.to_owned(),
             hosts: run.who.iter().map(|who| who.host.clone()).collect(),
+            rank_of_layer: run.model.placement().stage().map_or(Vec::new(), |stage| stage.of_layer.to_vec()),
             peak_memory: run.peak_memory.map(|peak| peak()),
             device_peak_memory: run.model.device_peak(),
             estimated_memory: run.estimate.total,

@@ -3,6 +3,8 @@
 //! Ranks that follow each other hold one model: with 2 stages, ranks 0 and 1, then ranks 2 and 3, and so on. Each
 //! such model is a replica, which computes shares of a step as one rank without stages does.
 
+mod dealing;
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::mpsc::{Sender, channel};
@@ -19,9 +21,12 @@ use crate::error::TrainError;
 use crate::memory::{Sizing, Subject};
 use crate::ranks::Ranks;
 
-/// The layers of this rank, if the recipe spreads a model over several. `available`: bytes of memory that this
-/// rank may take, if that can be told. All ranks call it together; `None`: there is only this process, which
-/// stands for the first rank.
+use self::dealing::Dealt;
+pub(crate) use self::dealing::{Offer, Why, deal, of_each_stage};
+
+/// The layers of this rank, if the recipe spreads a model over several, and why there are so many. `available`:
+/// bytes of memory that this rank may take, if that can be told. All ranks call it together; `None`: there is
+/// only this process, which stands for the first rank.
 ///
 /// # Errors
 /// If the model cannot be spread so, or the number of ranks is no multiple of the stages.
@@ -29,27 +34,26 @@ pub(crate) fn choose(
     subject: &Subject<'_>,
     available: Option<u64>,
     ranks: Option<&Ranks>,
-) -> Result<Option<Stage>, TrainError> {
+) -> Result<Option<(Stage, Why)>, TrainError> {
     let Sizing { config, adaptation, .. } = subject.sizing;
-    let rank = ranks.map_or(0, |ranks| ranks.group().rank());
-    let stage = |stages: usize| Stage::in_turn(config.layers.len(), stages, rank % stages);
+    let (choice, layers) = (subject.recipe.parallel.stages, config.layers.len());
+    if choice == StagesChoice::Count(1) {
+        return ranks.map_or(Ok(()), |ranks| ranks.settle(1)).map(|()| None);
+    }
     let refusal = adaptation.as_ref().and_then(|adaptation| finetune_model::not_in_stages(config, adaptation));
-    let stages = match (subject.recipe.parallel.stages, ranks) {
-        (StagesChoice::Count(stages), _) => stages,
-        (StagesChoice::Auto, Some(ranks)) if adaptation.is_some() && refusal.is_none() => {
-            let world = ranks.group().world();
-            let fits = |stages: &usize| {
-                let placement = subject.sizing.placement.clone().with_stage((*stages > 1).then(|| stage(*stages)));
-                let sizing = Sizing { placement, ..subject.sizing.clone() };
-                let needed = Subject { sizing: &sizing, ..*subject }.estimate().total;
-                available.is_none_or(|available| needed <= available)
-            };
-            let possible: Vec<usize> =
-                (1..=world.min(config.layers.len())).filter(|&stages| ranks.can_have(stages)).collect();
-            let fewest = possible.iter().copied().find(fits).or(possible.last().copied()).unwrap_or(1);
-            ranks.largest(fewest as i32)? as usize
-        }
-        (StagesChoice::Auto, _) => 1,
+    let can_choose = adaptation.is_some() && refusal.is_none();
+    // Looking at memory and speed takes a moment, so it is only done where something depends on it.
+    let depends = subject.recipe.parallel.layers.is_empty() && can_choose;
+    let offers = match ranks.filter(|ranks| depends && ranks.group().world() > 1) {
+        Some(ranks) => Offer::new(subject, available, ranks.group().world()).gathered(ranks)?,
+        None => Vec::new(),
+    };
+    let stages = match choice {
+        StagesChoice::Count(stages) => stages,
+        StagesChoice::Auto => match ranks {
+            Some(ranks) => ranks.largest(fewest(layers, &offers, ranks) as i32)? as usize,
+            None => 1,
+        },
     };
     if let Some(ranks) = ranks {
         ranks.settle(stages)?;
@@ -60,10 +64,38 @@ pub(crate) fn choose(
     if let Some(what) = refusal {
         return Err(TrainError::NotInStages { what });
     }
-    if stages > config.layers.len() {
+    if stages > layers {
         return Err(few_layers(config, stages));
     }
-    Ok(Some(stage(stages)))
+    let mut dealt = asked(&subject.recipe.parallel.layers, layers)?.unwrap_or_else(|| match offers.is_empty() {
+        true => Dealt { stage: Stage::in_turn(layers, stages, 0), why: Why::Alike, in_memory: true },
+        false => deal(layers, &of_each_stage(&offers, stages)),
+    });
+    if let Some(ranks) = ranks {
+        dealt = dealt.as_first_says(ranks)?;
+        dealt.stage.mine = ranks.group().rank() % stages;
+    }
+    Ok(Some((dealt.stage, dealt.why)))
+}
+
+/// As few stages as have the memory; the most that there can be if none have. Without offers: 1.
+fn fewest(layers: usize, offers: &[Offer], ranks: &Ranks) -> usize {
+    let possible: Vec<usize> = (1..=offers.len().min(layers)).filter(|&stages| ranks.can_have(stages)).collect();
+    let fits = |stages: &usize| match *stages {
+        1 => offers.iter().all(|offer| offer.whole),
+        stages => deal(layers, &of_each_stage(offers, stages)).in_memory,
+    };
+    possible.iter().copied().find(fits).or(possible.last().copied()).unwrap_or(1)
+}
+
+/// The layers of each rank as the recipe says them, if it does.
+fn asked(counts: &[usize], layers: usize) -> Result<Option<Dealt>, TrainError> {
+    let sum = counts.iter().fold(0usize, |sum, count| sum.saturating_add(*count));
+    match counts.is_empty() {
+        true => Ok(None),
+        false if sum == layers => Ok(Some(Dealt { stage: Stage::dealt(counts, 0), why: Why::Recipe, in_memory: true })),
+        false => Err(TrainError::LayersOfRanks { counts: counts.to_vec(), sum, layers }),
+    }
 }
 
 pub(crate) fn few_layers(config: &ModelConfig, stages: usize) -> TrainError {
@@ -98,12 +130,23 @@ pub(crate) fn connect(model: &mut Model, ranks: &Ranks) -> Result<(), TrainError
 }
 
 /// What the user should know about where the layers are.
-pub(crate) fn notice(stage: &Stage, replicas: usize) -> String {
+pub(crate) fn notice(stage: &Stage, why: Why, replicas: usize) -> String {
     let (stages, layers) = (stage.count(), stage.of_layer.len());
     let of_replicas = if replicas == 1 { String::new() } else { format!(", {replicas} times") };
+    let numbers: Vec<String> = stage.counts().iter().map(usize::to_string).collect();
+    let (last, before) = numbers.split_last().map_or(("", String::new()), |(last, rest)| (last, rest.join(", ")));
+    let by = match why {
+        Why::Alike => None,
+        Why::Recipe => Some("parallel.layers says"),
+        Why::Speed => Some("their speed allows"),
+        Why::Memory => Some("their memory and speed allow"),
+    };
+    let which = match by {
+        None => format!("layer n is on the (n mod {stages})th"),
+        Some(by) => format!("{before} and {last} of them in turn, as {by}"),
+    };
     format!(
-        "the {layers} layers are spread over {stages} ranks{of_replicas}: layer n is on the (n mod {stages})th; the bits are those of \
-         one process"
+        "the {layers} layers are spread over {stages} ranks{of_replicas}: {which}; the bits are those of one process"
     )
 }
 

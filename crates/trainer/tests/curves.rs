@@ -85,7 +85,11 @@ fn run_on(world: usize, recipe: impl Fn() -> Recipe + Sync) -> Vec<StepRow> {
 
 /// `[lora]` keys that fit the golden adapter of a family.
 fn adapter_sets(family: &str) -> Vec<String> {
-    let config = json(&goldens(family).join("adapter/adapter_config.json"));
+    let mut config = json(&goldens(family).join("adapter/adapter_config.json"));
+    // PEFT names the parameters of experts apart.
+    if let (true, Some(modules)) = (config["target_parameters"].is_array(), config["target_modules"].as_array_mut()) {
+        modules.push("experts".into());
+    }
     vec![
         format!("lora.rank={}", config["r"]),
         format!("lora.alpha={}", config["lora_alpha"]),

@@ -1,135 +1,16 @@
 //! Several ranks, each a thread of this process. The result is that of one rank, to the bit if
 //! virtual ranks promise it.
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use finetune_allreduce::{Algorithm, Group};
-use finetune_recipe::Recipe;
-use finetune_trainer::{EvalRow, Event, Outcome, Ranks, Resume, Run, StepRow, ThisHost, TrainError, prepare, train};
+use finetune_allreduce::Algorithm;
+use finetune_trainer::{Event, Outcome, Resume, Run, TrainError};
 
-fn goldens(family: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models").join(family)
-}
-
-/// A recipe on a golden model with dropout, an evaluation and a last step that is not full.
-fn recipe(output: &Path, sets: &[&str]) -> Recipe {
-    let directory = goldens("qwen3");
-    let text = format!(
-        "[model]\npath = {directory:?}\n[lora]\nrank = 4\ndropout = 0.1\n[data]\ntrain = {rows:?}\neval = {rows:?}\nformat = \"tokens\"\n\
-         [train]\nglobal_batch_size = 7\nmicro_batch_size = 2\nmax_steps = 6\n[optimizer]\nlearning_rate = 1e-2\n\
-         [eval]\nevery = 3\n[checkpoint]\nevery = 2\n",
-        rows = directory.join("rows.jsonl"),
-    );
-    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-    Recipe::parse(&text, Path::new("ranks.toml"), &sets, Some(output)).unwrap_or_else(|error| panic!("{error}"))
-}
-
-/// What rank 0 told during a run.
-#[derive(Default)]
-struct Told {
-    steps: Vec<StepRow>,
-    evaluations: Vec<EvalRow>,
-    /// Shares of each rank, each time they were assigned anew.
-    assignments: Vec<Vec<usize>>,
-}
-
-impl Told {
-    fn losses(&self) -> Vec<f64> {
-        self.steps.iter().map(|row| row.loss).collect()
-    }
-}
-
-/// Runs `world` ranks. Every one must end like the first. `stop` is called before each step with
-/// (rank, step).
-fn run(
-    world: usize,
-    topology: Option<Algorithm>,
-    resume: &Resume,
-    recipe: impl Fn(usize) -> Recipe + Sync,
-    stop: impl Fn(usize, u64) -> i32 + Sync,
-) -> (Told, Vec<Result<Outcome, TrainError>>) {
-    run_altered(world, topology, resume, recipe, stop, |_, _| {})
-}
-
-/// [`run`], with something done to a rank's run before its first step.
-fn run_altered(
-    world: usize,
-    topology: Option<Algorithm>,
-    resume: &Resume,
-    recipe: impl Fn(usize) -> Recipe + Sync,
-    stop: impl Fn(usize, u64) -> i32 + Sync,
-    alter: impl Fn(usize, &mut Run) + Sync,
-) -> (Told, Vec<Result<Outcome, TrainError>>) {
-    run_watched(world, topology, resume, recipe, alter, |rank, event, signal| {
-        if let Event::Step { row, .. } = event {
-            signal.store(stop(rank, row.step), Ordering::SeqCst);
-        }
-    })
-}
-
-/// As [`run_altered`]. `watch` is called with the events of every rank, and the signal that it may
-/// set.
-fn run_watched(
-    world: usize,
-    topology: Option<Algorithm>,
-    resume: &Resume,
-    recipe: impl Fn(usize) -> Recipe + Sync,
-    alter: impl Fn(usize, &mut Run) + Sync,
-    watch: impl Fn(usize, &Event<'_>, &AtomicI32) + Sync,
-) -> (Told, Vec<Result<Outcome, TrainError>>) {
-    let (recipe, alter, watch) = (&recipe, &alter, &watch);
-    std::thread::scope(|scope| {
-        let ranks: Vec<_> = Group::in_process(world, topology)
-            .into_iter()
-            .map(|group| {
-                scope.spawn(move || {
-                    let (rank, recipe) = (group.rank(), recipe(group.rank()));
-                    let ranks = Arc::new(Ranks::new(group, recipe.distributed.virtual_ranks)?);
-                    let mut prepared = prepare(recipe, resume, &ranks, &ThisHost::default(), &|_| {})?;
-                    alter(rank, &mut prepared.run);
-                    let (mut told, signal) = (Told::default(), AtomicI32::new(0));
-                    let outcome = train(&mut prepared.run, &signal, &mut |event| {
-                        watch(rank, &event, &signal);
-                        match event {
-                            Event::Step { row, .. } => told.steps.push(row.clone()),
-                            Event::Evaluated { row, .. } => told.evaluations.push(row.clone()),
-                            Event::SharesAssigned { shares } => told.assignments.push(shares.to_vec()),
-                            _ => {}
-                        }
-                    });
-                    outcome.map(|outcome| (told, outcome))
-                })
-            })
-            .collect();
-        let mut first = Told::default();
-        let mut outcomes = Vec::new();
-        for (rank, thread) in ranks.into_iter().enumerate() {
-            outcomes.push(thread.join().expect("no panic").map(|(told, outcome)| {
-                if rank == 0 {
-                    first = told;
-                }
-                outcome
-            }));
-        }
-        (first, outcomes)
-    })
-}
-
-/// Runs to the end.
-fn whole(world: usize, topology: Option<Algorithm>, output: &Path, sets: &[&str]) -> Told {
-    let (told, outcomes) = run(world, topology, &Resume::Newest, |_| recipe(output, sets), |_, _| 0);
-    for outcome in outcomes {
-        assert!(matches!(outcome, Ok(Outcome::Finished { step: 6, .. })), "{world} ranks: {outcome:?}");
-    }
-    told
-}
-
-fn adapter(output: &Path) -> Vec<u8> {
-    std::fs::read(output.join("adapter/adapter_model.safetensors")).expect("an adapter")
-}
+use common::{adapter, goldens, recipe, run, run_altered, run_watched, state, whole};
 
 #[test]
 fn the_number_of_ranks_changes_nothing_but_rounding() {
@@ -215,47 +96,6 @@ fn every_kind_of_family_gives_the_same_bits_on_any_number_of_processes() {
     }
 }
 
-/// The layers of one model over 1 to 4 ranks, and over twice two ranks: losses, gradients, evaluations, checkpoints
-/// and adapters have the bits of one process, whether layers are in memory or read from the disk.
-#[test]
-fn layers_over_several_ranks_give_the_bits_of_one_process() {
-    let families = ["llama", "qwen3", "qwen3_moe", "gemma3", "deepseek_v3", "qwen3_5", "gpt_oss_mxfp4"];
-    for family in families {
-        let folder = tempfile::tempdir().expect("a directory");
-        let rows = goldens(family).join("rows.jsonl");
-        let paths = [("model.path", goldens(family)), ("data.train", rows.clone()), ("data.eval", rows)];
-        let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
-        let layers = finetune_model::ModelConfig::load(&goldens(family)).expect("a config").layers.len();
-        let told = |world: usize, stages: usize, on_disk: fn(usize) -> bool| {
-            let output = folder.path().join(format!("{world} {stages} {}", on_disk(0)));
-            let of_rank = |rank: usize| {
-                let residency = if on_disk(rank) { "model.residency=disk" } else { "model.residency=memory" };
-                let stages = format!("parallel.stages={stages}");
-                let more = ["model.device=cpu", "lora.dropout=0.1", "distributed.virtual_ranks=2", residency, &stages];
-                recipe(&output, &paths.iter().map(String::as_str).chain(more).collect::<Vec<_>>())
-            };
-            let (told, outcomes) = run(world, None, &Resume::No, of_rank, |_, _| 0);
-            assert!(outcomes.iter().all(Result::is_ok), "{family}, {world} ranks, {stages} stages: {outcomes:?}");
-            (told.losses(), told.evaluations, adapter(&output), state(&output))
-        };
-        let expected = told(1, 1, |_| false);
-        for (world, stages, on_disk) in [
-            (2, 2, (|_| false) as fn(usize) -> bool),
-            (2, 2, |_| true),
-            (3, 3, |rank| rank == 1),
-            (4, 4, |_| false),
-            (4, 2, |rank| rank % 2 == 0),
-        ] {
-            if stages <= layers {
-                assert!(
-                    told(world, stages, on_disk) == expected,
-                    "{family}, {world} ranks, {stages} stages: other bits"
-                );
-            }
-        }
-    }
-}
-
 /// Steps that ranks make alone: the same bits on any number of processes, in one go or stopped on the way, where a
 /// signal waits for the next average.
 #[test]
@@ -301,13 +141,6 @@ fn rounded_gradients_train_as_exact_ones_do() {
     for (one, other) in exact.steps.iter().zip(&rounded.steps) {
         assert!((one.loss - other.loss).abs() < 2e-2 * one.loss, "{one:?} {other:?}");
     }
-}
-
-/// The checkpoint after step 6, but for what says when it was made.
-fn state(output: &Path) -> Vec<Vec<u8>> {
-    let checkpoint = output.join("checkpoints/step-000006");
-    let files = ["adapter_model.safetensors", "optimizer.safetensors"];
-    files.iter().map(|file| std::fs::read(checkpoint.join(file)).expect("a file of the checkpoint")).collect()
 }
 
 /// Stopped on any rank after step 3, a run goes on with another number of ranks. With virtual ranks

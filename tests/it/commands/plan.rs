@@ -40,6 +40,37 @@ fn a_plan_says_what_fits() {
     assert!((estimated / peak(&ended.stderr) - 1.0).abs() < 0.4, "{estimated} MiB: {}", ended.stderr);
 }
 
+/// Machines of different memory: the one with little has few layers, and each has room for what it has.
+#[test]
+fn machines_that_differ_hold_different_numbers_of_layers() {
+    let folder = larger_model(LARGER_RECIPE);
+    let plan = |memory: &str| {
+        let sets = ["--set", "train.micro_batch_size=1", "--set", "train.global_batch_size=1"];
+        json_of(&folder, &[&["plan", "recipe.toml", "--json", "--hosts", "2", "--memory", memory][..], &sets].concat())
+    };
+    let spread = |plan: &serde_json::Value| {
+        let ways = plan["ways"].as_array().expect("ways").clone();
+        ways.into_iter().find(|way| way["name"] == "layers over machines, in memory").expect("a way")
+    };
+    let alike = spread(&plan("64G"));
+    assert!(alike["layers"].is_null() && alike["fits"] == true, "{alike}");
+    // Rank 0 would have three layers and the logits. It has room for one and a half, if it has the logits.
+    let needed = alike["memory"].as_u64().expect("bytes");
+    let layer = plan("64G")["layers"].as_u64().expect("bytes") / 5;
+    let small = needed - layer - layer / 2;
+    let found = plan(&format!("{small},64G"));
+    let uneven = spread(&found);
+    assert_eq!(uneven["layers"], serde_json::json!([1, 4]), "{found}");
+    assert_eq!(uneven["fits"], true, "{found}");
+    assert!(uneven["memory"].as_u64().expect("bytes") > small, "the larger one holds more: {found}");
+    let text = crate::program::run(
+        crate::program::finetune(["plan", "recipe.toml", "--hosts", "2", "--memory", &format!("{small},64G")])
+            .args(["--set", "train.micro_batch_size=1", "--set", "train.global_batch_size=1"])
+            .current_dir(folder.path("")),
+    );
+    assert!(text.stdout.contains("in memory: 1, 4"), "{}", text.stdout);
+}
+
 /// Nothing fits: exit code 5, and what would take less.
 #[test]
 fn nothing_fits() {
@@ -49,7 +80,7 @@ fn nothing_fits() {
     );
     let ended = ended.expect(5);
     assert!(ended.stdout.contains("nothing fits") && ended.stdout.contains("hint        "), "{}", ended.stdout);
-    for wrong in [["--memory", "much"], ["--hosts", "0"]] {
+    for wrong in [["--memory", "much"], ["--memory", "1G,2G"], ["--hosts", "0"]] {
         let arguments = [&["plan", "recipe.toml"][..], &wrong].concat();
         crate::program::run(crate::program::finetune(arguments).current_dir(folder.path(""))).expect(2);
     }

@@ -5,13 +5,22 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use finetune_memory_pipe::{Damaged, Moved, Pipe};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::frame::HEADER_BYTES;
+use crate::same_machine::DataLink;
 use crate::transport::{Backend, Broken, LONGEST_SLEEP, Transport, Want};
 
 /// Send and receive buffers of connections within one machine.
 const SAME_MACHINE_BUFFER: usize = 512 << 10;
+
+/// Payload bytes of a frame between ranks that all share one machine: sent, checked and added while it
+/// lies in a core's nearest caches.
+const MEMORY_FRAME: usize = 64 << 10;
+
+/// How long a wait polls before it sleeps.
+const BUSY_POLL: Duration = Duration::from_micros(200);
 
 /// Polls before a wait begins to yield to other processes: some ten microseconds.
 const SPINS: u32 = 16;
@@ -25,22 +34,32 @@ pub struct TcpOptions {
     /// Send and receive buffers of each connection in bytes. None: 512 KiB within a machine,
     /// otherwise the system's choice.
     pub buffer_bytes: Option<usize>,
-    /// How long a wait polls before it sleeps. None: long if every rank of this host has a core,
-    /// otherwise short.
+    /// How long a wait polls before it sleeps. None: 200 µs.
     pub busy_poll: Option<Duration>,
     /// Payload bytes of a frame.
     pub frame_bytes: usize,
+    /// Ranks of one machine exchange data through memory that they share, where the system has it
+    /// (Linux). The connections then only wake them.
+    pub shared_memory: bool,
 }
 
 impl Default for TcpOptions {
     fn default() -> TcpOptions {
-        TcpOptions { streams: 1, buffer_bytes: None, busy_poll: None, frame_bytes: 512 << 10 }
+        TcpOptions { streams: 1, buffer_bytes: None, busy_poll: None, frame_bytes: 512 << 10, shared_memory: true }
     }
 }
 
-/// The connections of one rank: `streams[peer][link]`.
+/// One connection, and the memory beside it if it leads to a process of this machine.
+struct Link {
+    stream: TcpStream,
+    pipe: Option<Pipe>,
+    /// The peer has closed the connection. What it left in the memory is still read.
+    closed: bool,
+}
+
+/// The connections of one rank: `links[peer][link]`.
 pub(crate) struct Tcp {
-    streams: Vec<Vec<TcpStream>>,
+    links: Vec<Vec<Link>>,
     frame_bytes: usize,
     busy_poll: Duration,
     /// There are more ranks than cores, so a rank that polls yields its core to those that could
@@ -50,11 +69,11 @@ pub(crate) struct Tcp {
 }
 
 impl Tcp {
-    /// `streams[peer]` are the connections to that peer, in the same order at both ends; none for
-    /// this rank itself.
-    pub(crate) fn new(streams: Vec<Vec<TcpStream>>, options: &TcpOptions, ranks_here: usize) -> io::Result<Tcp> {
-        for stream in streams.iter().flatten() {
-            match prepare(stream, options) {
+    /// `links[peer]` are the connections to that peer, in the same order at both ends; none for this
+    /// rank itself.
+    pub(crate) fn new(links: Vec<Vec<DataLink>>, options: &TcpOptions, ranks_here: usize) -> io::Result<Tcp> {
+        for link in links.iter().flatten() {
+            match prepare(&link.stream, options) {
                 // The peer has closed already. The first frame reports it, and the control
                 // connections say why.
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotConnected | io::ErrorKind::InvalidInput) => {}
@@ -63,11 +82,27 @@ impl Tcp {
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let crowded = ranks_here > cores;
-        // With a core for every rank a spinning wait costs nothing. Otherwise it takes the core
-        // that the peer needs.
-        let busy_poll = options.busy_poll.unwrap_or(Duration::from_micros(if crowded { 20 } else { 200 }));
-        let frame_bytes = options.frame_bytes.max(4096) & !7;
-        Ok(Tcp { streams, frame_bytes, busy_poll, crowded, idle_since: Instant::now() })
+        // With a core for every rank a spinning wait costs nothing; otherwise each look gives the
+        // core to those that could send.
+        let busy_poll = options.busy_poll.unwrap_or(BUSY_POLL);
+        // All ranks answer alike, also if some memory could not be opened.
+        let through_memory = options.shared_memory && ranks_here == links.len();
+        let most = if through_memory { MEMORY_FRAME } else { usize::MAX };
+        let frame_bytes = options.frame_bytes.min(most).max(4096) & !7;
+        let link = |DataLink { stream, pipe }| Link { stream, pipe, closed: false };
+        let links = links.into_iter().map(|links| links.into_iter().map(link).collect()).collect();
+        Ok(Tcp { links, frame_bytes, busy_poll, crowded, idle_since: Instant::now() })
+    }
+
+    /// Tells the peers that this rank sleeps until it can move what it wants to. Returns whether it
+    /// must not sleep, because it can now.
+    fn says_that_it_sleeps(&mut self, wants: &[Want]) -> bool {
+        let mut can_move = false;
+        for want in wants {
+            let link = &mut self.links[want.peer][want.link];
+            can_move |= link.closed || link.pipe.as_mut().is_some_and(|pipe| pipe.sleep(want.receive, want.send));
+        }
+        can_move
     }
 
     fn broken(peer: usize, link: usize, error: &io::Error) -> Broken {
@@ -77,6 +112,45 @@ impl Tcp {
             BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof | WriteZero
         );
         Broken { peer, link, closed, what: error.to_string() }
+    }
+}
+
+impl Link {
+    /// What a call to the pipe moved, as bytes of a frame.
+    fn moved(
+        &mut self,
+        peer: usize,
+        link: usize,
+        moved: Result<Moved, Damaged>,
+        frame: &mut usize,
+    ) -> Result<bool, Broken> {
+        match moved {
+            Ok(Moved { bytes: 0, .. }) if self.closed => {
+                Err(Broken { peer, link, closed: true, what: "the peer closed the connection".into() })
+            }
+            Ok(Moved { bytes, wake }) => {
+                *frame += bytes;
+                if wake {
+                    // If the connection is full, the peer has more than enough to wake it. If it is
+                    // closed, the next wait sees it.
+                    let _ = self.stream.write(&[0]);
+                }
+                Ok(bytes > 0)
+            }
+            Err(damaged) => Err(Broken { peer, link, closed: false, what: damaged.to_string() }),
+        }
+    }
+
+    /// After a wait: takes in what woke this rank, and whether the peer has closed the connection.
+    fn wakes_up(&mut self) {
+        let Some(pipe) = &self.pipe else { return };
+        pipe.awake();
+        let mut bells = [0; 64];
+        match self.stream.read(&mut bells) {
+            Ok(0) => self.closed = true,
+            Err(error) if !try_again(&error) => self.closed = true,
+            _ => {}
+        }
     }
 }
 
@@ -120,7 +194,13 @@ impl Transport for Tcp {
         payload: &[u8],
         sent: &mut usize,
     ) -> Result<bool, Broken> {
-        let stream = &mut self.streams[peer][link];
+        let connection = &mut self.links[peer][link];
+        if let Some(pipe) = &mut connection.pipe {
+            let done = sent.saturating_sub(HEADER_BYTES);
+            let moved = pipe.write(&[&header[(*sent).min(HEADER_BYTES)..], &payload[done..]]);
+            return connection.moved(peer, link, moved, sent);
+        }
+        let stream = &mut connection.stream;
         let written = if *sent < HEADER_BYTES {
             stream.write_vectored(&[IoSlice::new(&header[*sent..]), IoSlice::new(payload)])
         } else {
@@ -144,7 +224,13 @@ impl Transport for Tcp {
         payload: &mut [u8],
         filled: &mut usize,
     ) -> Result<bool, Broken> {
-        let stream = &mut self.streams[peer][link];
+        let connection = &mut self.links[peer][link];
+        if let Some(pipe) = &mut connection.pipe {
+            let done = filled.saturating_sub(HEADER_BYTES);
+            let moved = pipe.read(&mut [&mut header[(*filled).min(HEADER_BYTES)..], &mut payload[done..]]);
+            return connection.moved(peer, link, moved, filled);
+        }
+        let stream = &mut connection.stream;
         let read = if *filled < HEADER_BYTES {
             stream.read_vectored(&mut [IoSliceMut::new(&mut header[*filled..]), IoSliceMut::new(payload)])
         } else {
@@ -175,17 +261,23 @@ impl Transport for Tcp {
             }
             return;
         }
-        let mut waiting: Vec<PollFd<'_>> = wants
-            .iter()
-            .map(|want| {
-                let mut flags = PollFlags::empty();
-                flags.set(PollFlags::IN, want.receive);
-                flags.set(PollFlags::OUT, want.send);
-                PollFd::new(&self.streams[want.peer][want.link], flags)
-            })
-            .collect();
-        let timeout = Timespec::try_from(LONGEST_SLEEP).ok();
-        // Interrupted or not: the caller looks at the sockets again.
-        let _ = poll(&mut waiting, timeout.as_ref());
+        if !self.says_that_it_sleeps(wants) {
+            let mut waiting: Vec<PollFd<'_>> = wants
+                .iter()
+                .map(|want| {
+                    let link = &self.links[want.peer][want.link];
+                    let mut flags = PollFlags::empty();
+                    flags.set(PollFlags::IN, want.receive || link.pipe.is_some());
+                    flags.set(PollFlags::OUT, want.send && link.pipe.is_none());
+                    PollFd::new(&link.stream, flags)
+                })
+                .collect();
+            let timeout = Timespec::try_from(LONGEST_SLEEP).ok();
+            // Interrupted or not: the caller looks at the links again.
+            let _ = poll(&mut waiting, timeout.as_ref());
+        }
+        for want in wants {
+            self.links[want.peer][want.link].wakes_up();
+        }
     }
 }

@@ -10,13 +10,13 @@ use super::RecipeArguments;
 pub(crate) struct PlanArguments {
     #[command(flatten)]
     pub(crate) recipe: RecipeArguments,
-    /// How many machines there are, all alike; each is one rank
+    /// How many machines there are, alike but for their memory; each is one rank
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "hostfile")]
     pub(crate) hosts: usize,
-    /// As many machines as the hostfile names
+    /// The machines that the hostfile names; without --memory each is asked for its memory over ssh
     #[arg(long, value_name = "FILE")]
     pub(crate) hostfile: Option<PathBuf>,
-    /// Memory of each machine, such as 64G; by default that of this one
+    /// Memory of each machine, such as 64G, or 64G,64G,32G where they differ; by default that of this one
     #[arg(long, value_name = "BYTES")]
     pub(crate) memory: Option<String>,
     /// What a disk reads in a second, such as 2.8G

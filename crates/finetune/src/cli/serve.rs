@@ -39,6 +39,9 @@ pub(crate) struct ServeArguments {
     /// The most requests that are answered at a time
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub(crate) slots: usize,
+    /// Propose up to N tokens (at most 7) that followed the last ones earlier in the text; the answers are the same
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=7))]
+    pub(crate) speculate: usize,
     /// Seconds that answers may go on once the server is asked to stop
     #[arg(long, value_name = "SECONDS", default_value_t = 5)]
     pub(crate) grace: u64,

@@ -156,6 +156,9 @@ pub(crate) struct GenerateArguments {
     /// The same seed gives the same text
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub(crate) seed: u64,
+    /// Propose up to N tokens (at most 7) that followed the last ones earlier in the text; the answer is the same
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "data", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=7))]
+    pub(crate) speculate: usize,
     /// Print text and token ids as one JSON object; with --data one for each row
     #[arg(long)]
     pub(crate) json: bool,

@@ -129,17 +129,17 @@ impl Asking<'_> {
         let mut writing = Writing::new(self.tokenizer, &self.arguments.stop, &mut show);
         let mut length = prompt.len();
         self.look_at_length(0, length);
-        let generation = self.model.generate_while(
+        let request = RowRequest {
             prompt,
-            self.arguments.max_new_tokens,
-            self.sampling,
-            self.tokenizer.eos_ids(),
-            &mut |token| {
-                self.look_at_length(length, length + 1);
-                length += 1;
-                writing.push(token)
-            },
-        )?;
+            max_new_tokens: self.arguments.max_new_tokens,
+            sampling: self.sampling,
+            end_ids: self.tokenizer.eos_ids(),
+        };
+        let generation = self.model.generate_ahead(&request, self.arguments.speculate, &mut |token| {
+            self.look_at_length(length, length + 1);
+            length += 1;
+            writing.push(token)
+        })?;
         answer_of(writing, generation)
     }
 

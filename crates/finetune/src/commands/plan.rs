@@ -3,7 +3,11 @@
 use std::process::ExitCode;
 
 use finetune_hub::Need;
-use finetune_rendezvous::Hostfile;
+use finetune_launch::gather::GatherError;
+use finetune_rendezvous::{Hostfile, is_this_host};
+use finetune_thunderbolt::Questions;
+use finetune_thunderbolt::facts::{Facts, System};
+use finetune_thunderbolt::gather::{DEADLINE, gather};
 use finetune_trainer::numbers::counted;
 use finetune_trainer::{Machines, MachinesPlan, Way};
 
@@ -12,6 +16,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::given_recipe::GivenRecipe;
 use crate::progress::{Progress, Verbosity, bytes, thousands};
+use crate::stderr::complain;
 use crate::text_table::columns;
 use crate::{hub_files, memory, output};
 
@@ -34,20 +39,57 @@ pub(crate) fn plan(arguments: &PlanArguments, verbosity: Verbosity) -> Result<Ex
 }
 
 fn machines(arguments: &PlanArguments) -> Result<Machines, Failure> {
-    let hosts = match &arguments.hostfile {
-        Some(path) => Hostfile::load(path)?.hosts.len(),
-        None => arguments.hosts,
+    let names: Vec<String> = match &arguments.hostfile {
+        Some(path) => Hostfile::load(path)?.hosts.into_iter().map(|host| host.ssh).collect(),
+        None => Vec::new(),
     };
+    let hosts = if arguments.hostfile.is_some() { names.len() } else { arguments.hosts };
     if hosts == 0 {
         return Err(Failure::bad_input("--hosts 0: there is nothing to plan for".to_owned(), Vec::new()));
     }
-    let memory = match &arguments.memory {
-        Some(text) => Some(number("--memory", text, 1024.0)? as u64),
-        None => memory::machine_bytes(),
+    let each = match &arguments.memory {
+        Some(text) => memories(text, hosts)?,
+        None if names.is_empty() => memory::machine_bytes().into_iter().collect(),
+        None => memory_of_hosts(&names),
     };
+    let memory = each.iter().min().copied();
+    let memory_of_each = if each.iter().any(|bytes| Some(*bytes) != memory) { each } else { Vec::new() };
     let disk = number("--disk", &arguments.disk, 1000.0)?;
     let link = number("--link", &arguments.link, 1000.0)? / 8.0;
-    Ok(Machines { hosts, memory, disk, link })
+    Ok(Machines { hosts, memory, memory_of_each, disk, link })
+}
+
+/// Bytes of memory of each host. One that does not answer counts like this machine.
+fn memory_of_hosts(names: &[String]) -> Vec<u64> {
+    let Some(here) = memory::machine_bytes() else { return Vec::new() };
+    let of_host = |(name, found): (&String, Result<Facts, GatherError>)| match found {
+        Ok(_) if is_this_host(name) => here,
+        // macOS and its window server need the rest.
+        Ok(facts) => match (facts.memory_bytes, facts.system) {
+            (Some(bytes), System::Mac) => bytes - (bytes / 8).max(2 << 30).min(bytes / 2),
+            (Some(bytes), _) => bytes,
+            (None, _) => here,
+        },
+        Err(error) => {
+            complain!(
+                "\x1b[1;33mwarning\x1b[0m: {error}; {name} counts as a machine like this one (--memory says its memory)"
+            );
+            here
+        }
+    };
+    names.iter().zip(gather(names, &Questions::default(), DEADLINE)).map(of_host).collect()
+}
+
+/// Bytes of memory of all machines, or of each.
+fn memories(text: &str, hosts: usize) -> Result<Vec<u64>, Failure> {
+    let bytes = |text: &str| number("--memory", text, 1024.0).map(|bytes| bytes as u64);
+    let each: Vec<u64> = text.split(',').map(bytes).collect::<Result<_, _>>()?;
+    if each.len() == 1 || each.len() == hosts {
+        return Ok(each);
+    }
+    let machines = counted(hosts as u64, "machine");
+    let hints = vec!["write the memory of each machine in the order of their ranks, or one for all".to_owned()];
+    Err(Failure::bad_input(format!("--memory {text}: these are {} sizes, and there are {machines}", each.len()), hints))
 }
 
 /// A number above 0 with a unit: K, M, G or T are powers of `thousand`. `B`, `iB`, `bit` and `/s` behind it change
@@ -69,7 +111,10 @@ fn number(option: &str, text: &str, thousand: f64) -> Result<f64, Failure> {
 fn text(plan: &MachinesPlan) -> String {
     let MachinesPlan { machines, parameters, trained_parameters, layers, disk, steps, ways, best, hints } = plan;
     let hosts = counted(machines.hosts as u64, "machine");
-    let memory = machines.memory.map_or("unknown memory".to_owned(), bytes);
+    let memory = match machines.memory_of_each.is_empty() {
+        true => machines.memory.map_or("unknown memory".to_owned(), bytes),
+        false => machines.memory_of_each.iter().copied().map(bytes).collect::<Vec<_>>().join(", "),
+    };
     let mut text = format!(
         "machines    {hosts}: {memory}, a disk of {}/s, a link of {}/s\n",
         bytes(machines.disk as u64),
@@ -110,6 +155,13 @@ fn row(way: &Way) -> Vec<String> {
         1 => way.name.to_owned(),
         stages => way.name.replace("machines", &counted(stages as u64, "machine")),
     };
+    let name = match way.layers.is_empty() {
+        true => name,
+        false => {
+            let layers: Vec<String> = way.layers.iter().map(usize::to_string).collect();
+            format!("{name}: {}", layers.join(", "))
+        }
+    };
     vec![
         name,
         bytes(way.memory),
@@ -123,7 +175,22 @@ fn row(way: &Way) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::number;
+    use super::{memories, number};
+
+    #[test]
+    fn machines_may_differ_in_memory() {
+        const GIB: u64 = 1 << 30;
+        for (text, hosts, want) in [
+            ("64G", 3, Some(vec![64 * GIB])),
+            ("64G,32G", 2, Some(vec![64 * GIB, 32 * GIB])),
+            ("64G, 0.5G,1G", 3, Some(vec![64 * GIB, GIB / 2, GIB])),
+            ("64G,32G", 3, None),
+            ("64G,", 2, None),
+            ("64G,32X", 2, None),
+        ] {
+            assert_eq!(memories(text, hosts).ok(), want, "{text} {hosts}");
+        }
+    }
 
     #[test]
     fn sizes_have_units() {

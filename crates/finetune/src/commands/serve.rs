@@ -56,9 +56,8 @@ fn follow_first(arguments: &ServeArguments, signals: &Signals, one: &OneOf) -> R
     }
     // The first rank says when it is over.
     signals.finish_steps_silently();
-    let models = served.iter().map(|served| Model::clone(&served.model())).collect();
     let rest = || together.keep_alive();
-    finetune_serve::follow(models, together.hops.as_ref(), &rest).map_err(|what| lost(&together, what))?;
+    finetune_serve::follow(&served, together.hops.as_ref(), &rest).map_err(|what| lost(&together, what))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -231,7 +230,13 @@ fn engine(arguments: &ServeArguments, model: &Model) -> EngineSettings {
     let wanted = model.rows_bytes().saturating_mul(arguments.slots);
     let most = memory::machine_bytes().map_or(usize::MAX, |bytes| usize::try_from(bytes / 2).unwrap_or(usize::MAX));
     let cache_bytes = wanted.min(most);
-    EngineSettings { slots: arguments.slots, queue: arguments.queue, cache_bytes, prefix_bytes: cache_bytes / 2 }
+    EngineSettings {
+        slots: arguments.slots,
+        queue: arguments.queue,
+        cache_bytes,
+        prefix_bytes: cache_bytes / 2,
+        speculate: arguments.speculate,
+    }
 }
 
 /// The base, and what adapters need of it.

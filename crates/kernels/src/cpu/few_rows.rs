@@ -64,6 +64,23 @@ impl Rows<'_> {
         }
     }
 
+    /// `out[n, t] = x[t] · w[first + n]`, for activations [t, inputs] that are split. A product has the
+    /// same bits whatever t is.
+    pub(super) fn products(&self, set: InstructionSet, first: usize, x: &[f32], inputs: usize, out: &mut [f32]) {
+        let rows = x.len() / inputs.max(1);
+        if rows <= 1 {
+            return self.times_one(set, first, x, out);
+        }
+        let (mut buffer, mut some) = (uninitialized(inputs), uninitialized(ROWS * inputs));
+        for (n, out) in out.chunks_mut(ROWS * rows).enumerate() {
+            let some = &mut some[..out.len() / rows * inputs];
+            for (row, some) in some.chunks_mut(inputs.max(1)).enumerate() {
+                self.read(set, first + n * ROWS + row, &mut buffer, some);
+            }
+            set.dot_each(x, some, inputs, out);
+        }
+    }
+
     /// Writes a row into `out`, split. `buffer` is as long as it.
     fn read(&self, set: InstructionSet, row: usize, buffer: &mut [f32], out: &mut [f32]) {
         let width = out.len();
@@ -116,19 +133,7 @@ fn each_output(out: &mut [f32], keep: bool, scale: f32, x: Matrix, outputs: usiz
         set.split(x.row(t), split);
     }
     // A job writes one piece of the products, those of each output together.
-    let job = |first: usize, products: &mut [f32]| {
-        if rows == 1 {
-            return w.times_one(set, first, &split, products);
-        }
-        let (mut buffer, mut some) = (uninitialized(inputs), uninitialized(ROWS * inputs));
-        for (n, products) in products.chunks_mut(ROWS * rows).enumerate() {
-            let some = &mut some[..products.len() / rows * inputs];
-            for (row, some) in some.chunks_mut(inputs.max(1)).enumerate() {
-                w.read(set, first + n * ROWS + row, &mut buffer, some);
-            }
-            set.dot_each(&split, some, inputs, products);
-        }
-    };
+    let job = |first: usize, products: &mut [f32]| w.products(set, first, &split, inputs, products);
     let all = |products: &mut [f32]| {
         if rows * outputs * inputs <= SMALL {
             return job(0, products);

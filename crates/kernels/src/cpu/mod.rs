@@ -7,6 +7,7 @@ mod add;
 mod attention;
 pub(crate) mod bf16_product;
 mod buffer;
+mod by_head;
 mod cross_entropy;
 mod delta_rule;
 mod dropout;

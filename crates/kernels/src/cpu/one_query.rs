@@ -2,7 +2,8 @@
 //! cached.
 //!
 //! Blocks of one query leave a matrix product nothing to reuse but the keys. The query heads of a
-//! group therefore go over the cache together, which is read where it lies, once.
+//! group therefore go over the cache together, which is read where it lies, once. Where a group is
+//! large and rows are few, several threads take some heads of it each.
 
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
@@ -16,6 +17,10 @@ use crate::segments::{Segment, Segments};
 /// Fewer multiplications than this, about 20 microseconds of them, are not worth another thread. The
 /// threads of the pool fall asleep after a longer pause than that, and waking them takes longer.
 const PARALLEL: usize = 1 << 17;
+
+/// Fewest query heads that go over a cache together: keys are read, and brought into another order, once
+/// for all of them.
+const TOGETHER: usize = 8;
 
 /// Whether query n is the only one of row n.
 pub(super) fn fits(segments: &Segments, queries: usize) -> bool {
@@ -36,21 +41,24 @@ pub(super) fn attend(
 ) -> FlexTensor {
     let (queries, _, heads) = Heads::of(q, k, v);
     let (qs, ks, vs) = (floats(q), floats(k), floats(v));
-    let (group, stride) = (heads.group() * heads.width, heads.key * heads.width);
-    let (group_out, value_stride) = (heads.group() * heads.value_width, heads.key * heads.value_width);
+    // A job is a row and query heads of one key/value head: queries and results of those follow each other.
+    let pieces = pieces(heads, queries);
+    let together = heads.group() / pieces;
+    let (group, stride) = (together * heads.width, heads.key * heads.width);
+    let (group_out, value_stride) = (together * heads.value_width, heads.key * heads.value_width);
     let segments: Vec<&Segment> = shape.segments.iter().collect();
     let mut out = uninitialized(queries * heads.query * heads.value_width);
-    // A job is a row and key/value head: the queries and results of its group follow each other.
     let job = |(n, (q, out)): (usize, (&[f32], &mut [f32]))| {
-        let (segment, head) = (segments[n / heads.key], n % heads.key);
+        let (segment, piece) = (segments[n / (heads.key * pieces)], n % (heads.key * pieces));
+        let head = piece / pieces;
         let first = shape.window.map_or(0, |window| segment.keys.saturating_sub(window));
         let keys = segment.keys - first;
         let at = segment.key_start + first;
         let (keys_at, values_at) = (at * stride + head * heads.width, at * value_stride + head * heads.value_width);
-        let mut scores = uninitialized(heads.group() * keys);
+        let mut scores = uninitialized(together * keys);
         simd::key_scores(q, &ks[keys_at..], stride, heads.width, &mut scores);
         for (n, scores) in scores.chunks_mut(keys).enumerate() {
-            let sink = sinks.map(|sinks| floats(sinks)[head * heads.group() + n]);
+            let sink = sinks.map(|sinks| floats(sinks)[piece * together + n]);
             probabilities(scores, shape, sink);
         }
         simd::weighted_sums(&scores, &vs[values_at..], value_stride, heads.value_width, out);
@@ -62,4 +70,12 @@ pub(super) fn attend(
         qs.par_chunks(group).zip(out.par_chunks_mut(group_out)).enumerate().for_each(job);
     }
     tensor(out, [queries, heads.query, heads.value_width])
+}
+
+/// The pieces that the query heads of a key/value head are cut into. One, unless all threads have something
+/// to do with more: the many query heads of latent attention share one head.
+fn pieces(heads: Heads, queries: usize) -> usize {
+    let wanted = (2 * rayon::current_num_threads()).div_ceil((queries * heads.key).max(1));
+    let most = wanted.min(heads.group() / TOGETHER).max(1);
+    (1..=most).rev().find(|pieces| heads.group().is_multiple_of(*pieces)).unwrap_or(1)
 }

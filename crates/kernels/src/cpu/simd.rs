@@ -322,26 +322,34 @@ vectorized! {
     }
 }
 
+/// Rows of a block of [`weighted_sums`]: 32 of their columns, 8 KiB, are read from the first-level cache by
+/// all but the first sum.
+const ROWS: usize = 64;
+
 vectorized! {
     /// Weighted sums of the same rows: weights [n, m]; v [m, d] with `stride` elements from one row
     /// to the next; out [n, d]. Each is a sum over m in its order.
     fn weighted_sums(weights: &[f32], v: &[f32], stride: usize, width: usize, out: &mut [f32]) {
         const COLUMNS: usize = 32;
         let rows = weights.len() / (out.len() / width);
-        for (weights, out) in weights.chunks_exact(rows).zip(out.chunks_exact_mut(width)) {
+        for first in (0..rows).step_by(ROWS) {
+            let last = rows.min(first + ROWS);
             for start in (0..width).step_by(COLUMNS) {
-                let out = &mut out[start..width.min(start + COLUMNS)];
-                let columns = out.len();
-                let mut sums = [0f32; COLUMNS];
-                for row in 0..rows {
-                    let (weight, v) = (weights[row], &v[row * stride + start..][..columns]);
-                    if columns == COLUMNS {
-                        for i in 0..COLUMNS { sums[i] = weight.mul_add(v[i], sums[i]); }
-                    } else {
-                        for i in 0..columns { sums[i] = weight.mul_add(v[i], sums[i]); }
+                for (weights, out) in weights.chunks_exact(rows).zip(out.chunks_exact_mut(width)) {
+                    let out = &mut out[start..width.min(start + COLUMNS)];
+                    let columns = out.len();
+                    let mut sums = [0f32; COLUMNS];
+                    if first > 0 { sums[..columns].copy_from_slice(out); }
+                    for row in first..last {
+                        let (weight, v) = (weights[row], &v[row * stride + start..][..columns]);
+                        if columns == COLUMNS {
+                            for i in 0..COLUMNS { sums[i] = weight.mul_add(v[i], sums[i]); }
+                        } else {
+                            for i in 0..columns { sums[i] = weight.mul_add(v[i], sums[i]); }
+                        }
                     }
+                    out.copy_from_slice(&sums[..columns]);
                 }
-                out.copy_from_slice(&sums[..columns]);
             }
         }
     }

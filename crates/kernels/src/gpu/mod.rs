@@ -9,6 +9,7 @@
 
 mod add;
 mod attention;
+mod by_head;
 mod cross_entropy;
 pub(crate) mod devices;
 mod experts;

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::adaptation::is_of_vocabulary;
 use crate::adapter::files::MLX_FILE;
-use crate::adapter::mlx_names::{MlxModule, Stack, of_module, without_branch};
+use crate::adapter::mlx_names::{MlxModule, Stack, half_of, halves, names_of, of_module, without_branch};
 use crate::adapter::tensors::transposed;
 use crate::adapter::{Adapter, CONFIG_FILE};
 use crate::config::ModelConfig;
@@ -110,6 +110,14 @@ impl Adapter {
                 rounded.push(target.module.clone());
             }
             let MlxModule { name, expert } = of_module(&target.module, config);
+            if let (Some(expert), Some(names)) = (expert, halves(&name)) {
+                for (half, name) in names.into_iter().enumerate() {
+                    let b = half_of(branch.b, branch.rank, half);
+                    let stack = stacks.entry(name).or_insert_with(|| Stack::new(experts, (shape.0 / 2, shape.1), rank));
+                    stack.put(expert, &BranchValues { b: &b, ..*branch }, factor);
+                }
+                continue;
+            }
             if let Some(expert) = expert {
                 let stack = stacks.entry(name).or_insert_with(|| Stack::new(experts, shape, rank));
                 stack.put(expert, branch, factor);
@@ -162,10 +170,10 @@ impl Adapter {
     fn mlx_choice(&self, config: &ModelConfig) -> (usize, Vec<String>) {
         let all = layers_of(&self.modules);
         let first = self.targets.iter().filter_map(|target| layer_of(&target.module)).min().unwrap_or(0);
-        let named = |module: &String| of_module(module, config).name;
-        let targets: BTreeSet<String> = self.targets.iter().map(|target| named(&target.module)).collect();
+        let named = |module: &String| names_of(module, config);
+        let targets: BTreeSet<String> = self.targets.iter().flat_map(|target| named(&target.module)).collect();
         let keys: BTreeSet<&str> = targets.iter().map(|target| within(target)).collect();
-        let modules: BTreeSet<String> = self.modules.iter().map(named).collect();
+        let modules: BTreeSet<String> = self.modules.iter().flat_map(named).collect();
         let chosen = modules
             .iter()
             .filter(|module| layer_of(module).is_some_and(|layer| layer >= first) && keys.contains(within(module)));

@@ -1,9 +1,10 @@
 //! What mlx-lm 0.32 calls the modules of a model, where that differs from transformers, and the
 //! branches of its stacks of experts (`LoRASwitchLinear`): A [e, r, i] and B [e, o, r].
+//!
+//! Of gpt-oss it holds gate and up apart, each with a branch. Here they have one, whose outputs take turns: it
+//! is written as two with the same A, and two are read as one.
 
 use std::collections::BTreeMap;
-
-use finetune_store::TensorView;
 
 use crate::adaptation::{TargetLayer, is_expert};
 use crate::adapter::settings::Settings;
@@ -35,7 +36,11 @@ pub(super) fn of_module(module: &str, config: &ModelConfig) -> MlxModule {
         && let Ok(expert) = expert.parse()
     {
         // Gemma 4's experts are beside a dense part, not in its place.
-        let stack = if family.has_stacks_only() { "experts.switch_glu" } else { "switch_mlp" };
+        let stack = match (family.has_stacks_only(), family.has_expert_parameters()) {
+            (true, _) => "experts.switch_glu",
+            (false, true) => "experts",
+            (false, false) => "switch_mlp",
+        };
         return MlxModule { name: format!("{layer}.{stack}.{}", part(projection)), expert: Some(expert) };
     }
     // LFM2-MoE's dense layers; LFM2 keeps its names.
@@ -45,6 +50,23 @@ pub(super) fn of_module(module: &str, config: &ModelConfig) -> MlxModule {
         None => module.to_owned(),
     };
     MlxModule { name, expert: None }
+}
+
+/// The stacks of gate and up in mlx-lm, if this is the name that [`of_module`] has for both.
+pub(super) fn halves(name: &str) -> Option<[String; 2]> {
+    let experts = name.strip_suffix(".experts.gate_up_proj")?;
+    Some(["gate_proj", "up_proj"].map(|part| format!("{experts}.experts.{part}")))
+}
+
+/// The names in mlx-lm of a module: two of gate and up together.
+pub(super) fn names_of(module: &str, config: &ModelConfig) -> Vec<String> {
+    let name = of_module(module, config).name;
+    halves(&name).map_or_else(|| vec![name], Vec::from)
+}
+
+/// Every second row of B [2 o, r], from the first or the second on.
+pub(super) fn half_of(b: &[f32], rank: usize, half: usize) -> Vec<f32> {
+    b.chunks(rank).skip(half).step_by(2).flatten().copied().collect()
 }
 
 /// Why mlx-lm has no branch on a module. `None`: it has one.
@@ -117,49 +139,98 @@ pub(super) fn take(
     let mut found = BTreeMap::new();
     let Some(experts) = &config.experts else { return Ok(found) };
     let mut of_stacks: BTreeMap<String, Option<Taken>> = BTreeMap::new();
+    let mut shared: BTreeMap<String, bool> = BTreeMap::new();
     for layer in layers {
         let MlxModule { name, expert: Some(expert) } = of_module(&layer.module, config) else { continue };
-        if !of_stacks.contains_key(&name) {
-            let parts = branches.by_module.get(&(name.clone(), false));
-            let taken = match parts {
-                Some(Parts { found: [Some(a), Some(b), None] }) => {
-                    let taken = Taken::new(a, b, experts.count, (layer.outputs, layer.inputs))?;
-                    branches.by_module.remove(&(name.clone(), false));
-                    Some(taken)
-                }
-                _ => None,
-            };
-            of_stacks.insert(name.clone(), taken);
+        let both = halves(&name);
+        let (names, outputs) = match &both {
+            Some(names) => (names.to_vec(), layer.outputs / 2),
+            None => (vec![name], layer.outputs),
+        };
+        for name in &names {
+            if !of_stacks.contains_key(name) {
+                let taken = take_stack(branches, name, experts.count, (outputs, layer.inputs), settings)?;
+                of_stacks.insert(name.clone(), taken);
+            }
         }
-        let Some(Some(Taken { rank, a, b })) = of_stacks.get(&name) else { continue };
-        let target = LoraTarget { module: layer.module.clone(), ..settings.target(&name, *rank)? };
-        let (a, b) = (of_expert(a, expert, rank * layer.inputs), of_expert(b, expert, layer.outputs * rank));
+        let of = |name: &String| of_stacks.get(name).and_then(Option::as_ref);
+        let taken = match &both {
+            Some([gate, up]) => {
+                let (gate, up) = (of(gate), of(up));
+                let is_shared = *shared.entry(names[0].clone()).or_insert_with(|| have_one_a(gate, up));
+                of_both([gate, up], is_shared, expert, (outputs, layer.inputs))
+            }
+            None => of(&names[0]).map(|taken| taken.of_expert(expert, (outputs, layer.inputs))),
+        };
+        let Some(OfExpert { target, a, b }) = taken else { continue };
+        let target = LoraTarget { module: layer.module.clone(), ..target };
         found.insert(layer.module.clone(), OfExpert { target, a, b });
     }
     Ok(found)
 }
 
-fn of_expert(values: &[f32], expert: usize, each: usize) -> Vec<f32> {
-    values[expert * each..(expert + 1) * each].to_vec()
+/// Takes the branch of a stack of matrices [o, i] out of `branches`, if it is there.
+fn take_stack(
+    branches: &mut Branches<'_>,
+    name: &str,
+    experts: usize,
+    (outputs, inputs): (usize, usize),
+    settings: &Settings,
+) -> Result<Option<Taken>, ModelError> {
+    let place = (name.to_owned(), false);
+    let Some(Parts { found: [Some(a), Some(b), None] }) = branches.by_module.get(&place) else { return Ok(None) };
+    let rank = a.shape.get(1).copied().unwrap_or(0).max(1);
+    let (a, b) = (of_shape(a, &[experts, rank, inputs])?, of_shape(b, &[experts, outputs, rank])?);
+    branches.by_module.remove(&place);
+    Ok(Some(Taken { target: settings.target(name, rank)?, a, b }))
 }
 
 /// The branch of a stack, as it was read.
 struct Taken {
-    rank: usize,
+    target: LoraTarget,
+    /// [e, r, i]
     a: Vec<f32>,
+    /// [e, o, r]
     b: Vec<f32>,
 }
 
 impl Taken {
-    fn new(
-        a: &TensorView<'_>,
-        b: &TensorView<'_>,
-        experts: usize,
-        (outputs, inputs): (usize, usize),
-    ) -> Result<Self, ModelError> {
-        let rank = a.shape.get(1).copied().unwrap_or(0).max(1);
-        Ok(Self { rank, a: of_shape(a, &[experts, rank, inputs])?, b: of_shape(b, &[experts, outputs, rank])? })
+    /// The branch of one expert, of a matrix [o, i].
+    fn of_expert(&self, expert: usize, (outputs, inputs): (usize, usize)) -> OfExpert {
+        let rank = self.target.rank;
+        let of = |values: &[f32], each: usize| values[expert * each..(expert + 1) * each].to_vec();
+        OfExpert { target: self.target.clone(), a: of(&self.a, rank * inputs), b: of(&self.b, outputs * rank) }
     }
+}
+
+/// Whether gate and up of all experts have the same A.
+fn have_one_a(gate: Option<&Taken>, up: Option<&Taken>) -> bool {
+    matches!((gate, up), (Some(gate), Some(up)) if gate.a == up.a)
+}
+
+/// The branches of an expert's gate and up, [o, i] each, as one whose outputs take turns. If their A are not
+/// shared, it has the rows of both, and B has zeros where a row is the other one's.
+fn of_both([gate, up]: [Option<&Taken>; 2], is_shared: bool, expert: usize, shape: (usize, usize)) -> Option<OfExpert> {
+    let first = gate.or(up)?;
+    let rank_of = |taken: Option<&Taken>| taken.map_or(0, |taken| taken.target.rank);
+    let rank = if is_shared { first.target.rank } else { rank_of(gate) + rank_of(up) };
+    let mut b = vec![0.0; 2 * shape.0 * rank];
+    let mut a = Vec::new();
+    for (half, taken) in [gate, up].into_iter().enumerate() {
+        let Some(OfExpert { target, a: own, b: rows }) = taken.map(|taken| taken.of_expert(expert, shape)) else {
+            continue;
+        };
+        let column = if is_shared { 0 } else { a.len() / shape.1 };
+        for (row, values) in rows.chunks(target.rank).enumerate() {
+            b[(2 * row + half) * rank + column..][..target.rank].copy_from_slice(values);
+        }
+        if !is_shared || half == 0 {
+            a.extend(own);
+        }
+    }
+    // The scale stays.
+    let alpha = first.target.alpha / first.target.rank as f64 * rank as f64;
+    Some(OfExpert { target: LoraTarget { rank, alpha, ..first.target.clone() }, a, b })
 }
 
 #[cfg(test)]
@@ -191,6 +262,8 @@ mod tests {
             ("lfm2", "feed_forward.w3", "feed_forward.w3", None),
             ("gemma4_moe", "experts.1.up_proj", "experts.switch_glu.up_proj", Some(1)),
             ("gemma4_moe", "router.proj", "router.proj", None),
+            ("gpt_oss", "mlp.experts.3.down_proj", "mlp.experts.down_proj", Some(3)),
+            ("gpt_oss", "mlp.router", "mlp.router", None),
             ("phi3", "self_attn.qkv_proj", "self_attn.qkv_proj", None),
         ] {
             let found = of_module(&format!("{layer}{ours}"), &config(family));
@@ -221,10 +294,40 @@ mod tests {
         }
     }
 
+    /// Of one expert: gate and up with one A, with two, and one of them alone. Two inputs, one output each.
+    #[test]
+    fn gate_and_up_of_gpt_oss_become_one_branch() {
+        let taken = |a: &[f32], b: &[f32]| {
+            let rank = b.len();
+            let module = "stack".to_owned();
+            let target = LoraTarget { module, rank, alpha: 3.0 * rank as f64, use_rslora: false, use_dora: false };
+            Taken { target, a: a.to_vec(), b: b.to_vec() }
+        };
+        let (gate, up) = (taken(&[1.0, 2.0], &[5.0]), taken(&[1.0, 2.0], &[6.0]));
+        let other = taken(&[3.0, 4.0, 7.0, 8.0], &[9.0, 10.0]);
+        let cases: [(Option<&Taken>, Option<&Taken>, &[f32], &[f32]); 4] = [
+            (Some(&gate), Some(&up), &[1.0, 2.0], &[5.0, 6.0]),
+            (Some(&gate), Some(&other), &[1.0, 2.0, 3.0, 4.0, 7.0, 8.0], &[5.0, 0.0, 0.0, 0.0, 9.0, 10.0]),
+            (Some(&gate), None, &[1.0, 2.0], &[5.0, 0.0]),
+            (None, Some(&other), &[3.0, 4.0, 7.0, 8.0], &[0.0, 0.0, 9.0, 10.0]),
+        ];
+        for (gate, up, a, b) in cases {
+            let found = of_both([gate, up], have_one_a(gate, up), 0, (1, 2)).expect("a branch");
+            assert_eq!((found.a.as_slice(), found.b.as_slice()), (a, b));
+            assert_eq!((found.target.rank, found.target.scale()), (a.len() / 2, 3.0));
+        }
+        assert!(of_both([None, None], false, 0, (1, 2)).is_none());
+        assert_eq!(half_of(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], 2, 1), [3.0, 4.0, 7.0, 8.0]);
+        let both = of_module("model.layers.1.mlp.experts.0.gate_up_proj", &config("gpt_oss"));
+        let names = ["gate_proj", "up_proj"].map(|part| format!("model.layers.1.mlp.experts.{part}"));
+        assert_eq!(halves(&both.name), Some(names));
+        assert_eq!(halves("model.layers.1.mlp.gate_up_proj"), None);
+    }
+
     /// No two modules of a model share a place.
     #[test]
     fn each_module_has_a_place_of_its_own() {
-        for family in ["qwen3_moe", "lfm2_moe", "gemma4_moe", "deepseek_v3", "qwen3_5_moe"] {
+        for family in ["qwen3_moe", "lfm2_moe", "gemma4_moe", "deepseek_v3", "qwen3_5_moe", "gpt_oss"] {
             let config = config(family);
             let layers = target_layers(&config);
             let places: BTreeSet<_> = layers

@@ -33,9 +33,14 @@ impl Adapter {
         let stacked = put_together(&all, &self.targets, config)?;
         let is_stacked = |module: &str| !stacked.tensors.is_empty() && is_expert(module);
         let mut adaptation = Adaptation { dropout, ..self.adaptation() };
-        adaptation.targets.retain(|target| !is_stacked(&target.module));
-        let mut config = adapter_config(&adaptation, &base, config);
-        stacked.describe(&mut config);
+        let config = if config.family.has_expert_parameters() {
+            adapter_config(&adaptation, &base, config)
+        } else {
+            adaptation.targets.retain(|target| !is_stacked(&target.module));
+            let mut config = adapter_config(&adaptation, &base, config);
+            stacked.describe(&mut config);
+            config
+        };
         let config = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
         let mut tensors = Vec::new();
         let tensor = |module: &str, part: &str, shape: Vec<usize>, values: &[f32]| {

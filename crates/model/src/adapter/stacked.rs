@@ -2,7 +2,8 @@
 //!
 //! transformers 5 holds the experts of a layer in two parameters, `gate_up_proj` and `down_proj`. PEFT
 //! 0.21 gives each of them one branch with the experts one after the other: A [e · r, i] by expert, and
-//! B [o, r · e] by rank. The branch of `gate_up_proj` changes both projections with one A.
+//! B [o, r · e] by rank. The branch of `gate_up_proj` changes both projections with one A. It is read as two
+//! branches, but of gpt-oss, where gate and up have one branch here too.
 
 use std::collections::BTreeMap;
 
@@ -58,7 +59,7 @@ pub(super) fn take(
             else {
                 continue;
             };
-            let stack = Stack::new(a, b, experts, config.hidden_size, settings, &module)?;
+            let stack = Stack::new(a, b, experts, config, settings, &module)?;
             found.extend(stack.of_experts(&module));
             branches.by_module.remove(&(wrapped, false));
         }
@@ -85,18 +86,19 @@ impl Stack {
         a: &TensorView<'_>,
         b: &TensorView<'_>,
         experts: &ExpertsConfig,
-        hidden: usize,
+        config: &ModelConfig,
         settings: &Settings,
         module: &str,
     ) -> Result<Stack, ModelError> {
-        let (count, inner) = (experts.count, experts.intermediate_size);
+        let (count, inner, hidden) = (experts.count, experts.intermediate_size, config.hidden_size);
         let rank = a.shape.first().map_or(0, |rows| rows / count).max(1);
         let is_down = b.shape.first() == Some(&hidden) && a.shape.get(1) == Some(&inner);
         let (part, inputs, outputs) = if is_down { (DOWN, inner, hidden) } else { (GATE_UP, hidden, 2 * inner) };
         Ok(Stack {
-            parts: match is_down {
-                true => vec![("down_proj", 0, hidden)],
-                false => vec![("gate_proj", 0, inner), ("up_proj", inner, inner)],
+            parts: match (is_down, config.family.has_expert_parameters()) {
+                (true, _) => vec![(DOWN, 0, hidden)],
+                (false, true) => vec![(GATE_UP, 0, 2 * inner)],
+                (false, false) => vec![("gate_proj", 0, inner), ("up_proj", inner, inner)],
             },
             experts: count,
             inputs,
@@ -195,8 +197,11 @@ pub(super) fn put_together(
             Ok(Some(Projection { of_experts: found.into_iter().map(|(branch, _)| *branch).collect(), target: first }))
         };
         let (hidden, inner) = (config.hidden_size, experts.intermediate_size);
-        let gate_up = [(part("gate_proj")?, 0), (part("up_proj")?, inner)];
-        let down = part("down_proj")?;
+        let gate_up = match config.family.has_expert_parameters() {
+            true => vec![(part(GATE_UP)?, 0)],
+            false => vec![(part("gate_proj")?, 0), (part("up_proj")?, inner)],
+        };
+        let down = part(DOWN)?;
         let wraps_both = down.is_some() && gate_up.iter().any(|(part, _)| part.is_some());
         let first = if wraps_both { format!("{module}.base_layer") } else { module.clone() };
         let gate_up: Vec<_> = gate_up.into_iter().filter_map(|(part, row)| Some((part?, row))).collect();

@@ -1,12 +1,14 @@
 //! The files of a trained model or adapter, and reading them again bit by bit.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::Path;
 
 use finetune_store::Dtype;
 use serde_json::{Value, json};
 
-use crate::adaptation::{Adaptation, saved_modules, target_layers};
+use crate::adaptation::{Adaptation, is_expert, saved_modules, stack_of, target_layers};
+use crate::adapter::stacked_file::FileLayout;
 use crate::adapter::{BaseName, CONFIG_FILE, TENSOR_FILE};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
@@ -30,9 +32,12 @@ impl Model {
         match &self.trained {
             Trained::Nothing => Ok(vec![]),
             Trained::Adapter(adaptation) => {
-                let tensors = match self.with_own_vocabulary(adaptation)? {
-                    (_, more) if more.is_empty() => encode_flat(self.layout(), values)?,
-                    (layout, more) => encode_flat(&layout, &[values, &more].concat())?,
+                let (layout, more) = self.with_own_vocabulary(adaptation)?;
+                let values: Cow<'_, [f32]> =
+                    if more.is_empty() { values.into() } else { [values, &more].concat().into() };
+                let tensors = match FileLayout::of(&layout, &self.config)? {
+                    None => encode_flat(&layout, &values)?,
+                    Some(file) => encode_flat(&file.layout(), &file.put_together(&values))?,
                 };
                 let config = adapter_config(adaptation, base, &self.config);
                 let config = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
@@ -58,19 +63,27 @@ impl Model {
             return read_flat(&directory.join("model.safetensors"), self.layout());
         };
         let (layout, _) = self.with_own_vocabulary(adaptation)?;
-        let mut values = read_flat(&directory.join(TENSOR_FILE), &layout)?;
+        let path = directory.join(TENSOR_FILE);
+        let mut values = match FileLayout::of(&layout, &self.config)? {
+            None => read_flat(&path, &layout)?,
+            Some(file) => file.take_apart(&read_flat(&path, &file.layout())?),
+        };
         values.truncate(self.layout().len());
         Ok(values)
     }
 }
 
-/// adapter_config.json as PEFT writes it.
+/// adapter_config.json as PEFT writes it. Where experts have branches of parameters, it names these.
 pub(super) fn adapter_config(adaptation: &Adaptation, base: &BaseName, config: &ModelConfig) -> Value {
     let Adaptation { targets, dropout, .. } = adaptation;
+    let has_parameters = config.family.has_expert_parameters();
+    let (of_experts, targets): (LoraTargets, LoraTargets) =
+        targets.iter().cloned().partition(|target| has_parameters && is_expert(&target.module));
+    let targets = &targets;
     let modules: Vec<String> = target_layers(config).into_iter().map(|layer| layer.module).collect();
     // Of an adapter that has branches of stacked experts alone there is none.
     let none = LoraTarget { module: String::new(), rank: 8, alpha: 8.0, use_rslora: false, use_dora: false };
-    let first = targets.first().unwrap_or(&none);
+    let first = targets.first().or(of_experts.first()).unwrap_or(&none);
     // The last parts of names would choose modules of the other parts of a multimodal model too.
     let named = |module: &String| if config.is_named_inside() { name_inside(module) } else { module.clone() };
     let chosen = match config.is_named_inside() {
@@ -81,16 +94,20 @@ pub(super) fn adapter_config(adaptation: &Adaptation, base: &BaseName, config: &
         true => adaptation.saved.iter().map(named).collect(),
         false => names,
     });
-    let (mut ranks, mut alphas) = (serde_json::Map::new(), serde_json::Map::new());
-    for target in targets {
+    let (mut ranks, mut alphas, mut parameters) = (serde_json::Map::new(), serde_json::Map::new(), Vec::new());
+    for target in targets.iter().chain(&of_experts) {
+        let module = if has_parameters { stack_of(&target.module) } else { named(&target.module) };
+        if has_parameters && is_expert(&module) && !parameters.contains(&module) {
+            parameters.push(module.clone());
+        }
         if target.rank != first.rank {
-            ranks.insert(named(&target.module), json!(target.rank));
+            ranks.insert(module.clone(), json!(target.rank));
         }
         if target.alpha != first.alpha {
-            alphas.insert(named(&target.module), whole(target.alpha));
+            alphas.insert(module, whole(target.alpha));
         }
     }
-    json!({
+    let mut written = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base.name,
@@ -110,7 +127,11 @@ pub(super) fn adapter_config(adaptation: &Adaptation, base: &BaseName, config: &
         "modules_to_save": saved,
         "layers_to_transform": null,
         "layers_pattern": null,
-    })
+    });
+    if !parameters.is_empty() {
+        written["target_parameters"] = json!(parameters);
+    }
+    written
 }
 
 /// PEFT writes alpha as an integer if it is one.

@@ -286,6 +286,12 @@ impl Family {
         self.mixture.is_some_and(|mixture| mixture.is_beside)
     }
 
+    /// Whether gate and up of an expert are one parameter, with one branch (gpt-oss). Then an adapter's files
+    /// have one branch for all experts of a layer, as PEFT has.
+    pub(crate) fn has_expert_parameters(&self) -> bool {
+        self.expert_layout() == ExpertLayout::TakingTurns
+    }
+
     /// How its experts lie in files.
     pub(crate) fn expert_layout(&self) -> ExpertLayout {
         self.mixture.map_or(ExpertLayout::Plain, |mixture| mixture.layout)

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::adaptation::Adaptation;
+use crate::branch::GateUp;
 use crate::lora::LoraTarget;
 use crate::tree::Linear;
 
@@ -50,6 +51,16 @@ impl<'a> Adapted<'a> {
     pub(crate) fn input_of(&self, linears: &[&Linear]) -> u64 {
         let keeps = linears.iter().find(|linear| self.has(linear));
         keeps.map_or(0, |linear| linear.weight.shape[1] as u64)
+    }
+
+    /// As [`Adapted::input_of`], of the input of a branch that two layers have together.
+    pub(crate) fn input_of_both(&self, gate_up: Option<&GateUp>) -> u64 {
+        gate_up.filter(|both| self.branch(&both.module).is_some()).map_or(0, |both| both.weight.shape[1] as u64)
+    }
+
+    /// Elements that a branch that two layers have together keeps of each token: each layer's product with A.
+    pub(crate) fn of_both(&self, gate_up: Option<&GateUp>) -> u64 {
+        gate_up.and_then(|both| self.branch(&both.module)).map_or(0, |target| 2 * target.rank as u64)
     }
 
     /// Elements that the layer's branch keeps of each token: the product with A; with DoRA, the

@@ -1,5 +1,5 @@
 //! Keys and values of earlier tokens, for generation: of one row, or of several that are continued
-//! together.
+//! together. Of latent attention these are the short vectors that keys and values are made of.
 
 use std::ops::Range;
 
@@ -118,12 +118,25 @@ impl RowsCache {
         rows.map(|(row, length)| row * room + self.end - length..row * room + end).collect()
     }
 
-    /// Lets `pass` add the keys and values of one token for each row.
-    pub(crate) fn read<R>(&mut self, pass: impl FnOnce(&mut [LayerCache]) -> R) -> R {
+    /// The places of the keys of the only row that each of its next `count` tokens sees, its own with them.
+    pub(crate) fn keys_ahead(&self, count: usize) -> impl Iterator<Item = Range<usize>> {
+        let (length, end) = (self.lengths[0], self.end);
+        (1..=count).map(move |own| end - length..end + own)
+    }
+
+    /// Lets `pass` add the keys and values of so many tokens for each row.
+    pub(crate) fn read<R>(&mut self, tokens: usize, pass: impl FnOnce(&mut [LayerCache]) -> R) -> R {
         let result = pass(&mut self.layers);
-        self.lengths.iter_mut().for_each(|length| *length += 1);
-        self.end += 1;
+        self.lengths.iter_mut().for_each(|length| *length += tokens);
+        self.end += tokens;
         result
+    }
+
+    /// Forgets the last tokens of each row, of a cache without states.
+    pub(crate) fn forget_last(&mut self, tokens: usize) {
+        self.lengths.iter_mut().for_each(|length| *length -= tokens);
+        self.end -= tokens;
+        self.layers.iter_mut().for_each(|layer| layer.truncate(self.end));
     }
 
     /// Adds a row that has read its prompt, behind the others. Its keys and values are copied.
@@ -156,7 +169,8 @@ impl RowsCache {
 }
 
 /// Keys and values of one layer, [rows, room, k, d] each. Every row ends before place `length`. The
-/// room doubles when it is full, so most tokens cost no copy of the earlier ones.
+/// room doubles when it is full, so most tokens cost no copy of the earlier ones. Latent attention has
+/// keys alone, one head of them, which hold its short vectors.
 #[derive(Clone, Default)]
 pub(crate) struct LayerCache {
     keys: Option<Tensor<4>>,
@@ -279,35 +293,50 @@ impl LayerCache {
     /// as long as the cache is empty. Returns all, [rows · room, k, d], with the unused room of a
     /// row behind its tokens.
     pub(crate) fn extend(&mut self, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        let rows = self.keys.as_ref().map_or(1, |keys| keys.dims()[0]);
-        let start = self.length;
-        self.length += keys.dims()[0] / rows;
-        let (length, room) = (self.length, self.room_for(self.length));
-        let put = |old: Option<Tensor<4>>, new: Tensor<3>| {
-            let [_, heads, width] = new.dims();
-            let new = new.reshape([rows, length - start, heads, width]);
-            let place = match old {
-                Some(old) if length <= old.dims()[1] => old,
-                old => {
-                    let place = empty([rows, room, heads, width], &new);
-                    match old {
-                        Some(old) => place.slice_assign([0..rows, 0..start], old.narrow(1, 0, start)),
-                        None => place,
-                    }
-                }
-            };
-            place.slice_assign([0..rows, start..length], new)
-        };
-        let keys = put(self.keys.take(), keys);
-        let values = put(self.values.take(), values);
-        self.keys = Some(keys.clone());
+        let (start, end) = (self.length, self.length + keys.dims()[0] / self.rows());
+        let room = self.room_for(end);
+        let values = put(self.values.take(), values, [start, end], room);
         self.values = Some(values.clone());
-        let flat = |all: Tensor<4>| {
-            let [rows, room, heads, width] = all.dims();
-            all.reshape([rows * room, heads, width])
-        };
-        (flat(keys), flat(values))
+        (self.extend_shared(keys), flat(values))
     }
+
+    /// As [`LayerCache::extend`], of what is keys and values in one: the short vectors of latent attention.
+    pub(crate) fn extend_shared(&mut self, keys: Tensor<3>) -> Tensor<3> {
+        let (start, end) = (self.length, self.length + keys.dims()[0] / self.rows());
+        let room = self.room_for(end);
+        let keys = put(self.keys.take(), keys, [start, end], room);
+        self.keys = Some(keys.clone());
+        self.length = end;
+        flat(keys)
+    }
+
+    fn rows(&self) -> usize {
+        self.keys.as_ref().map_or(1, |keys| keys.dims()[0])
+    }
+}
+
+/// New tokens [rows · t, k, d] at places from `start` to before `end`, behind the old ones [rows, room, k, d].
+/// If those have too little room, they move to one of `room` places.
+fn put(old: Option<Tensor<4>>, new: Tensor<3>, [start, end]: [usize; 2], room: usize) -> Tensor<4> {
+    let [all, heads, width] = new.dims();
+    let rows = all / (end - start);
+    let new = new.reshape([rows, end - start, heads, width]);
+    let place = match old {
+        Some(old) if end <= old.dims()[1] => old,
+        old => {
+            let place = empty([rows, room, heads, width], &new);
+            match old {
+                Some(old) => place.slice_assign([0..rows, 0..start], old.narrow(1, 0, start)),
+                None => place,
+            }
+        }
+    };
+    place.slice_assign([0..rows, start..end], new)
+}
+
+fn flat(all: Tensor<4>) -> Tensor<3> {
+    let [rows, room, heads, width] = all.dims();
+    all.reshape([rows * room, heads, width])
 }
 
 /// Places that are held for so many tokens of a row.

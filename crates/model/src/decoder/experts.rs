@@ -48,18 +48,19 @@ pub(crate) fn routed(mixture: &Experts, of_router: Tensor<2>, x: Tensor<2>, cont
         None => weights,
     };
     let rows = operations::dispatch_rows(x, dispatch.clone());
-    let product = |part: fn(&Gated) -> &Linear, rows: Tensor<2>| {
+    let [of_gate, of_up, of_down] = branches(experts, context);
+    let product = |part: fn(&Gated) -> &Linear, branches: Option<Branches>, rows: Tensor<2>| {
         let part: Vec<&Linear> = experts.iter().map(part).collect();
-        let y = products(&part, rows, &dispatch, context);
+        let y = products(&part, branches, rows, &dispatch);
         match biases(&part, &y, &dispatch, context) {
             Some(biases) => operations::residual(y, biases),
             None => y,
         }
     };
-    let gate = product(|expert| &expert.gate, rows.clone());
-    let up = product(|expert| &expert.up, rows);
+    let gate = product(|expert| &expert.gate, of_gate, rows.clone());
+    let up = product(|expert| &expert.up, of_up, rows);
     let inner = operations::gated(gate, up, experts[0].activation);
-    let of_chosen = operations::combine(product(|expert| &expert.down, inner), weights, dispatch);
+    let of_chosen = operations::combine(product(|expert| &expert.down, of_down, inner), weights, dispatch);
     match of_all {
         Some(of_all) => operations::residual(of_chosen, of_all),
         None => of_chosen,
@@ -142,29 +143,54 @@ fn highest(logits: &[f32], experts: usize, choices: usize) -> Vec<u32> {
 }
 
 /// One part of each row's expert, with its branch: rows [t · k, i] -> [t · k, o].
-fn products(part: &[&Linear], rows: Tensor<2>, dispatch: &Dispatch, context: &Context) -> Tensor<2> {
+fn products(part: &[&Linear], branches: Option<Branches>, rows: Tensor<2>, dispatch: &Dispatch) -> Tensor<2> {
     let experts: Arc<[PackedWeight]> = part.iter().map(|linear| linear.weight.frozen().clone()).collect();
-    match stacked(part, context) {
+    match branches {
         None => operations::expert_linear(rows, experts, dispatch.clone()),
         Some((a, b, scale)) => operations::expert_lora_linear(rows, a, b, experts, dispatch.clone(), scale),
     }
 }
 
-/// The branches of all experts, one below the other: A [e · r, i], B [e · o, r], and the factor of their
-/// product. `None`: no expert has one.
+/// The branches of one part of all experts, one below the other: A [e · r, i], B [e · o, r], and the factor
+/// of their product.
+type Branches = (Tensor<2>, Tensor<2>, f32);
+
+/// The branches of gate, up and down of all experts; `None`: no expert has one.
+fn branches(experts: &[Gated], context: &Context) -> [Option<Branches>; 3] {
+    let of = |part: fn(&Gated) -> &Linear| {
+        let part: Vec<_> = experts.iter().map(part).map(|linear| (linear.lora.as_ref(), linear.weight.shape)).collect();
+        stacked(&part, context)
+    };
+    let both: Option<Vec<_>> = experts
+        .iter()
+        .map(|expert| expert.gate_up.as_ref().map(|both| (both.lora.as_ref(), both.weight.shape)))
+        .collect();
+    let Some(both) = both else {
+        return [of(|expert| &expert.gate), of(|expert| &expert.up), of(|expert| &expert.down)];
+    };
+    let both = stacked(&both, context);
+    let half = |n: usize| {
+        let (a, b, scale) = both.clone()?;
+        let [rows, rank] = b.dims();
+        Some((a, b.reshape([rows / 2, 2 * rank]).narrow(1, n * rank, rank), scale))
+    };
+    [half(0), half(1), of(|expert| &expert.down)]
+}
+
+/// As [`Branches`], of each expert's branch of a matrix [o, i]; `None`: no expert has one.
 ///
 /// r is the highest rank. A lower one is filled up with zeros, and so is an expert without a branch.
-fn stacked(part: &[&Linear], context: &Context) -> Option<(Tensor<2>, Tensor<2>, f32)> {
-    let branches = || part.iter().filter_map(|linear| linear.lora.as_ref());
+fn stacked(part: &[(Option<&LoraBranch>, [usize; 2])], context: &Context) -> Option<Branches> {
+    let branches = || part.iter().filter_map(|(branch, _)| *branch);
     let rank = branches().map(|branch| branch.a.shape[0]).max()?;
     let first = branches().next()?;
     let is_one_scale = branches().all(|branch| branch.scale == first.scale);
     let scale = if is_one_scale { first.scale } else { 1.0 };
     let device = context.parameter(first.a.dense()).device();
-    let halves = |linear: &&Linear| {
-        let [outputs, inputs] = linear.weight.shape;
+    let halves = |(branch, [outputs, inputs]): &(Option<&LoraBranch>, [usize; 2])| {
+        let (outputs, inputs) = (*outputs, *inputs);
         let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, &device);
-        let Some(LoraBranch { a, b, scale: own, .. }) = &linear.lora else {
+        let Some(LoraBranch { a, b, scale: own, .. }) = branch else {
             return (zeros([rank, inputs]), zeros([outputs, rank]));
         };
         let (a, b) = (context.parameter(a.dense()), context.parameter(b.dense()));
@@ -187,7 +213,7 @@ impl Experts {
         let of_expert = |expert: &Gated| {
             let branches: u64 =
                 [&expert.gate, &expert.up, &expert.down].iter().map(|linear| adapted.of_branch(linear)).sum();
-            expert.kept(adapted) + branches
+            expert.kept(adapted) + branches + adapted.of_both(expert.gate_up.as_ref())
         };
         let most = self.experts.iter().map(of_expert).max().unwrap_or(0);
         let of_shared = |(expert, _): &(Gated, Option<Linear>)| expert.kept(adapted) + self.hidden() + 2;

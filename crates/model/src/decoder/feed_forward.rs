@@ -42,7 +42,9 @@ impl Gated {
     /// Elements that the backward pass keeps of each token: gate and up; their input and that of
     /// down, if these layers are trained.
     pub(crate) fn kept(&self, adapted: &Adapted<'_>) -> u64 {
-        2 * self.inner() + adapted.input_of(&[&self.gate, &self.up]) + adapted.input_of(&[&self.down])
+        let of_both = adapted.input_of_both(self.gate_up.as_ref());
+        let input = adapted.input_of(&[&self.gate, &self.up]).max(of_both);
+        2 * self.inner() + input + adapted.input_of(&[&self.down])
     }
 
     /// Elements that the backward pass takes of each token on top: gradients of gate, up and the

@@ -35,6 +35,7 @@ pub fn kept_layers(config: &ModelConfig, adaptation: Option<&Adaptation>) -> Vec
     let layers = &mut decoder.layers;
     let is_trained = |layer: &mut Layer| {
         layer.linears().iter().any(|linear| adapted.has(linear))
+            || layer.places().iter().any(|place| adapted.branch(place.module).is_some())
             || layer.slots().iter().any(|slot| adapted.saves(slot.name()))
     };
     let first = layers.iter_mut().position(is_trained).unwrap_or(layers.len());

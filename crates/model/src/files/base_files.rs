@@ -2,11 +2,11 @@
 //! all of its elements or a few bits of each, and packs matrices while they are read if it is asked to.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use finetune_kernels::FloatType;
-use finetune_packed::files::{PackedConfig, find};
+use finetune_packed::files::{PackedConfig, PackedTensor, find};
 use finetune_packed::{Scheme, applies};
 use finetune_store::{TensorPart, TensorSet, TensorView};
 use serde_json::{Map, Value};
@@ -16,18 +16,20 @@ use crate::branch::{EMBEDDING, OUTPUT};
 use crate::config::ModelConfig;
 use crate::config::family::{ExpertLayout, FAMILIES, Family};
 use crate::error::ModelError;
-use crate::files::base_tensor::{BaseTensor, Stored};
 use crate::files::by_row::PER_LAYER_TABLE;
 use crate::files::config_json;
 use crate::files::floats::float_type;
 use crate::files::load;
 use crate::files::packing;
 use crate::files::stacked;
-use crate::files::taking_turns::OfStack;
+use crate::files::taking_turns::{OfStack, Slices};
 use crate::files::text::read_text;
 use crate::files::wrapper;
 use crate::gguf::read::{GgufBase, GgufStored};
+use crate::slice::Cut;
 use crate::tree::expected_tensors;
+
+mod tensor;
 
 /// The opened files of a base.
 pub(crate) struct BaseFiles {
@@ -40,9 +42,46 @@ pub(crate) struct BaseFiles {
 /// Where the tensors of a base are.
 enum Origin {
     /// In a Hugging Face directory.
-    Directory { files: Box<TensorSet>, packing: PackedConfig, layout: ExpertLayout },
+    Directory { files: Box<TensorSet>, packing: PackedConfig, layout: ExpertLayout, slices: Slices },
     /// In a GGUF file.
     Gguf(Box<GgufBase>),
+}
+
+/// A tensor of a base. Nothing of it has been read.
+pub(crate) struct BaseTensor<'a> {
+    pub(crate) name: String,
+    /// As the model has it, packed or not.
+    pub(crate) shape: Vec<usize>,
+    /// The base, for messages about a tensor that several tensors of its files make.
+    base: &'a Path,
+    stored: Stored<'a>,
+    /// How it is packed while it is read. `None`: it stays as it is.
+    quantization: Option<Scheme>,
+    /// The part of a matrix that is read. `None`: all of it.
+    cut: Option<Cut>,
+}
+
+/// How a tensor lies in the files.
+enum Stored<'a> {
+    /// All elements.
+    Dense(TensorView<'a>),
+    /// A few bits of each element.
+    Packed(PackedTensor<'a>),
+    /// Either of them, in a stack of all experts that is written as it is read.
+    OfStack(OfStack<'a>),
+    /// What such a stack has of one expert, if the stack is written anew.
+    OfExpert(OfExpert<'a>),
+    /// Either of them, in a GGUF file.
+    Gguf(&'a GgufBase, GgufStored),
+}
+
+/// What a stack has of one expert, of the model's matrices that it is made of.
+struct OfExpert<'a> {
+    /// The stack without the endings of packed parts, such as `model.layers.0.mlp.experts.down_proj`.
+    stack: String,
+    /// Experts of the stack.
+    experts: usize,
+    parts: Vec<BaseTensor<'a>>,
 }
 
 impl BaseFiles {
@@ -82,7 +121,7 @@ impl BaseFiles {
         let family = Family::of_model(model_type).unwrap_or(&FAMILIES[0]);
         let layout = family.expert_layout();
         let files = TensorSet::open_model(path)?.split_by(|view| parts(view, text.is_some(), family));
-        let origin = Origin::Directory { files: Box::new(files), packing, layout };
+        let origin = Origin::Directory { files: Box::new(files), packing, layout, slices: Slices::default() };
         Ok(BaseFiles { path: path.to_owned(), origin, quantization: None })
     }
 
@@ -125,8 +164,8 @@ impl BaseFiles {
             let (path, name) = (self.path.clone(), name.to_owned());
             Err(ModelError::Shape { path, name, found: found.to_vec(), expected: shape.to_vec() })
         };
-        let (files, packing, layout) = match &self.origin {
-            Origin::Directory { files, packing, layout } => (files, packing, *layout),
+        let (files, packing, layout, slices) = match &self.origin {
+            Origin::Directory { files, packing, layout, slices } => (files, packing, *layout, slices),
             Origin::Gguf(base) => {
                 let Some(stored) = base.stored(name) else { return Ok(None) };
                 let found = match &stored {
@@ -137,7 +176,7 @@ impl BaseFiles {
             }
         };
         if layout == ExpertLayout::TakingTurns
-            && let Some(of_stack) = OfStack::find(files, name, shape)?
+            && let Some(of_stack) = OfStack::find(files, slices, name, shape)?
         {
             return Ok(Some(Stored::OfStack(of_stack)));
         }
@@ -192,14 +231,24 @@ impl BaseFiles {
 
     /// Every tensor of the model, and those of the files that no part of it uses, in the order of the
     /// files. A packed base has the former only: the others may be parts of packed matrices.
-    pub(crate) fn tensors_of_files(&self, config: &ModelConfig) -> Result<Vec<BaseTensor<'_>>, ModelError> {
-        let mut tensors = self.tensors(config)?;
-        // Stacks that are written as they are read count as tensors that no part of the model uses.
-        tensors.retain(|tensor| !tensor.is_of_stack());
+    ///
+    /// Stacks of experts that are written as they are read count as tensors that no part of the model uses.
+    /// `opens_stacks`: of their matrices there is a tensor [i, o] for each expert instead.
+    pub(crate) fn tensors_of_files(
+        &self,
+        config: &ModelConfig,
+        opens_stacks: bool,
+    ) -> Result<Vec<BaseTensor<'_>>, ModelError> {
+        let (mut of_stacks, mut tensors): (Vec<_>, Vec<_>) =
+            self.tensors(config)?.into_iter().partition(BaseTensor::is_of_stack);
         let is_packed = tensors.iter().any(BaseTensor::is_packed_in_file);
+        of_stacks.retain(|tensor| opens_stacks && tensor.shape.len() == 2);
+        let opened: BTreeSet<String> = of_stacks.iter().flat_map(BaseTensor::parts).collect();
+        tensors.extend(of_experts(of_stacks));
         let Some(files) = self.safetensors().filter(|_| !is_packed) else { return Ok(tensors) };
         let known: BTreeSet<String> = tensors.iter().map(|tensor| tensor.name.clone()).collect();
-        let others = files.names().filter(|name| !known.contains(*name)).filter_map(|name| files.get(name));
+        let is_other = |name: &&str| !known.contains(*name) && !opened.contains(*name);
+        let others = files.names().filter(is_other).filter_map(|name| files.get(name));
         let others = others.chain(files.left_out());
         tensors.extend(others.map(|view| BaseTensor {
             name: view.name.to_owned(),
@@ -209,8 +258,8 @@ impl BaseFiles {
             quantization: None,
             cut: None,
         }));
-        let place: std::collections::BTreeMap<&str, usize> = files.names().zip(0..).collect();
-        tensors.sort_by_key(|tensor| place.get(tensor.name.as_str()).copied());
+        let place: BTreeMap<&str, usize> = files.names().zip(0..).collect();
+        tensors.sort_by_key(|tensor| place.get(tensor.name_in_file()).copied());
         Ok(tensors)
     }
 
@@ -276,6 +325,27 @@ impl BaseFiles {
         });
         matrix.unwrap_or(FloatType::F32)
     }
+}
+
+/// What stacks have of each expert, stack by stack, of the model's matrices that are read from them.
+fn of_experts<'a>(of_stacks: Vec<BaseTensor<'a>>) -> Vec<BaseTensor<'a>> {
+    let mut parts: BTreeMap<(String, usize), Vec<BaseTensor<'a>>> = BTreeMap::new();
+    for tensor in of_stacks {
+        if let Stored::OfStack(of_stack) = &tensor.stored {
+            parts.entry((of_stack.matrix().to_owned(), of_stack.expert())).or_default().push(tensor);
+        }
+    }
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    parts.keys().for_each(|(stack, _)| *counts.entry(stack.clone()).or_default() += 1);
+    let of_expert = |((stack, expert), parts): ((String, usize), Vec<BaseTensor<'a>>)| {
+        let first = parts.first()?;
+        let (base, inputs, outputs) = (first.base, first.shape[1], parts.iter().map(|part| part.shape[0]).sum());
+        let (experts, part) = stack.rsplit_once('.')?;
+        let (name, experts) = (format!("{experts}.{expert}.{part}.weight"), counts[&stack]);
+        let stored = Stored::OfExpert(OfExpert { stack, experts, parts });
+        Some(BaseTensor { name, shape: vec![inputs, outputs], base, stored, quantization: None, cut: None })
+    };
+    parts.into_iter().filter_map(of_expert).collect()
 }
 
 /// What a tensor of the files is read as: the experts of a stack, and of a multimodal model the text

@@ -9,8 +9,7 @@ use rayon::prelude::*;
 
 use crate::config::ModelConfig;
 use crate::error::ModelError;
-use crate::files::base_files::BaseFiles;
-use crate::files::base_tensor::BaseTensor;
+use crate::files::base_files::{BaseFiles, BaseTensor};
 use crate::files::floats::float_type;
 use crate::placement::Placement;
 use crate::tree::Matrix;

@@ -84,12 +84,18 @@ pub(crate) fn weights(config: &ModelConfig, source: &Source<'_>, placement: &Pla
         decoder.cut(slice);
     }
     let mut on_the_way = 0;
-    let read_later = decoder.names_in_layers(|n| !placement.holds(n));
+    let mut elsewhere = decoder.names_in_layers(|n| !placement.holds(n));
+    if !placement.holds_embedding(decoder.head.output.is_none()) {
+        elsewhere.insert(decoder.embedding.name.clone());
+    }
+    if !placement.holds_output() {
+        elsewhere.extend(decoder.head.output.iter().map(|output| output.name.clone()));
+    }
     for (index, slot) in decoder.slots().into_iter().enumerate() {
         let loader = Loader { config, source, placement, index: index as u32 };
         match slot {
             Slot::Vector(vector) => vector.set(loader.vector(vector)?),
-            Slot::Matrix(matrix) if read_later.contains(&matrix.name) => {}
+            Slot::Matrix(matrix) if elsewhere.contains(&matrix.name) => {}
             Slot::Matrix(matrix) => {
                 loader.fill(matrix)?;
                 on_the_way += matrix.shape.iter().product::<usize>();
@@ -147,5 +153,42 @@ impl Loader<'_> {
         }
         matrix.set_weight(fetch(files, self.config, self.placement, matrix)?.onto(matrix.shape, self.placement));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::ModelConfig;
+    use crate::model::Model;
+    use crate::stage::Stage;
+
+    /// Of two processes, only one has the embedding and only one the output layer; a tied one both have.
+    #[test]
+    fn the_ends_are_where_they_are_used() {
+        for family in ["llama", "qwen3"] {
+            let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models").join(family);
+            let config = ModelConfig::load(&base).expect("a config");
+            let layers = config.layers.len();
+            for where_used in [false, true] {
+                for mine in 0..2 {
+                    let stage = Stage::in_turn(layers, 2, mine);
+                    let (is_first, is_last) = (mine == 0, stage.last() == mine);
+                    let placement = Placement::cpu(None).with_stage(Some(stage)).with_ends_where_used(where_used);
+                    let model = Model::load(&base, &placement).unwrap_or_else(|error| panic!("{error}"));
+                    let what = format!("{family} {mine} {where_used}");
+                    let has = !model.weights.embedding.is_absent();
+                    assert_eq!(has, !where_used || is_first || (config.tied_embeddings && is_last), "{what}");
+                    assert_eq!(model.weights.head.output.is_none(), config.tied_embeddings, "{what}");
+                    assert_eq!(
+                        !model.weights.output().is_absent(),
+                        !where_used || is_last || (config.tied_embeddings && is_first),
+                        "{what}"
+                    );
+                }
+            }
+        }
     }
 }

@@ -7,7 +7,8 @@ use finetune_store::Dtype;
 use rayon::prelude::*;
 
 use crate::adaptation::{is_of_vocabulary, module_of};
-use crate::files::base_tensor::BaseTensor;
+use crate::branch::{EMBEDDING, OUTPUT};
+use crate::files::base_files::BaseTensor;
 use crate::lora::layer_of;
 
 /// What is known of a base's matrices from the headers of its files.
@@ -28,6 +29,8 @@ pub struct BaseForm {
     pub is_packed_in_files: bool,
     /// The matrices of each layer.
     pub layers: Vec<LayerSizes>,
+    /// The embedding, and the output layer if that is another matrix.
+    pub ends: [LayerSizes; 2],
 }
 
 /// Sizes of the matrices of a layer.
@@ -43,6 +46,13 @@ impl LayerSizes {
     /// Bytes in memory, if those that are not packed are held in this number type.
     pub fn bytes(&self, held: FloatType) -> u64 {
         self.dense * held.bytes() as u64 + self.packed.bytes
+    }
+
+    fn add(&mut self, tensor: &BaseTensor<'_>) {
+        match tensor.packed_bytes() {
+            None => self.dense += tensor.shape.iter().product::<usize>() as u64,
+            Some(_) => self.packed.add(&PackedSizes::of(std::iter::once(tensor))),
+        }
     }
 }
 
@@ -70,8 +80,18 @@ impl BaseForm {
             loading: tensors.iter().map(BaseTensor::loading_bytes).max().unwrap_or(0),
             is_packed_in_files: tensors.iter().any(BaseTensor::is_packed_in_file),
             layers: layers_of(tensors),
+            ends: [EMBEDDING, OUTPUT].map(|module| end_of(tensors, module)),
         }
     }
+}
+
+/// The size of the embedding or the output layer.
+fn end_of(tensors: &[BaseTensor<'_>], module: &str) -> LayerSizes {
+    let mut size = LayerSizes::default();
+    for tensor in tensors.iter().filter(|tensor| tensor.shape.len() == 2 && module_of(&tensor.name) == module) {
+        size.add(tensor);
+    }
+    size
 }
 
 /// The sizes of each layer's matrices.
@@ -80,11 +100,7 @@ fn layers_of(tensors: &[BaseTensor<'_>]) -> Vec<LayerSizes> {
     for tensor in tensors.iter().filter(|tensor| tensor.shape.len() == 2) {
         let Some(n) = layer_of(&tensor.name) else { continue };
         layers.resize(layers.len().max(n + 1), LayerSizes::default());
-        let elements = tensor.shape.iter().product::<usize>() as u64;
-        match tensor.packed_bytes() {
-            None => layers[n].dense += elements,
-            Some(_) => layers[n].packed.add(&PackedSizes::of(std::iter::once(tensor))),
-        }
+        layers[n].add(tensor);
     }
     layers
 }

@@ -14,6 +14,8 @@
 //! mlp.experts.down_proj_blocks    U8 [e, hidden, f / 32, 16]     _scales U8 [e, hidden, f / 32]
 //! ```
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use finetune_packed::PackedMatrix;
 use finetune_packed::files::mxfp4_blocks;
 use finetune_store::{Dtype, TensorSet, TensorView};
@@ -22,8 +24,60 @@ use rayon::prelude::*;
 use crate::error::ModelError;
 use crate::files::floats::{float_type, to_finite_f32_of};
 
+/// Slices of stacks that gate or up was read from, kept for the other one: each is read once.
+#[derive(Default)]
+pub(crate) struct Slices {
+    /// Of MXFP4.
+    bytes: Kept<u8>,
+    /// Of dense stacks.
+    values: Kept<f32>,
+}
+
+/// The slices of some experts, by stack and expert, the oldest first.
+struct Kept<T>(Mutex<Vec<((String, usize), Arc<Vec<T>>)>>);
+
+/// As many as threads read layers: what one of them reads is taken when the next matrix is read.
+const MOST_KEPT: usize = 4;
+
+impl<T> Default for Kept<T> {
+    fn default() -> Self {
+        Kept(Mutex::default())
+    }
+}
+
+impl<T> Kept<T> {
+    /// The slice of an expert, read or taken. `is_shared`: whether another matrix will ask for it.
+    fn take(
+        &self,
+        stack: &str,
+        expert: usize,
+        is_shared: bool,
+        read: impl FnOnce() -> Result<Vec<T>, ModelError>,
+    ) -> Result<Arc<Vec<T>>, ModelError> {
+        let kept = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = {
+            let mut kept = kept();
+            let place = kept.iter().position(|((name, number), _)| (name.as_str(), *number) == (stack, expert));
+            place.map(|place| kept.remove(place).1)
+        };
+        if let Some(slice) = taken {
+            return Ok(slice);
+        }
+        let slice: Arc<Vec<T>> = Arc::new(read()?);
+        if is_shared {
+            let mut kept = kept();
+            if kept.len() == MOST_KEPT {
+                kept.remove(0);
+            }
+            kept.push(((stack.to_owned(), expert), slice.clone()));
+        }
+        Ok(slice)
+    }
+}
+
 /// A tensor of a single expert, in a stack of all.
 pub(crate) struct OfStack<'a> {
+    slices: &'a Slices,
     stack: TensorView<'a>,
     /// Of a matrix in MXFP4.
     scales: Option<TensorView<'a>>,
@@ -41,7 +95,12 @@ impl<'a> OfStack<'a> {
     ///
     /// # Errors
     /// If a stack has another shape or number type.
-    pub(crate) fn find(files: &'a TensorSet, name: &str, shape: &[usize]) -> Result<Option<Self>, ModelError> {
+    pub(crate) fn find(
+        files: &'a TensorSet,
+        slices: &'a Slices,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<Option<Self>, ModelError> {
         let Some((experts, expert, part, half)) = split(name) else { return Ok(None) };
         let (stack, first, step) = match part {
             "gate_proj" => ("gate_up_proj", 0, 2),
@@ -52,6 +111,7 @@ impl<'a> OfStack<'a> {
         let stack = format!("{experts}.{stack}");
         let get = |end: &str| files.get(&format!("{stack}{end}"));
         let of = |view: TensorView<'a>, scales: Option<TensorView<'a>>| OfStack {
+            slices,
             stack: view,
             scales,
             expert,
@@ -108,6 +168,16 @@ impl<'a> OfStack<'a> {
         &self.stack
     }
 
+    /// The expert that it is of.
+    pub(crate) fn expert(&self) -> usize {
+        self.expert
+    }
+
+    /// The stack without the ending of its packed form.
+    pub(crate) fn matrix(&self) -> &str {
+        self.stack.name.strip_suffix("_blocks").unwrap_or(self.stack.name)
+    }
+
     /// Names of the stacks that it is a part of.
     pub(crate) fn stacks(&self) -> Vec<String> {
         std::iter::once(&self.stack).chain(&self.scales).map(|view| view.name.to_owned()).collect()
@@ -127,7 +197,8 @@ impl<'a> OfStack<'a> {
         let (Some(scales), &[outputs, inputs]) = (&self.scales, self.shape.as_slice()) else { return Ok(None) };
         let rows = |view: &TensorView<'_>, width: usize| -> Result<Vec<u8>, ModelError> {
             let all = outputs * self.step;
-            let bytes = view.bytes_at(self.expert * all * width, all * width)?;
+            let read = || Ok(view.bytes_at(self.expert * all * width, all * width)?);
+            let bytes = self.slices.bytes.take(view.name, self.expert, self.step > 1, read)?;
             let own = bytes.chunks(width).skip(self.first).step_by(self.step);
             Ok(own.flatten().copied().collect())
         };
@@ -144,7 +215,8 @@ impl<'a> OfStack<'a> {
         let Self { step, first, .. } = *self;
         let (outputs, inputs) = (self.shape[0], self.shape.get(1).copied().unwrap_or(1));
         let columns = outputs * step;
-        let all = to_finite_f32_of(&self.stack, self.expert * inputs * columns, inputs * columns)?;
+        let read = || to_finite_f32_of(&self.stack, self.expert * inputs * columns, inputs * columns);
+        let all = self.slices.values.take(self.stack.name, self.expert, step > 1, read)?;
         let mut values = vec![0.0; outputs * inputs];
         values.par_chunks_mut(inputs).enumerate().for_each(|(output, row)| {
             for (input, value) in row.iter_mut().enumerate() {
@@ -161,4 +233,38 @@ fn split(name: &str) -> Option<(&str, usize, &str, &str)> {
     let (rest, part) = rest.rsplit_once('.')?;
     let (experts, number) = rest.rsplit_once('.')?;
     Some((experts, number.parse().ok()?, part, half)).filter(|_| experts.ends_with(".experts"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// (stack, expert, whether another matrix asks too, reads so far)
+    #[test]
+    fn a_slice_of_gate_and_up_is_read_once() {
+        let kept = Kept::<u8>::default();
+        let reads = std::cell::Cell::new(0_u8);
+        for (stack, expert, is_shared, want) in [
+            ("gate_up", 0, true, 1),
+            ("gate_up", 0, true, 1),
+            ("gate_up", 0, true, 2),
+            ("gate_up", 1, true, 3),
+            ("scales", 1, true, 4),
+            ("gate_up", 0, true, 4),
+            ("down", 0, false, 5),
+            ("down", 0, false, 6),
+        ] {
+            let read = || {
+                reads.set(reads.get() + 1);
+                Ok(vec![expert as u8])
+            };
+            let slice = kept.take(stack, expert, is_shared, read).expect("a slice");
+            assert_eq!((slice.as_slice(), reads.get()), (&[expert as u8][..], want), "{stack} {expert}");
+        }
+        // No more are kept than a few.
+        for expert in 0..10 {
+            kept.take("many", expert, true, || Ok(vec![0])).expect("a slice");
+        }
+        assert_eq!(kept.0.lock().expect("no panic").len(), MOST_KEPT);
+    }
 }

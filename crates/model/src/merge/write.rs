@@ -177,7 +177,9 @@ impl<'a> Writer<'a> {
         form: MergedForm,
     ) -> Result<Writer<'a>, ModelError> {
         let tensors = merging.tensors(files, config)?;
-        let used: BTreeSet<String> = expected_tensors(config).into_iter().map(|(name, _)| name).collect();
+        let of_stacks = tensors.iter().filter(|tensor| tensor.base.stack().is_some()).map(|tensor| tensor.name.clone());
+        let used: BTreeSet<String> =
+            expected_tensors(config).into_iter().map(|(name, _)| name).chain(of_stacks).collect();
         let decoded = dtype_of(files.number_type());
         let written_as = |tensor: &MergedTensor<'_>| match (form.dtype, tensor.base.dtype()) {
             (Some(dtype), _) if used.contains(&tensor.base.name) => dtype_of(dtype),
@@ -189,17 +191,22 @@ impl<'a> Writer<'a> {
         let mut last_stack = None;
         for (number, (tensor, &dtype)) in tensors.iter().zip(&dtypes).enumerate() {
             let shape = merging.shape(tensor);
-            if let Some((name, shape)) = files.stack_of(&tensor.name).filter(|_| config.family.has_stacks_only()) {
+            let opened = tensor.base.stack();
+            let as_there = || {
+                let (name, shape) = files.stack_of(&tensor.name).filter(|_| config.family.has_stacks_only())?;
+                Some((name, shape.to_vec()))
+            };
+            if let Some((name, shape)) = opened.or_else(as_there) {
                 match pieces.last_mut() {
-                    Some(Piece { count, .. }) if last_stack == Some(name) => *count += 1,
+                    Some(Piece { count, .. }) if last_stack.as_deref() == Some(name) => *count += 1,
                     _ => pieces.push(Piece {
-                        spec: TensorSpec { name: name.to_owned(), dtype, shape: shape.to_vec() },
+                        spec: TensorSpec { name: name.to_owned(), dtype, shape },
                         tensor: number,
                         count: 1,
                         part: None,
                     }),
                 }
-                last_stack = Some(name);
+                last_stack = Some(name.to_owned());
                 continue;
             }
             match (form.quantize, shape.as_slice()) {

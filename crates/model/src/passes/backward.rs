@@ -131,7 +131,7 @@ impl Model {
             _ => &[],
         };
         let is_trained = |layer: &mut Layer| {
-            layer.linears().iter().any(|linear| linear.lora.is_some())
+            layer.places().iter().any(|place| place.lora.is_some())
                 || layer.slots().iter().any(|slot| saved.iter().any(|saved| saved == module_of(slot.name())))
         };
         layers.iter_mut().position(is_trained).unwrap_or(layers.len())

@@ -6,7 +6,10 @@
 //! **On the CPU an answer does not depend on what else is under way.** Prompts are read alone, in
 //! parts of 512 tokens that always begin at the same places. At most eight rows are continued in
 //! one pass, and products of up to eight rows have one order of sums (see `generate_rows`). What
-//! was read of an earlier prompt is used again in whole parts only.
+//! was read of an earlier prompt is used again where that changes no bit (see `prefixes`).
+//!
+//! An answer that is alone may look ahead: tokens that followed the last ones before are proposed, and go through
+//! the model with the next one (see `lookup`). They are taken as long as they are what is chosen anyway.
 
 mod group;
 mod prefixes;
@@ -20,7 +23,10 @@ use self::group::{Group, Job};
 use self::prefixes::Prefixes;
 use crate::decoder::cache::KeyValueCache;
 use crate::model::Model;
+use crate::passes::form::Form;
 use crate::passes::generate::PROMPT_PART;
+use crate::passes::generate_rows::MOST_AHEAD;
+use crate::passes::lookup::{Lookup, Speculated};
 use crate::passes::token_rules::{Chooser, ChosenToken, TokenRules};
 
 /// Bounds of an engine.
@@ -34,10 +40,11 @@ pub struct EngineSettings {
     pub cache_bytes: usize,
     /// The most bytes of keys and values of earlier prompts.
     pub prefix_bytes: usize,
+    /// The most tokens that are proposed at a time, at most [`MOST_AHEAD`]. 0: none.
+    pub speculate: usize,
 }
 
 /// A prompt, and how it is continued.
-#[derive(Clone)]
 pub struct EngineRequest {
     /// The model with its adapter. Requests of the same one are continued together.
     pub model: Arc<Model>,
@@ -49,6 +56,8 @@ pub struct EngineRequest {
     pub rules: TokenRules,
     /// The tokens that end the answer.
     pub end_ids: Vec<u32>,
+    /// The form that the answer has to have.
+    pub form: Option<Box<dyn Form>>,
 }
 
 /// What happens to a request.
@@ -56,7 +65,7 @@ pub struct EngineRequest {
 pub enum EngineEvent {
     /// Its turn has come. So many tokens of its prompt are known from an earlier one.
     Begun {
-        /// A multiple of 512.
+        /// All of them, if the request before has read the same prompt.
         cached: usize,
     },
     /// A new token, which is no end token.
@@ -139,6 +148,8 @@ pub struct EngineCounts {
     pub running: usize,
     /// Bytes of keys and values of earlier prompts.
     pub prefix_bytes: usize,
+    /// Tokens that were proposed, and those of them that were taken.
+    pub speculated: Speculated,
 }
 
 impl EngineSettings {
@@ -191,6 +202,7 @@ pub struct Engine {
     reading: Option<Reading>,
     groups: Vec<Group>,
     prefixes: Prefixes,
+    speculated: Speculated,
     /// Requests that were taken.
     taken: u64,
 }
@@ -204,6 +216,7 @@ impl Engine {
             reading: None,
             groups: Vec::new(),
             prefixes: Prefixes::new(settings.prefix_bytes),
+            speculated: Speculated::default(),
             taken: 0,
         }
     }
@@ -213,13 +226,14 @@ impl Engine {
     /// # Errors
     /// A [`Refusal`].
     pub fn submit(&mut self, request: EngineRequest, listener: Box<dyn Listener>) -> Result<(), Refusal> {
-        let EngineRequest { model, prompt, max_new_tokens, rules, end_ids } = request;
+        let EngineRequest { model, prompt, max_new_tokens, rules, end_ids, form } = request;
         self.settings.check(&model, &prompt, max_new_tokens)?;
         let counts = self.counts();
         if counts.waiting + counts.running >= self.settings.queue + self.settings.slots {
             return Err(Refusal::QueueFull { waiting: counts.waiting });
         }
-        let (chooser, number) = (Chooser::new(rules, &prompt), self.taken);
+        let (chooser, number) = (Chooser::new(rules, &prompt).with_form(form), self.taken);
+        let lookup = Lookup::new(&prompt, self.settings.speculate.min(MOST_AHEAD));
         self.taken += 1;
         let (next, is_left) = (0, false);
         self.waiting.push_back(Job {
@@ -227,6 +241,7 @@ impl Engine {
             prompt,
             max_new_tokens,
             chooser,
+            lookup,
             end_ids,
             listener,
             next,
@@ -248,11 +263,12 @@ impl Engine {
             waiting: self.waiting.len(),
             running: rows + usize::from(self.reading.is_some()),
             prefix_bytes: self.prefixes.bytes(),
+            speculated: self.speculated,
         }
     }
 
     /// Does a piece of the work: reads at most one part of one prompt, and makes one token of each
-    /// answer. Requests that nobody waits for end first.
+    /// answer, or more if it looks ahead. Requests that nobody waits for end first.
     pub fn step(&mut self) {
         let gone = self.gone();
         self.step_without(&gone);
@@ -271,7 +287,11 @@ impl Engine {
         self.leave(gone);
         self.begin_next();
         self.read_part();
-        self.groups.iter_mut().for_each(Group::step);
+        for group in &mut self.groups {
+            let Speculated { proposed, accepted } = group.step();
+            self.speculated.proposed += proposed;
+            self.speculated.accepted += accepted;
+        }
         self.groups.retain(|group| group.len() > 0);
     }
 
@@ -323,7 +343,7 @@ impl Engine {
     fn read_part(&mut self) {
         let Some(mut reading) = self.reading.take() else { return };
         let (begin, length) = (reading.end, reading.job.prompt.len());
-        reading.end = length.min(begin + PROMPT_PART);
+        reading.end = length.min(begin - begin % PROMPT_PART + PROMPT_PART);
         let is_last = reading.end == length;
         let Reading { job, cache, end } = &mut reading;
         if is_last && cache.has_states() {
@@ -341,11 +361,32 @@ impl Engine {
             self.reading = Some(reading);
             return;
         }
-        let Reading { mut job, cache, .. } = reading;
+        let Reading { job, cache, .. } = reading;
         if !cache.has_states() && !is_read_again(&job.model) {
             self.prefixes.put(&job.model, cache.clone());
         }
-        let chosen = job.chooser.next(&logits);
+        let (model, prompt) = (Arc::clone(&job.model), job.prompt.clone());
+        self.answer(job, cache.clone(), &logits);
+        // Requests of the same prompt behind this one go on from here.
+        while let Some(mut job) = self.next_of(&model, &prompt) {
+            job.tell(EngineEvent::Begun { cached: prompt.len() });
+            if job.end_if_full() {
+                self.answer(job, cache.clone(), &logits);
+            }
+        }
+    }
+
+    /// The first of the waiting requests, if it has this prompt and there is room for it.
+    fn next_of(&mut self, model: &Arc<Model>, prompt: &[u32]) -> Option<Job> {
+        let has_slot = self.counts().running < self.settings.slots;
+        let fits = |job: &Job| has_slot && Arc::ptr_eq(&job.model, model) && job.prompt == prompt && self.has_room(job);
+        let fits = self.waiting.front().is_some_and(fits);
+        fits.then(|| self.waiting.pop_front()).flatten()
+    }
+
+    /// Chooses the first token of an answer, from the logits behind its prompt.
+    fn answer(&mut self, mut job: Job, cache: KeyValueCache, logits: &[f32]) {
+        let chosen = job.chooser.next(logits);
         if job.take(chosen) {
             match self.place_of(&job.model) {
                 Some(place) => self.groups[place].add(job, cache),

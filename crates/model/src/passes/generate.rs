@@ -8,6 +8,7 @@ use crate::decoder::pass::Context;
 use crate::decoder::{self, head};
 use crate::error::ModelError;
 use crate::model::Model;
+use crate::passes::lookup::Speculated;
 use crate::passes::sampling::{Sampling, all_finite, choose};
 use crate::readback::data;
 
@@ -24,6 +25,8 @@ pub struct Generation {
     pub stopped_by: Option<u32>,
     /// Tokens of the prompt that went through the model. The others were in the cache.
     pub prompt_computed: usize,
+    /// What was proposed, if the generation looked ahead.
+    pub speculated: Speculated,
 }
 
 /// What a generation has just done.

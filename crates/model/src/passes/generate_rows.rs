@@ -7,6 +7,7 @@
 use finetune_kernels::Segments;
 use rayon::prelude::*;
 
+use crate::config::{LayerConfig, MixerKind};
 use crate::decoder::cache::{KeyValueCache, RowsCache, room};
 use crate::error::ModelError;
 use crate::model::Model;
@@ -33,6 +34,9 @@ pub struct RowRequest<'a> {
     /// The tokens that end the answer.
     pub end_ids: &'a [u32],
 }
+
+/// Most tokens that are proposed at a time: with the one that is known they are the rows of a pass.
+pub const MOST_AHEAD: usize = ROWS - 1;
 
 /// A row that is continued: its number among the requests, and its next token.
 type Running = (usize, u32);
@@ -137,9 +141,16 @@ impl Model {
     /// process has.
     pub fn row_bytes(&self, tokens: usize) -> usize {
         let config = &self.config;
-        let all = config.key_value_heads;
-        let heads = self.placement().slice().map_or(all, |slice| slice.heads(all).len());
-        let of_token = 2 * config.layers.len() * heads * config.head_dim;
+        let of_layer = match config.latent {
+            // The short vector, and the elements of the keys that turn: every slice has all of them.
+            Some(latent) => latent.rank + latent.turned,
+            None => {
+                let all = config.key_value_heads;
+                let heads = self.placement().slice().map_or(all, |slice| slice.heads(all).len());
+                2 * heads * config.head_dim
+            }
+        };
+        let of_token = config.layers.len() * of_layer;
         // A longer row than any memory holds has no power of two above it.
         room(tokens.min(usize::MAX / 4)).saturating_mul(of_token * self.placement().compute().bytes())
     }
@@ -149,7 +160,25 @@ impl Model {
         let positions: Vec<u32> = cache.lengths().iter().map(|&length| length as u32).collect();
         let ropes = self.rope_tables(&positions, cache.lengths().iter().map(|&length| (1, length + 1)));
         let segments = Segments::next_tokens(cache.next_keys());
-        cache.read(|layers| self.next_logits(tokens, ropes, segments, layers, tokens.len()))
+        cache.read(1, |layers| self.next_logits(tokens, ropes, segments, layers, tokens.len()))
+    }
+
+    /// Whether tokens may be proposed and taken back: a state cannot go back, and a text that is read again when
+    /// it becomes long (LongRoPE) is continued alone, a token at a time.
+    pub(crate) fn takes_back(&self) -> bool {
+        let has_state = |layer: &LayerConfig| matches!(layer.mixer, MixerKind::Delta | MixerKind::Convolution);
+        !self.config.is_long(usize::MAX) && !self.config.layers.iter().any(has_state)
+    }
+
+    /// Logits [t, v] after each of t tokens that follow the only row of the cache, to which they are added. There
+    /// are at most [`ROWS`], and on the CPU the logits have the bits of t passes of one token: products have one
+    /// order of sums, and attention goes over each query's own keys as if it were a row.
+    pub(crate) fn read_ahead(&self, tokens: &[u32], cache: &mut RowsCache) -> Result<Vec<f32>, ModelError> {
+        let past = cache.lengths()[0];
+        let positions: Vec<u32> = (past..past + tokens.len()).map(|position| position as u32).collect();
+        let ropes = self.rope_tables(&positions, (1..=tokens.len()).map(|own| (1, past + own)));
+        let segments = Segments::next_tokens(cache.keys_ahead(tokens.len()));
+        cache.read(tokens.len(), |layers| self.next_logits(tokens, ropes, segments, layers, tokens.len()))
     }
 }
 

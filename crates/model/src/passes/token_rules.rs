@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::error::ModelError;
+use crate::passes::form::{Form, allows};
 use crate::passes::sampling::{Sampling, all_finite, choose, draw, drawn, maximum, sort, weight};
 
 /// How the tokens of an answer are chosen.
@@ -75,13 +76,19 @@ pub(crate) struct Chooser {
     /// How often each token is in the answer.
     counts: HashMap<u32, u32>,
     chosen: usize,
+    form: Option<Box<dyn Form>>,
 }
 
 impl Chooser {
     pub(crate) fn new(rules: TokenRules, prompt: &[u32]) -> Chooser {
         let has_penalty = rules.repetition_penalty != 1.0;
         let prompt = if has_penalty { prompt.iter().copied().collect() } else { HashSet::new() };
-        Chooser { rules, prompt, counts: HashMap::new(), chosen: 0 }
+        Chooser { rules, prompt, counts: HashMap::new(), chosen: 0, form: None }
+    }
+
+    /// As this, of an answer that has to have a form.
+    pub(crate) fn with_form(self, form: Option<Box<dyn Form>>) -> Chooser {
+        Chooser { form, ..self }
     }
 
     /// Tokens that were chosen so far.
@@ -94,23 +101,49 @@ impl Chooser {
         if !all_finite(logits) {
             return Err(ModelError::NotANumber { generated: self.chosen });
         }
-        let token = self.choose(logits);
+        let token = match self.form.take() {
+            None => self.choose(logits, None),
+            Some(mut form) => {
+                let token = self.choose_formed(logits, form.as_mut())?;
+                self.form = Some(form);
+                token
+            }
+        };
         let logprobs = self.rules.logprobs.map(|top| logprobs(logits, token, top));
         *self.counts.entry(token).or_default() += 1;
         self.chosen += 1;
         Ok(ChosenToken { token, logprobs })
     }
 
-    fn choose(&self, logits: &[f32]) -> u32 {
+    /// The next token among those that the form allows.
+    fn choose_formed(&self, logits: &[f32], form: &mut dyn Form) -> Result<u32, ModelError> {
+        let failed = |what: String| ModelError::Form { what };
+        let allowed = form.allowed().map_err(failed)?;
+        let mut token = self.choose(logits, Some(allowed));
+        if !allows(allowed, token as usize) {
+            // A draw at the very end of the probabilities may meet a token without any.
+            let of_allowed = logits.iter().enumerate().filter(|(token, _)| allows(allowed, *token));
+            let likeliest = of_allowed.max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
+            token = likeliest.ok_or_else(|| failed("no token of the model fits".to_owned()))?.0 as u32;
+        }
+        form.take(token).map_err(failed)?;
+        Ok(token)
+    }
+
+    fn choose(&self, logits: &[f32], allowed: Option<&[u32]>) -> u32 {
         let TokenRules { sampling, top_k, min_p, .. } = self.rules;
         let position = self.chosen as u64;
         let is_drawn = sampling.temperature > 0.0;
         let (few, likely) = (is_drawn && top_k > 0 && top_k < logits.len(), is_drawn && min_p > 0.0);
-        if !few && !likely && !self.changes_logits() {
+        if allowed.is_none() && !few && !likely && !self.changes_logits() {
             return choose(logits, sampling, position);
         }
         let mut logits = logits.to_vec();
         self.change(&mut logits);
+        if let Some(allowed) = allowed {
+            let others = logits.iter_mut().enumerate().filter(|(token, _)| !allows(allowed, *token));
+            others.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+        }
         if few {
             keep_largest(&mut logits, top_k);
         }
@@ -286,6 +319,51 @@ mod tests {
         near(logprobs.chosen, 0.25);
         assert_eq!(logprobs.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 0]);
         near(logprobs.top[0].1, 0.5);
+    }
+
+    /// Allows what is not yet taken of some tokens.
+    struct OnceEach(Vec<u32>);
+
+    impl Form for OnceEach {
+        fn allowed(&mut self) -> Result<&[u32], String> {
+            if self.0.iter().all(|word| *word == 0) { Err("nothing is left".to_owned()) } else { Ok(&self.0) }
+        }
+
+        fn take(&mut self, token: u32) -> Result<(), String> {
+            self.0[token as usize / 32] &= !(1 << (token % 32));
+            Ok(())
+        }
+    }
+
+    /// Whatever the rules, only tokens that are allowed come.
+    #[test]
+    fn a_form_leaves_its_tokens_only() {
+        let logits: Vec<f32> = (0..40).map(|n| 40.0 - n as f32).collect();
+        let greedy = TokenRules::from(Sampling::GREEDY);
+        let drawn = TokenRules::from(DRAWN);
+        for rules in [
+            greedy.clone(),
+            drawn.clone(),
+            TokenRules { top_k: 1, ..drawn.clone() },
+            TokenRules { top_k: 30, ..drawn.clone() },
+            TokenRules { min_p: 0.5, ..drawn.clone() },
+            TokenRules { logit_bias: vec![(0, 100.0)], ..drawn },
+        ] {
+            // Tokens 3, 9 and 35: the last one is behind 32.
+            let form: Box<dyn Form> = Box::new(OnceEach(vec![1 << 3 | 1 << 9, 1 << 3]));
+            let mut chooser = Chooser::new(rules.clone(), &[]).with_form(Some(form));
+            let mut got: Vec<u32> = (0..3).map(|_| chooser.next(&logits).expect("one is left").token).collect();
+            if rules == greedy {
+                assert_eq!(got, [3, 9, 35]);
+            }
+            got.sort_unstable();
+            assert_eq!(got, [3, 9, 35], "{rules:?}");
+            let error = chooser.next(&logits).expect_err("nothing is left");
+            assert!(matches!(&error, ModelError::Form { what } if what == "nothing is left"), "{error}");
+        }
+        let form: Box<dyn Form> = Box::new(OnceEach(vec![0, 1 << 8]));
+        let error = Chooser::new(greedy, &[]).with_form(Some(form)).next(&logits).expect_err("the model has 40 tokens");
+        assert!(matches!(error, ModelError::Form { .. }), "{error}");
     }
 
     #[test]

@@ -104,15 +104,25 @@ impl Stage {
             }
         }
         let whole = free.into_iter().fold(0.0, f64::max);
-        let waiting = |&(sent, _, to): &(f64, f64, usize)| {
-            travels.iter().filter(|other| other.2 == to && other.0 <= sent && sent < other.1).count()
-        };
         Some(Simulated {
             seconds: whole,
             busy: computing / (whole * count as f64),
-            most_waiting: travels.iter().map(waiting).max().unwrap_or(0),
+            most_waiting: (0..count).map(|process| most_waiting(&travels, process)).max().unwrap_or(0),
         })
     }
+}
+
+/// The most tensors for a process at a time. `travels`: (when it was sent, when it was used, to whom).
+fn most_waiting(travels: &[(f64, f64, usize)], process: usize) -> usize {
+    let here = || travels.iter().filter(|travel| travel.2 == process);
+    let sorted = |mut times: Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times
+    };
+    let sent = sorted(here().map(|travel| travel.0).collect());
+    let used = sorted(here().map(|travel| travel.1).collect());
+    let until = |times: &[f64], now: f64| times.partition_point(|time| *time <= now);
+    sent.iter().map(|&now| until(&sent, now) - until(&used, now)).max().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -155,6 +165,77 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// As many as anywhere, or one less on the last ones: layer n on process n mod N.
+    #[test]
+    fn even_counts_go_round() {
+        for stages in 1..=8 {
+            for layers in stages..=130 {
+                let stage = Stage::in_turn(layers, stages, 0);
+                assert_eq!(Stage::dealt(&stage.counts(), 0), stage, "{stages} stages, {layers} layers");
+                assert_eq!(Stage::ending_on(stage.last(), &stage.counts(), 0), stage, "{stages}, {layers}");
+            }
+        }
+        assert_eq!(*Stage::dealt(&[2, 1], 0).of_layer, [0, 1, 0]);
+        assert_eq!(*Stage::dealt(&[1, 4], 0).of_layer, [1, 1, 0, 1, 1]);
+    }
+
+    /// (layers of each process)
+    const UNEVEN: [&[usize]; 12] = [
+        &[1],
+        &[2, 1],
+        &[1, 4],
+        &[9, 1],
+        &[12, 10, 8],
+        &[1, 1, 7],
+        &[20, 5, 5],
+        &[3, 14, 15, 9],
+        &[1, 2, 3, 4, 5],
+        &[8, 1, 8, 1, 8, 1],
+        &[30, 1, 1, 1, 1, 1, 1],
+        &[1, 2, 3, 5, 8, 13, 21, 34],
+    ];
+
+    /// Uneven placements: nobody waits for ever, each process has as many layers as it was given, and a step is no
+    /// longer than the work of the busiest process and what its longest stretch makes the others wait.
+    #[test]
+    fn no_uneven_plan_waits_for_ever() {
+        let ends = |counts: &'static [usize]| (0..=counts.len()).map(move |end| (counts, end));
+        for (counts, end) in UNEVEN.into_iter().flat_map(ends) {
+            let (layers, most) = (counts.iter().sum::<usize>(), *counts.iter().max().expect("a process"));
+            // With each process as the one of the last layer, and with that which it comes to by itself.
+            let stage = if end < counts.len() { Stage::ending_on(end, counts, 0) } else { Stage::dealt(counts, 0) };
+            assert_eq!(stage.counts(), counts);
+            assert!(end == counts.len() || stage.last() == end);
+            for (micro_batches, first) in (1..=64).flat_map(|count| [(count, 0), (count, layers - 1)]) {
+                let what = format!("{counts:?} to {end}, {micro_batches} micro-batches from layer {first} on");
+                let done = stage.simulate(micro_batches, first, SECONDS).unwrap_or_else(|| panic!("{what}: stuck"));
+                let passes: Vec<usize> =
+                    (0..counts.len()).map(|n| stage.passes(n, micro_batches, first).len()).collect();
+                let of = |n: usize| {
+                    micro_batches * (counts[n] + (first..layers).filter(|&l| stage.of_layer[l] == n).count())
+                };
+                assert_eq!(passes, (0..counts.len()).map(of).collect::<Vec<_>>(), "{what}");
+                if first == 0 {
+                    let work = (most * micro_batches) as f64 * (SECONDS.forward + SECONDS.back);
+                    // One micro-batch through all layers and back, with a hop behind each.
+                    let alone = layers as f64 * (SECONDS.forward + SECONDS.back + 2.0 * SECONDS.hop);
+                    assert!(done.seconds >= work - 1e-9, "{what}: {done:?} is below {work}");
+                    assert!(done.seconds <= 2.0 * (work + alone), "{what}: {done:?} is above {work} and {alone}");
+                }
+            }
+        }
+    }
+
+    /// Layers next to each other on a process need no hop.
+    #[test]
+    fn neighbours_on_a_process_need_no_hop() {
+        let slow = Seconds { hop: 1e6, ..SECONDS };
+        let stage = Stage { of_layer: [0, 0, 0, 1, 1].into(), mine: 0 };
+        assert_eq!(stage.links(), [(0, 1), (1, 0)]);
+        let done = stage.simulate(1, 0, slow).expect("an end");
+        assert!((2e6..2.1e6).contains(&done.seconds), "one hop forward and one back: {done:?}");
     }
 
     /// 61 layers over 4 processes, as Kimi K2's: 95 % busy with 16 micro-batches.

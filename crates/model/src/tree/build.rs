@@ -4,6 +4,7 @@ use super::{
     Attention, Beside, Decoder, DeltaInputs, DeltaNet, Experts, FeedForward, FusedGated, Gated, Head, LatentAttention,
     LatentQueries, Layer, Linear, Matrix, Mixer, Norm, OwnInput, PerLayer, Projections, Role, ShortConvolution, Vector,
 };
+use crate::branch::GateUp;
 use crate::config::family::{OtherMixer, Shared};
 use crate::config::{
     ConvolutionConfig, DeltaConfig, LatentConfig, LayerConfig, MixerKind, ModelConfig, PerLayerConfig, Values,
@@ -41,11 +42,17 @@ impl Decoder {
 }
 
 impl Gated {
-    /// The same as an expert.
-    fn of_expert(mut self) -> Gated {
+    /// The same as an expert, of this module. `takes_turns`: whether gate and up have one branch.
+    fn of_expert(mut self, module: String, takes_turns: bool) -> Gated {
         for linear in [&mut self.gate, &mut self.up, &mut self.down] {
             linear.weight.is_of_expert = true;
         }
+        self.gate_up = takes_turns.then(|| {
+            let [inner, hidden] = self.gate.weight.shape;
+            let module = format!("{module}.gate_up_proj");
+            let weight = Matrix::new(format!("{module}.weight"), [2 * inner, hidden]);
+            GateUp { module, index: self.gate.index, weight, lora: None }
+        });
         self
     }
 }
@@ -207,7 +214,8 @@ fn feed_forward(
         experts: (0..experts.count)
             .map(|n| format!("{}.{n}", names.experts))
             .map(|module| {
-                gated(config, &module, experts.intermediate_size, mixture.has_biases, &mut linear).of_expert()
+                gated(config, &module, experts.intermediate_size, mixture.has_biases, &mut linear)
+                    .of_expert(name(&module), config.family.has_expert_parameters())
             })
             .collect(),
         choices: experts.choices,
@@ -248,6 +256,7 @@ fn gated(
         activation: config.activation,
         gate: linear(&format!("{module}.{gate}"), Role::Gate, [inner, hidden], bias),
         up: linear(&format!("{module}.{up}"), Role::Up, [inner, hidden], bias),
+        gate_up: None,
         down: linear(&format!("{module}.{down}"), Role::Down, [hidden, inner], bias),
     }
 }

@@ -103,6 +103,11 @@ impl Gated {
         let columns = slice.columns(self.gate.weight.shape[0]);
         self.gate.keep_outputs(vec![columns.clone()]);
         self.up.keep_outputs(vec![columns.clone()]);
+        if let Some(both) = &mut self.gate_up {
+            // Its outputs take turns, so those of the same columns lie together.
+            let whole = both.weight.shape;
+            both.weight.keep(Cut { whole, along: Along::Rows(vec![2 * columns.start..2 * columns.end]) });
+        }
         self.down.keep_inputs(columns, slice);
     }
 }

@@ -4,7 +4,7 @@ use super::{
     Attention, Beside, Decoder, DeltaInputs, DeltaNet, Experts, FeedForward, FusedGated, Gated, LatentAttention,
     LatentQueries, Layer, Linear, Matrix, Mixer, Norm, OwnInput, Projections, ShortConvolution, Vector,
 };
-use crate::branch::LoraBranch;
+use crate::branch::{GateUp, LoraBranch, Place};
 
 /// A tensor of the tree that can be described or filled.
 pub(crate) enum Slot<'a> {
@@ -38,6 +38,9 @@ enum Part<'a> {
     Norm(&'a mut Norm),
     Vector(&'a mut Vector),
     Linear(&'a mut Linear),
+    /// A linear layer whose branch is another's too.
+    Half(&'a mut Linear),
+    Both(&'a mut GateUp),
 }
 
 /// The base tensors of a part, and those of its branch.
@@ -48,7 +51,8 @@ impl<'a> Part<'a> {
         match self {
             Part::Norm(norm) => (vec![Slot::Vector(&mut norm.gamma)], Vec::new()),
             Part::Vector(vector) => (vec![Slot::Vector(vector)], Vec::new()),
-            Part::Linear(Linear { weight, bias, lora, .. }) => {
+            Part::Both(GateUp { lora, .. }) => (Vec::new(), branch_slots(lora)),
+            Part::Linear(Linear { weight, bias, lora, .. }) | Part::Half(Linear { weight, bias, lora, .. }) => {
                 let bias = bias.as_mut().map(Slot::Vector);
                 (std::iter::once(Slot::Matrix(weight)).chain(bias).collect(), branch_slots(lora))
             }
@@ -111,7 +115,11 @@ impl DeltaNet {
 
 impl Gated {
     fn parts(&mut self) -> Vec<Part<'_>> {
-        [&mut self.gate, &mut self.up, &mut self.down].map(Part::Linear).into()
+        let Gated { gate, up, gate_up, down, .. } = self;
+        match gate_up {
+            None => [gate, up, down].map(Part::Linear).into(),
+            Some(both) => vec![Part::Half(gate), Part::Half(up), Part::Both(both), Part::Linear(down)],
+        }
     }
 }
 
@@ -186,8 +194,21 @@ impl Layer {
 
     /// The linear layers, in the order of [`Decoder::linears`].
     pub(crate) fn linears(&mut self) -> Vec<&mut Linear> {
-        let linear = |part| if let Part::Linear(linear) = part { Some(linear) } else { None };
+        let linear = |part| match part {
+            Part::Linear(linear) | Part::Half(linear) => Some(linear),
+            Part::Norm(_) | Part::Vector(_) | Part::Both(_) => None,
+        };
         self.parts().into_iter().filter_map(linear).collect()
+    }
+
+    /// What may have a branch, in the order of [`Decoder::parameters`].
+    pub(crate) fn places(&mut self) -> Vec<Place<'_>> {
+        let place = |part| match part {
+            Part::Linear(linear) => Some(Place::of(linear)),
+            Part::Both(gate_up) => Some(Place::of_both(gate_up)),
+            Part::Norm(_) | Part::Vector(_) | Part::Half(_) => None,
+        };
+        self.parts().into_iter().filter_map(place).collect()
     }
 }
 
@@ -203,7 +224,7 @@ impl Decoder {
     pub(crate) fn parameters(&mut self) -> Slots<'_> {
         self.slots_by(|part| match part {
             Part::Norm(_) | Part::Vector(_) => 0,
-            Part::Linear(_) => 1,
+            Part::Linear(_) | Part::Half(_) | Part::Both(_) => 1,
         })
     }
 

@@ -95,6 +95,35 @@ impl Kind for CountOrAuto {
     }
 }
 
+/// A list of numbers of things, each 1 or more.
+pub(crate) struct Counts;
+
+impl Kind for Counts {
+    type Value = Vec<usize>;
+
+    fn read(&self, written: &Written<'_, '_>) -> Result<Vec<usize>, Problem> {
+        match written.value {
+            DeValue::Array(items) if items.is_empty() => {
+                Err(written.problem(format!("`{}` must have a number", written.key)))
+            }
+            DeValue::Array(items) => written.items(items, |item| Count(1).read(item)),
+            _ => Err(written.wrong_type("a list of integers")),
+        }
+    }
+
+    fn write(&self, value: &Vec<usize>) -> String {
+        list(value, usize::to_string)
+    }
+
+    fn words(&self) -> String {
+        "list of integers, each 1 or more".to_owned()
+    }
+
+    fn schema(&self) -> String {
+        format!(r#""type": "array", "items": {{ {} }}, "minItems": 1"#, Count(1).schema())
+    }
+}
+
 /// Whole passes over the rows, 1 or more.
 pub(crate) struct Epochs;
 

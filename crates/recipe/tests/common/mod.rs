@@ -33,7 +33,7 @@ pub(crate) fn contract_with_optional_keys() -> String {
         ),
         (
             "[distributed]\n",
-            "[distributed]\nvirtual_ranks = 4\nmin_ranks = 1\njoin_timeout = \"90s\"\nports = \"29500-29599\"\nsync_every = 20\nouter_learning_rate = 0.7\nouter_momentum = 0.9\nwire = \"f32\"\n",
+            "[parallel]\nlayers = [24]\n[distributed]\nvirtual_ranks = 4\nmin_ranks = 1\njoin_timeout = \"90s\"\nports = \"29500-29599\"\nsync_every = 20\nouter_learning_rate = 0.7\nouter_momentum = 0.9\nwire = \"f32\"\n",
         ),
     ];
     lines.iter().fold(CONTRACT.to_owned(), |text, (from, to)| text.replacen(from, to, 1))

@@ -17,7 +17,7 @@ use serde_json::Value;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) const ENGINE: EngineSettings =
-    EngineSettings { slots: 8, queue: 16, cache_bytes: 1 << 30, prefix_bytes: 64 << 20 };
+    EngineSettings { slots: 8, queue: 16, cache_bytes: 1 << 30, prefix_bytes: 64 << 20, speculate: 0 };
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")

@@ -7,10 +7,11 @@ use finetune_dataset::{Counts, Dataset, Ends, Origin, Row};
 use finetune_model::{
     Device, FloatType, LayerSizes, ModelConfig, PackedSizes, Placement, Stage, choose, expected_tensors, not_in_stages,
 };
-use finetune_recipe::Recipe;
+use finetune_recipe::{Recipe, ResidencyChoice};
 
 use super::{Counted, Precision, Sizing, StepShape, Subject, estimate_of};
 use crate::residency::most_at_once;
+use crate::stages::Offer;
 
 /// Name, the file of its config, and its parameters. The smallest model comes first.
 const MODELS: [(&str, &str, u64); 10] = [
@@ -131,7 +132,10 @@ impl Training {
             loading: 0,
             by_row: 0,
             layers,
+            // Every machine has both, which is more than most of them need.
+            ends: Default::default(),
             at_once: 1,
+            shares: 1,
             has_bf16: true,
         };
         let counted = Counted::new(&sizing.config, sizing.adaptation.as_ref());
@@ -248,4 +252,42 @@ fn the_page_says_which_machines_train_which_model() {
     for table in [on_gpus, largest, on_cpus] {
         assert!(page.contains(table.trim_end()), "docs/big-models.md has another table than\n{table}");
     }
+}
+
+/// A rank has room for as many layers as it offers to hold, and for no more.
+#[test]
+fn what_ranks_offer_is_what_fits() {
+    let mut bounded = 0;
+    for (file, gibibytes) in [("llama-3.3-70b", 24), ("llama-3.3-70b", 32), ("qwen3-30b-a3b", 9), ("gemma-3-27b", 512)]
+    {
+        let mut training = Training::new(file, true);
+        training.recipe.model.residency = ResidencyChoice::Memory;
+        let (layers, available) = (training.sizing.config.layers.len(), gibibytes << 30);
+        let needed = |count: usize, has_last: bool| {
+            let mine = |n: usize| (n > 0 && n <= count - usize::from(has_last)) || (has_last && n + 1 == layers);
+            let of_layer = (0..layers).map(|n| usize::from(!mine(n))).collect();
+            let placement = training.sizing.placement.clone().with_stage(Some(Stage { of_layer, mine: 0 }));
+            let sizing = Sizing { placement, at_once: 1, ..training.sizing.clone() };
+            let subject = Subject { recipe: &training.recipe, train: &training.rows, eval: None, sizing: &sizing };
+            subject.estimate_counted(&training.counted).total
+        };
+        let (recipe, train, sizing) = (&training.recipe, &training.rows, &training.sizing);
+        let offer = Offer::new(&Subject { recipe, train, eval: None, sizing }, Some(available), 4);
+        for has_last in [false, true] {
+            // One at a time. Where several go together, there is less room.
+            let [of_several, room] = [0, 1].map(|way| offer.room[way][0][usize::from(has_last)]);
+            assert!(of_several <= room, "{file}: {of_several} {room}");
+            if room < layers {
+                bounded += 1;
+                assert!(room > 0 && needed(room, has_last) <= available, "{file}: {room} do not fit");
+                assert!(needed(room + 1, has_last) > available, "{file}: {room} is not all");
+            } else {
+                assert!(needed(layers - 1 - usize::from(!has_last), has_last) <= available, "{file}");
+            }
+        }
+        assert!(offer.room[1][0][1] <= offer.room[1][0][0], "{file}: logits take no room");
+        let unlimited = Offer::new(&Subject { recipe, train, eval: None, sizing }, None, 4);
+        assert!(unlimited.whole && unlimited.room.as_flattened().as_flattened().iter().all(|room| *room == layers));
+    }
+    assert!(bounded >= 4, "{bounded}");
 }

@@ -64,6 +64,7 @@ fn figures(recipe: &Recipe) -> [f64; 3] {
         held_layers: None,
         checkpointing,
         full: false,
+        shares: 1,
         rows: 0,
         answers: false,
     };

@@ -9,6 +9,7 @@ use crate::decoder::cache::{KeyValueCache, RowsCache};
 use crate::error::ModelError;
 use crate::model::Model;
 use crate::passes::generate_rows::ROWS;
+use crate::passes::lookup::{Lookup, Speculated};
 use crate::passes::token_rules::{Chooser, ChosenToken};
 
 /// A request, and what has become of it.
@@ -17,6 +18,7 @@ pub(super) struct Job {
     pub(super) prompt: Vec<u32>,
     pub(super) max_new_tokens: usize,
     pub(super) chooser: Chooser,
+    pub(super) lookup: Lookup,
     pub(super) end_ids: Vec<u32>,
     pub(super) listener: Box<dyn Listener>,
     /// The token that goes through the model next.
@@ -44,6 +46,7 @@ impl Job {
             }
         };
         self.next = chosen.token;
+        self.lookup.push(chosen.token);
         if self.end_ids.contains(&chosen.token) {
             self.listener.hear(EngineEvent::Ended(EngineEnd::EndToken(chosen.token)));
             return false;
@@ -124,8 +127,25 @@ impl Group {
         }
     }
 
-    /// Makes one token of each answer.
-    pub(super) fn step(&mut self) {
+    /// Makes one token of each answer, or perhaps several of the only one. Returns what was proposed.
+    pub(super) fn step(&mut self) -> Speculated {
+        if let ([job], Caches::Together(rows)) = (self.jobs.as_mut_slice(), &mut self.caches)
+            && self.model.takes_back()
+        {
+            // One token at least is made anyway.
+            let room = (job.max_new_tokens - job.chooser.chosen() - 1).min(ROWS - 1);
+            let proposed = job.lookup.propose(room);
+            if !proposed.is_empty() {
+                let (goes_on, speculated) = step_ahead(&self.model, job, rows, &proposed);
+                self.keep(&[goes_on]);
+                return speculated;
+            }
+        }
+        self.step_one();
+        Speculated::default()
+    }
+
+    fn step_one(&mut self) {
         let tokens: Vec<u32> = self.jobs.iter().map(|job| job.next).collect();
         let logits = match &mut self.caches {
             Caches::Together(rows) => self.model.read_rows(&tokens, rows),
@@ -168,4 +188,30 @@ impl Group {
             caches.keep_and_shrink(&rows);
         }
     }
+}
+
+/// Lets a token and those that were proposed behind it go through the model, and takes tokens as long as they are the
+/// proposed ones. Each is chosen from the logits that it has without proposals. Returns whether the answer goes on.
+fn step_ahead(model: &Model, job: &mut Job, rows: &mut RowsCache, proposed: &[u32]) -> (bool, Speculated) {
+    let tokens = [&[job.next], proposed].concat();
+    let logits = match model.read_ahead(&tokens, rows) {
+        Ok(logits) => logits,
+        Err(error) => {
+            job.fail(&error);
+            return (false, Speculated::default());
+        }
+    };
+    let (mut accepted, mut goes_on) = (0, true);
+    for logits in logits.chunks(logits.len() / tokens.len()) {
+        let chosen = job.chooser.next(logits);
+        goes_on = job.take(chosen);
+        // The listener hears nothing more once it has left.
+        if !goes_on || job.is_left || proposed.get(accepted) != Some(&job.next) {
+            break;
+        }
+        accepted += 1;
+    }
+    rows.forget_last(proposed.len() - accepted);
+    job.lookup.judge(proposed.len(), accepted);
+    (goes_on, Speculated { proposed: proposed.len() as u64, accepted: accepted as u64 })
 }

@@ -1,13 +1,30 @@
 //! Keys and values of earlier prompts, for those that begin in the same way.
 //!
-//! A prompt is read in parts that begin at multiples of 512 tokens, and only whole parts are used
-//! again. So an answer has the same bits whether or not its beginning was known.
+//! A prompt is read in parts that begin at multiples of 512 tokens, and whole parts are used again. So an
+//! answer has the same bits whether or not its beginning was known.
+//!
+//! **Pieces of a part** are used again, in multiples of 64 tokens, if the rest of the part has the same bits with
+//! and without them. That is so on the CPU in models in which a token's row depends on no other row but through
+//! attention:
+//!
+//! - Attention goes over blocks of 64 queries. A part that begins at a multiple of 64 has the same blocks.
+//! - A product of more than 64 rows has one order of sums, whatever the number of rows, if it has at least four
+//!   columns (`matmul` of the kernels). So more than 64 tokens have to be left, and only what was read with more
+//!   than 64 is kept. Products with few columns are those with an adapter's A; its rank has to be 8 or more.
+//! - An expert's product has as many rows as tokens choose it. Models with experts have whole parts only.
 
 use std::sync::{Arc, Weak};
 
 use crate::decoder::cache::KeyValueCache;
-use crate::model::Model;
+use crate::model::{Model, Trained};
 use crate::passes::generate::PROMPT_PART;
+
+/// Queries of a block of attention.
+const BLOCK: usize = 64;
+/// Most rows of a product whose order of sums is another one.
+const FEW: usize = 64;
+/// Least rank of an adapter's product that has one order of sums.
+const RANK: usize = 8;
 
 struct Prefix {
     model: Weak<Model>,
@@ -34,20 +51,21 @@ impl Prefixes {
         self.kept.retain(|prefix| prefix.model.strong_count() > 0);
     }
 
-    /// The longest known beginning of a prompt, in whole parts, without its last token: the logits
+    /// The longest known beginning of a prompt that changes no bit, without the prompt's last token: the logits
     /// behind that one choose the next.
     pub(super) fn take(&mut self, model: &Arc<Model>, prompt: &[u32]) -> KeyValueCache {
-        let usable = |prefix: &Prefix| {
+        let has_pieces = has_pieces(model);
+        let known = |prefix: &Prefix| {
             if !std::ptr::eq(prefix.model.as_ptr(), Arc::as_ptr(model)) {
                 return 0;
             }
-            let known = prefix.cache.tokens();
-            let common = known.iter().zip(prompt).take_while(|(known, token)| known == token).count();
-            let length = whole_parts(common.min(prompt.len().saturating_sub(1)));
+            let tokens = prefix.cache.tokens();
+            let common = tokens.iter().zip(prompt).take_while(|(known, token)| known == token).count();
+            let length = usable(common.min(prompt.len().saturating_sub(1)), prompt.len(), has_pieces);
             // A state cannot go back.
-            if prefix.cache.has_states() && length < known.len() { 0 } else { length }
+            if prefix.cache.has_states() && length < tokens.len() { 0 } else { length }
         };
-        let longest = self.kept.iter().enumerate().map(|(n, prefix)| (usable(prefix), n)).max();
+        let longest = self.kept.iter().enumerate().map(|(n, prefix)| (known(prefix), n)).max();
         let Some((length, n)) = longest.filter(|(length, _)| *length > 0) else { return KeyValueCache::default() };
         let found = self.kept.remove(n);
         if found.cache.tokens().len() == length {
@@ -60,9 +78,9 @@ impl Prefixes {
         cache
     }
 
-    /// Keeps the whole parts of a prompt. What was used longest ago goes, if there is no room.
+    /// Keeps what can be used again of a prompt. What was used longest ago goes, if there is no room.
     pub(super) fn put(&mut self, model: &Arc<Model>, mut cache: KeyValueCache) {
-        let length = whole_parts(cache.tokens().len());
+        let length = kept(cache.tokens().len(), has_pieces(model));
         if length == 0 || cache.has_states() && length < cache.tokens().len() {
             return;
         }
@@ -81,7 +99,59 @@ impl Prefixes {
     }
 }
 
-/// The tokens of the whole parts among so many.
-fn whole_parts(tokens: usize) -> usize {
-    tokens - tokens % PROMPT_PART
+/// Whether pieces of a part can be used again.
+fn has_pieces(model: &Model) -> bool {
+    let is_wide = match &model.trained {
+        Trained::Adapter(adaptation) => adaptation.targets.iter().all(|target| target.rank >= RANK),
+        Trained::Nothing | Trained::All => true,
+    };
+    is_wide && model.placement().is_cpu() && model.takes_back() && model.config.experts.is_none()
+}
+
+/// The tokens that are kept of a prompt of so many.
+fn kept(tokens: usize, has_pieces: bool) -> usize {
+    let whole = tokens - tokens % PROMPT_PART;
+    // The last part was read with its own rows, or with more than a few of them.
+    if has_pieces && tokens - whole > FEW { tokens - tokens % BLOCK } else { whole }
+}
+
+/// The tokens that are not read again of a prompt of `length` tokens whose first `common` ones are known.
+fn usable(common: usize, length: usize, has_pieces: bool) -> usize {
+    let whole = common - common % PROMPT_PART;
+    let end = length.min(whole + PROMPT_PART);
+    let last = common.min(end.saturating_sub(FEW + 1));
+    if has_pieces { whole.max(last - last % BLOCK) } else { whole }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_leave_more_than_a_few_rows() {
+        for (common, length, whole, want) in [
+            (1299, 1300, 1024, 1216),
+            (1099, 1100, 1024, 1024),
+            (1100, 1300, 1024, 1088),
+            (1023, 1024, 512, 896),
+            (1024, 1025, 1024, 1024),
+            (500, 800, 0, 384),
+            (100, 129, 0, 64),
+            (100, 128, 0, 0),
+            (63, 600, 0, 0),
+            (64, 600, 0, 64),
+            (0, 1, 0, 0),
+        ] {
+            assert_eq!(
+                (usable(common, length, false), usable(common, length, true)),
+                (whole, want),
+                "{common} {length}"
+            );
+        }
+        for (tokens, whole, want) in
+            [(64, 0, 0), (65, 0, 64), (512, 512, 512), (576, 512, 512), (577, 512, 576), (1100, 1024, 1088)]
+        {
+            assert_eq!((kept(tokens, false), kept(tokens, true)), (whole, want), "{tokens}");
+        }
+    }
 }

@@ -1,52 +1,27 @@
-//! A tensor of a base, as its files have it: its elements, or the part of them that is here.
+//! A tensor of a base: what is known of it before it is read, and its elements, or the part of them that is here.
 
 use std::path::Path;
 
-use finetune_packed::files::PackedTensor;
-use finetune_packed::{PackedMatrix, Scheme, quantize};
+use finetune_packed::{PackedMatrix, quantize};
 use finetune_store::{Dtype, TensorView};
+use rayon::prelude::*;
 
+use super::{BaseTensor, OfExpert, Stored};
 use crate::error::ModelError;
 use crate::files::by_row::PER_LAYER_TABLE;
 use crate::files::finite::expect_finite;
 use crate::files::floats::{dtype_of, numbers, to_finite_f32};
 use crate::files::packing;
 use crate::files::part::bytes_of_part;
-use crate::files::taking_turns::OfStack;
-use crate::gguf::read::{GgufBase, GgufStored};
+use crate::gguf::read::GgufStored;
 use crate::slice::{Along, Cut};
-
-/// A tensor of a base. Nothing of it has been read.
-pub(crate) struct BaseTensor<'a> {
-    pub(crate) name: String,
-    /// As the model has it, packed or not.
-    pub(crate) shape: Vec<usize>,
-    /// The base, for messages about a tensor that several tensors of its files make.
-    pub(super) base: &'a Path,
-    pub(super) stored: Stored<'a>,
-    /// How it is packed while it is read. `None`: it stays as it is.
-    pub(super) quantization: Option<Scheme>,
-    /// The part of a matrix that is read. `None`: all of it.
-    pub(super) cut: Option<Cut>,
-}
-
-/// How a tensor lies in the files.
-pub(super) enum Stored<'a> {
-    /// All elements.
-    Dense(TensorView<'a>),
-    /// A few bits of each element.
-    Packed(PackedTensor<'a>),
-    /// Either of them, in a stack of all experts that is written as it is read.
-    OfStack(OfStack<'a>),
-    /// Either of them, in a GGUF file.
-    Gguf(&'a GgufBase, GgufStored),
-}
 
 impl Stored<'_> {
     pub(super) fn is_packed(&self) -> bool {
         match self {
             Stored::Packed(_) | Stored::Gguf(_, GgufStored::Packed { .. }) => true,
             Stored::OfStack(of_stack) => of_stack.is_packed(),
+            Stored::OfExpert(expert) => expert.parts.iter().any(BaseTensor::is_packed_in_file),
             Stored::Dense(_) | Stored::Gguf(..) => false,
         }
     }
@@ -57,13 +32,16 @@ impl<'a> BaseTensor<'a> {
     pub(crate) fn part(self, cut: Option<Cut>) -> BaseTensor<'a> {
         BaseTensor { cut, ..self }
     }
+}
 
+impl BaseTensor<'_> {
     /// The file that it is in, or the base if several tensors make it.
     pub(crate) fn path(&self) -> &Path {
         match &self.stored {
             Stored::Dense(view) => view.path(),
             Stored::Packed(_) => self.base,
             Stored::OfStack(of_stack) => of_stack.view().path(),
+            Stored::OfExpert(expert) => expert.parts.first().map_or(self.base, BaseTensor::path),
             Stored::Gguf(base, _) => base.path_of(&self.name),
         }
     }
@@ -78,6 +56,21 @@ impl<'a> BaseTensor<'a> {
         matches!(self.stored, Stored::OfStack(_))
     }
 
+    /// The stack of all experts that it is a part of, if such stacks are opened: its name and shape.
+    pub(crate) fn stack(&self) -> Option<(&str, Vec<usize>)> {
+        let Stored::OfExpert(OfExpert { stack, experts, .. }) = &self.stored else { return None };
+        Some((stack, std::iter::once(*experts).chain(self.shape.iter().copied()).collect()))
+    }
+
+    /// The tensor of the files beside which it is written.
+    pub(super) fn name_in_file(&self) -> &str {
+        let Stored::OfExpert(OfExpert { parts, .. }) = &self.stored else { return &self.name };
+        match parts.first().map(|part| &part.stored) {
+            Some(Stored::OfStack(of_stack)) => of_stack.view().name,
+            _ => &self.name,
+        }
+    }
+
     /// Whether its file has a few bits of each element.
     pub(crate) fn is_packed_in_file(&self) -> bool {
         self.stored.is_packed()
@@ -88,6 +81,7 @@ impl<'a> BaseTensor<'a> {
         match &self.stored {
             Stored::Dense(view) => Some(view.dtype),
             Stored::OfStack(of_stack) => of_stack.dtype(),
+            Stored::OfExpert(expert) => expert.parts.first().and_then(BaseTensor::dtype),
             Stored::Gguf(_, GgufStored::Dense(kind, _)) => Some(dtype_of(*kind)),
             Stored::Packed(_) | Stored::Gguf(..) => None,
         }
@@ -132,6 +126,7 @@ impl<'a> BaseTensor<'a> {
         match (&self.stored, self.quantization) {
             (Stored::Packed(packed), _) => Some(packed.format().to_string()),
             (Stored::OfStack(of_stack), _) if of_stack.is_packed() => Some("MXFP4".to_owned()),
+            (Stored::OfExpert(expert), _) => expert.parts.first().and_then(BaseTensor::format),
             (Stored::Gguf(_, GgufStored::Packed { name, .. }), _) => Some(format!("GGUF {name}")),
             (_, Some(scheme)) => Some(format!("{} while it is loaded", packing::scheme_word(scheme))),
             (_, None) => None,
@@ -143,6 +138,7 @@ impl<'a> BaseTensor<'a> {
         match (&self.stored, self.quantization) {
             (Stored::Packed(packed), _) => Some(packed.memory()),
             (Stored::OfStack(of_stack), _) if of_stack.is_packed() => Some(of_stack.packed_bytes()),
+            (Stored::OfExpert(expert), _) => expert.parts.iter().map(BaseTensor::packed_bytes).sum(),
             (Stored::Gguf(_, GgufStored::Packed { bytes, .. }), _) => Some(*bytes as u64),
             (_, Some(scheme)) => Some(packing::quantized_bytes(scheme, &self.shape, self.dtype()?)),
             (_, None) => None,
@@ -160,6 +156,7 @@ impl<'a> BaseTensor<'a> {
         match &self.stored {
             Stored::Packed(packed) => packed.parts().into_iter().map(str::to_owned).collect(),
             Stored::OfStack(of_stack) => of_stack.stacks(),
+            Stored::OfExpert(expert) => expert.parts.iter().flat_map(BaseTensor::parts).collect(),
             Stored::Dense(_) | Stored::Gguf(..) => Vec::new(),
         }
     }
@@ -184,7 +181,7 @@ impl<'a> BaseTensor<'a> {
             Stored::Packed(packed) => return Ok(Some(packed.read()?)),
             Stored::OfStack(of_stack) if of_stack.is_packed() => return of_stack.packed(),
             Stored::Gguf(base, GgufStored::Packed { .. }) => return Ok(Some(base.packed(&self.name)?)),
-            Stored::Dense(_) | Stored::OfStack(_) | Stored::Gguf(..) => {}
+            Stored::Dense(_) | Stored::OfStack(_) | Stored::OfExpert(_) | Stored::Gguf(..) => {}
         }
         let (Some(scheme), Some(dtype), &[rows, columns]) = (self.quantization, self.dtype(), self.shape.as_slice())
         else {
@@ -220,7 +217,24 @@ impl<'a> BaseTensor<'a> {
             Stored::Dense(view) => to_finite_f32(view),
             Stored::Packed(packed) => Ok(packing::decoded(&packed.read()?)),
             Stored::OfStack(of_stack) => of_stack.values(),
+            Stored::OfExpert(expert) => expert.values(self.shape[0]),
             Stored::Gguf(base, _) => base.dense_f32(&self.name),
         }
+    }
+}
+
+impl OfExpert<'_> {
+    /// The elements [i, o] as the stack has them, of parts [o / parts, i] whose outputs take turns.
+    fn values(&self, inputs: usize) -> Result<Vec<f32>, ModelError> {
+        let parts = self.parts.iter().map(BaseTensor::values).collect::<Result<Vec<_>, _>>()?;
+        let turns = parts.len();
+        let outputs: usize = parts.iter().map(|part| part.len() / inputs).sum();
+        let mut values = vec![0.0; inputs * outputs];
+        values.par_chunks_mut(outputs).enumerate().for_each(|(input, row)| {
+            for (output, value) in row.iter_mut().enumerate() {
+                *value = parts[output % turns][output / turns * inputs + input];
+            }
+        });
+        Ok(values)
     }
 }

@@ -1,0 +1,150 @@
+//! Grammars over the tokens of a model: which tokens may come next in an answer that has to have a form.
+//!
+//! The grammars are llguidance's, which go over the bytes that tokens stand for. A grammar is a text (`forms.rs`
+//! writes it), so that other ranks make the same of it.
+
+use std::sync::Arc;
+
+use finetune_dataset::{ChatTokenizer, REASONING_TAGS};
+use finetune_model::Form;
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
+use llguidance::{Matcher, ParserFactory};
+
+/// Marks of calls that an answer may have to have. Other tokens that were added to a vocabulary are no text of answers
+/// with a form.
+pub(crate) const CALL: (&str, &str) = ("<tool_call>", "</tool_call>");
+/// Bytes of the longest token that has a place in the vocabulary.
+const LONGEST_TOKEN: usize = 200;
+/// Letters of an error that are shown.
+const LONGEST_ERROR: usize = 400;
+
+/// The tokens of a model by their bytes.
+struct Vocabulary(TokTrie);
+
+impl TokenizerEnv for Vocabulary {
+    fn tok_trie(&self) -> &TokTrie {
+        &self.0
+    }
+
+    fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
+        self.0.greedy_tokenize(bytes)
+    }
+
+    fn tokenize_is_canonical(&self) -> bool {
+        false
+    }
+}
+
+/// What makes grammars over the tokens of one model.
+pub(crate) struct Grammars {
+    factory: ParserFactory,
+    ends: Arc<[u32]>,
+}
+
+impl Grammars {
+    /// `ends`: the tokens that end an answer.
+    ///
+    /// # Errors
+    /// A sentence that says why this model's answers cannot have a form.
+    pub(crate) fn new(tokenizer: &ChatTokenizer, ends: &[u32]) -> Result<Grammars, String> {
+        let &first = ends.first().ok_or("the model has no token that ends an answer")?;
+        let tags = REASONING_TAGS.iter().chain([&CALL]).flat_map(|(open, close)| [*open, *close]);
+        let mut words = tokenizer.token_bytes(&tags.collect::<Vec<_>>())?;
+        for &end in ends {
+            let word = words.get_mut(end as usize).ok_or("an end token is not in the vocabulary")?;
+            *word = None;
+        }
+        // Bytes that no text has.
+        let special = |id: usize| [&[TokTrie::SPECIAL_TOKEN_MARKER], format!("[{id}]").as_bytes()].concat();
+        let words: Vec<Vec<u8>> = words
+            .into_iter()
+            .enumerate()
+            .map(|(id, word)| word.filter(|word| word.len() <= LONGEST_TOKEN).unwrap_or_else(|| special(id)))
+            .collect();
+        let info = TokRxInfo::new(u32::try_from(words.len()).map_err(|error| error.to_string())?, first);
+        let vocabulary: TokEnv = Arc::new(Vocabulary(TokTrie::from(&info, &words)));
+        let mut factory = ParserFactory::new_simple(&vocabulary).map_err(sentence)?;
+        factory.quiet();
+        factory.limits_mut().verbose_errors = false;
+        Ok(Grammars { factory, ends: ends.into() })
+    }
+
+    /// Reads the text of a grammar.
+    ///
+    /// # Errors
+    /// A sentence that says what it has that is not known, or that it is too large.
+    pub(crate) fn read(&self, text: &str) -> Result<Grammar, String> {
+        let grammar: TopLevelGrammar = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        // A panic is caught, and becomes an error.
+        let made =
+            llguidance::panic_utils::catch_unwind(std::panic::AssertUnwindSafe(|| self.factory.create_parser(grammar)));
+        let mut matcher = Matcher::new(Ok(made.map_err(sentence)?));
+        match matcher.compute_mask() {
+            Ok(_) => Ok(Grammar { matcher, ends: Arc::clone(&self.ends) }),
+            Err(error) => Err(sentence(error)),
+        }
+    }
+}
+
+/// An error in one line, without what describes the state of the crate.
+fn sentence(error: impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    let ends = ["<backtrace>", "<state>"].iter().filter_map(|mark| text.find(mark));
+    let text = &text[..ends.min().unwrap_or(text.len())];
+    text.trim().chars().take(LONGEST_ERROR).collect::<String>().replace('\n', " ")
+}
+
+/// A form of answers.
+pub(crate) struct Grammar {
+    matcher: Matcher,
+    ends: Arc<[u32]>,
+}
+
+impl Grammar {
+    /// The form of one answer. Nothing is shared with another's, so its bounds are its own.
+    pub(crate) fn begin(&self) -> Box<dyn Form> {
+        Box::new(Following { matcher: self.matcher.deep_clone(), ends: Arc::clone(&self.ends), words: Vec::new() })
+    }
+}
+
+/// An answer on its way through a grammar.
+struct Following {
+    matcher: Matcher,
+    ends: Arc<[u32]>,
+    words: Vec<u32>,
+}
+
+impl Form for Following {
+    fn allowed(&mut self) -> Result<&[u32], String> {
+        self.words.clear();
+        // Nothing but the end can come behind a form that is complete.
+        let is_over = self.matcher.is_stopped();
+        if is_over && !self.matcher.stop_reason().is_ok() {
+            return Err(self.matcher.get_error().map_or_else(|| self.matcher.stop_reason().to_string(), sentence));
+        }
+        if !is_over {
+            self.words.extend_from_slice(self.matcher.compute_mask().map_err(sentence)?.as_slice());
+        }
+        let may_end = is_over || self.matcher.is_accepting().map_err(sentence)?;
+        for &end in &*self.ends {
+            let (word, bit) = (end as usize / 32, 1 << (end % 32));
+            if self.words.len() <= word {
+                self.words.resize(word + 1, 0);
+            }
+            if may_end {
+                self.words[word] |= bit;
+            } else {
+                self.words[word] &= !bit;
+            }
+        }
+        Ok(&self.words)
+    }
+
+    fn take(&mut self, token: u32) -> Result<(), String> {
+        if self.ends.contains(&token) {
+            return Ok(());
+        }
+        self.matcher.consume_token(token).map_err(sentence)
+    }
+}

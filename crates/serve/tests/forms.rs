@@ -1,0 +1,242 @@
+//! Answers of a form, several answers to a request, and tokens that are proposed, over HTTP.
+
+#![allow(clippy::disallowed_methods, reason = "files of tests")]
+
+mod client;
+
+use client::{ENGINE, Running, served, settings, tiny};
+use finetune_dataset::ChatTokenizer;
+use finetune_model::EngineSettings;
+use finetune_serve::Served;
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+const TEXT: &str = "/v1/completions";
+
+/// A request with more fields.
+fn with(mut request: Value, more: Value) -> Value {
+    if let (Some(request), Value::Object(more)) = (request.as_object_mut(), more) {
+        request.extend(more);
+    }
+    request
+}
+
+fn question(seed: u64) -> Value {
+    json!({"messages": [{"role": "user", "content": "Hi"}], "temperature": 1.5, "seed": seed, "max_tokens": 1500})
+}
+
+/// A ticket, whose JSON is never long.
+fn ticket() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "colour": {"enum": ["red", "green"]},
+            "count": {"type": "integer", "minimum": 0, "maximum": 99},
+            "tags": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+        },
+        "required": ["colour", "count", "tags"],
+        "additionalProperties": false,
+    })
+}
+
+fn format_of(schema: &Value) -> Value {
+    json!({"type": "json_schema", "json_schema": {"name": "ticket", "strict": true, "schema": schema}})
+}
+
+fn expect_ticket(text: &str) {
+    let value: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+    let keys: Vec<&String> = value.as_object().expect("an object").keys().collect();
+    assert_eq!(keys, ["colour", "count", "tags"], "{text}");
+    assert!(value["colour"] == "red" || value["colour"] == "green", "{text}");
+    assert!(value["count"].as_u64().is_some_and(|count| count <= 99), "{text}");
+    assert!(
+        value["tags"].as_array().is_some_and(|tags| tags.len() <= 2 && tags.iter().all(Value::is_boolean)),
+        "{text}"
+    );
+}
+
+/// Of a model that never saw the like: each answer parses and fits, whatever is drawn.
+#[test]
+fn answers_have_the_schema_that_was_asked_for() {
+    let server = Running::tiny(settings());
+    let format = json!({"response_format": format_of(&ticket())});
+    for seed in 0..6 {
+        let asked = with(question(seed), format.clone());
+        let whole = server.post(CHAT, &asked).json();
+        let choice = &whole["choices"][0];
+        assert_eq!(choice["finish_reason"], "stop", "{whole}");
+        let content = choice["message"]["content"].as_str().expect("a text");
+        expect_ticket(content);
+        let objects = server.stream(CHAT, &with(asked, json!({"stream": true}))).objects();
+        let streamed: String =
+            objects.iter().filter_map(|object| object["choices"][0]["delta"]["content"].as_str()).collect();
+        assert_eq!(streamed, content);
+        let text = with(question(seed), with(format.clone(), json!({"prompt": "Hello", "messages": null, "n": 2})));
+        let texts = server.post(TEXT, &text).json();
+        let texts = texts["choices"].as_array().expect("a list");
+        assert_eq!(texts.len(), 2);
+        texts.iter().for_each(|choice| expect_ticket(choice["text"].as_str().expect("a text")));
+    }
+}
+
+/// An object of any kind: what ends by itself parses, and what is cut off is said to be.
+#[test]
+fn json_mode_gives_objects() {
+    let server = Running::tiny(settings());
+    let mut stopped = 0;
+    for seed in 0..20 {
+        let more = json!({"response_format": {"type": "json_object"}, "temperature": 1.0, "max_tokens": 200});
+        let answer = server.post(CHAT, &with(question(seed), more)).json();
+        let choice = &answer["choices"][0];
+        let content = choice["message"]["content"].as_str().expect("a text");
+        assert!(content.starts_with('{'), "{content}");
+        if choice["finish_reason"] == "stop" {
+            stopped += 1;
+            let value: Value = serde_json::from_str(content).unwrap_or_else(|error| panic!("{error}: {content}"));
+            assert!(value.is_object(), "{content}");
+        }
+    }
+    assert!(stopped > 0, "no answer came to its end");
+}
+
+/// The tiny model with a template that writes calls as Hermes and Qwen do.
+fn calling() -> Served {
+    let template = "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' }}\
+        {% if message.tool_calls %}{% for call in message.tool_calls %}\
+        {{ '<tool_call>\\n{\"name\": \"' + call.function.name + '\", \"arguments\": ' }}\
+        {{ call.function.arguments | tojson }}{{ '}\\n</tool_call>' }}{% endfor %}\
+        {% else %}{{ message['content'] }}{% endif %}{{ '<|end|>' }}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}";
+    let folder = tempfile::tempdir().expect("a directory");
+    let file = folder.path().join("calling.jinja");
+    std::fs::write(&file, template).expect("written");
+    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/quickstart/base");
+    let tokenizer = ChatTokenizer::load(&directory, Some(&file)).expect("a tokenizer");
+    Served::new("tiny".to_owned(), None, tiny(), tokenizer, (0.0, 1.0))
+}
+
+#[test]
+fn tools_that_have_to_be_called_are_called() {
+    let server = Running::start(settings(), ENGINE, vec![calling()]);
+    let zone = json!({
+        "type": "object",
+        "properties": {"zone": {"enum": ["utc", "cet"]}},
+        "required": ["zone"],
+        "additionalProperties": false,
+    });
+    let tools = json!([
+        {"type": "function", "function": {"name": "now", "parameters": zone}},
+        {"type": "function", "function": {"name": "today", "parameters": zone}},
+    ]);
+    let named = json!({"type": "function", "function": {"name": "today"}});
+    for seed in 0..6 {
+        for (choice, one) in [(json!("required"), true), (named.clone(), false)] {
+            let more = json!({"tools": tools, "tool_choice": choice, "parallel_tool_calls": !one});
+            let asked = with(question(seed), more);
+            let whole = server.post(CHAT, &asked).json();
+            assert_eq!(whole["choices"][0]["finish_reason"], "tool_calls", "{whole}");
+            let calls = whole["choices"][0]["message"]["tool_calls"].as_array().expect("a list").clone();
+            assert_eq!(calls.len(), 1, "{whole}");
+            let function = &calls[0]["function"];
+            let arguments: Value = serde_json::from_str(function["arguments"].as_str().expect("a text")).expect("JSON");
+            assert!(arguments == json!({"zone": "utc"}) || arguments == json!({"zone": "cet"}), "{arguments}");
+            let name = function["name"].as_str().expect("a name").to_owned();
+            assert!(name == "today" || one && name == "now", "{name}");
+            let objects = server.stream(CHAT, &with(asked, json!({"stream": true}))).objects();
+            let streamed = objects.iter().find_map(|object| object["choices"][0]["delta"]["tool_calls"].as_array());
+            assert_eq!(streamed.expect("calls")[0]["function"], *function);
+        }
+    }
+    // JSON of a schema or calls, as the model likes.
+    let more = json!({"tools": tools, "response_format": format_of(&ticket()), "parallel_tool_calls": false});
+    let message = server.post(CHAT, &with(question(1), more)).json()["choices"][0]["message"].clone();
+    match message["content"].as_str() {
+        Some(content) => expect_ticket(content),
+        None => assert!(message["tool_calls"].is_array(), "{message}"),
+    }
+}
+
+/// (more fields, the field that is named, a word of the message)
+#[test]
+fn forms_that_cannot_be_kept_are_refused_by_name() {
+    let server = Running::tiny(settings());
+    let tool = json!([{"type": "function", "function": {"name": "now"}}]);
+    for (more, param, word) in [
+        (json!({"tools": tool, "tool_choice": "required"}), "tool_choice", "template"),
+        (json!({"tools": tool, "response_format": {"type": "json_object"}}), "response_format", "template"),
+        (json!({"tool_choice": "required"}), "tool_choice", "no `tools`"),
+        (json!({"response_format": format_of(&json!({"not": {}}))}), "response_format", "not"),
+        (json!({"response_format": format_of(&json!({"$ref": "x.json"}))}), "response_format", "x.json"),
+        (json!({"n": 1000}), "n", "128"),
+        (json!({"n": 25}), "n", "24"),
+    ] {
+        let response = server.post(CHAT, &with(question(1), more.clone()));
+        let error = response.json()["error"].clone();
+        assert_eq!((response.status, &error["param"]), (400, &json!(param)), "{more}: {error}");
+        assert!(error["message"].as_str().is_some_and(|message| message.contains(word)), "{more}: {error}");
+    }
+}
+
+/// Choices are the answers of the seeds one behind the other, whole and streamed; the prompt is counted once.
+#[test]
+fn several_answers_are_those_of_the_next_seeds() {
+    let server = Running::tiny(settings());
+    for (path, prompt) in [(CHAT, json!({})), (TEXT, json!({"prompt": "Hello", "messages": null}))] {
+        let asked = |seed: u64, more: Value| with(with(question(seed), prompt.clone()), more);
+        let short = json!({"max_tokens": 12, "logprobs": if path == CHAT { json!(true) } else { json!(1) }});
+        let alone: Vec<Value> = (7..10).map(|seed| server.post(path, &asked(seed, short.clone())).json()).collect();
+        let together = server.post(path, &with(asked(7, short.clone()), json!({"n": 3}))).json();
+        let choices = together["choices"].as_array().expect("a list");
+        assert_eq!(choices.len(), 3);
+        for (n, (choice, alone)) in choices.iter().zip(&alone).enumerate() {
+            let mut want = alone["choices"][0].clone();
+            want["index"] = n.into();
+            assert_eq!(*choice, want, "{path}: choice {n}");
+        }
+        let count = |answer: &Value, field: &str| answer["usage"][field].as_u64().expect("a number");
+        let made: u64 = alone.iter().map(|answer| count(answer, "completion_tokens")).sum();
+        assert_eq!(count(&together, "completion_tokens"), made);
+        assert_eq!(count(&together, "prompt_tokens"), count(&alone[0], "prompt_tokens"));
+        assert_ne!(alone[0]["choices"], alone[1]["choices"]);
+
+        let more = json!({"n": 3, "stream": true, "stream_options": {"include_usage": true}});
+        let objects = server.stream(path, &with(asked(7, short.clone()), more)).objects();
+        for (n, choice) in choices.iter().enumerate() {
+            let of_choice = || objects.iter().map(|object| &object["choices"][0]).filter(|one| one["index"] == n);
+            let text: String = of_choice()
+                .filter_map(|one| one["text"].as_str().or_else(|| one["delta"]["content"].as_str()))
+                .collect();
+            let whole = choice["text"].as_str().or_else(|| choice["message"]["content"].as_str());
+            assert_eq!(Some(text.as_str()), whole, "{path}: choice {n}");
+            let ends: Vec<&Value> = of_choice().map(|one| &one["finish_reason"]).filter(|end| !end.is_null()).collect();
+            assert_eq!(ends, [&choice["finish_reason"]]);
+        }
+        let last = objects.last().expect("an object");
+        assert_eq!((&last["choices"], count(last, "completion_tokens")), (&json!([]), made));
+    }
+}
+
+/// A server that looks ahead says what another says, and counts.
+#[test]
+fn tokens_ahead_change_no_answer() {
+    let engine = EngineSettings { speculate: 7, ..ENGINE };
+    let ahead = Running::start(settings(), engine, vec![served("tiny", None, tiny())]);
+    let plain = Running::tiny(settings());
+    let prompt = "Hello, Leon from Cairo here. The red kettle. ".repeat(4);
+    for (temperature, seed) in [(0.0, 0), (0.3, 1), (0.8, 2)] {
+        let asked = json!({
+            "prompt": prompt, "max_tokens": 60, "temperature": temperature, "seed": seed, "logprobs": 2,
+            "logit_bias": {"0": -100},
+        });
+        assert_eq!(ahead.post(TEXT, &asked).json()["choices"], plain.post(TEXT, &asked).json()["choices"]);
+    }
+    let number = |server: &Running, name: &str| -> u64 {
+        let metrics = server.get("/metrics").body;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
+        line.trim().parse().expect("a number")
+    };
+    let [proposed, accepted] =
+        ["finetune_proposed_tokens_total", "finetune_accepted_tokens_total"].map(|name| number(&ahead, name));
+    assert!(proposed > 0 && accepted <= proposed, "{accepted} of {proposed}");
+    assert_eq!(number(&plain, "finetune_proposed_tokens_total"), 0);
+}

@@ -1,0 +1,124 @@
+//! The layers of one model over several ranks, each a thread of this process. The result has the bits of one rank.
+
+mod common;
+
+use std::path::Path;
+
+use common::{adapter, goldens, recipe, run, state};
+use finetune_trainer::{Outcome, Resume, TrainError};
+
+/// The layers of one model over 1 to 4 ranks, and over twice two ranks: losses, gradients, evaluations, checkpoints
+/// and adapters have the bits of one process, whether layers are in memory or read from the disk.
+#[test]
+fn layers_over_several_ranks_give_the_bits_of_one_process() {
+    let families =
+        ["llama", "qwen3", "qwen3_moe", "gemma3", "deepseek_v3", "qwen3_5", "gpt_oss_mxfp4", "gpt_oss_mxfp4_experts"];
+    for family in families {
+        let of_experts = r#"lora.target_modules=["v_proj", "experts"]"#;
+        let lora = if family.ends_with("_experts") { of_experts } else { "lora.dropout=0.1" };
+        let folder = tempfile::tempdir().expect("a directory");
+        let rows = goldens(family).join("rows.jsonl");
+        let paths = [("model.path", goldens(family)), ("data.train", rows.clone()), ("data.eval", rows)];
+        let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
+        let layers = finetune_model::ModelConfig::load(&goldens(family)).expect("a config").layers.len();
+        let told = |world: usize, stages: usize, on_disk: fn(usize) -> bool| {
+            let output = folder.path().join(format!("{world} {stages} {}", on_disk(0)));
+            let of_rank = |rank: usize| {
+                let residency = if on_disk(rank) { "model.residency=disk" } else { "model.residency=memory" };
+                let stages = format!("parallel.stages={stages}");
+                let more = ["model.device=cpu", lora, "distributed.virtual_ranks=2", residency, &stages];
+                recipe(&output, &paths.iter().map(String::as_str).chain(more).collect::<Vec<_>>())
+            };
+            let (told, outcomes) = run(world, None, &Resume::No, of_rank, |_, _| 0);
+            assert!(outcomes.iter().all(Result::is_ok), "{family}, {world} ranks, {stages} stages: {outcomes:?}");
+            (told.losses(), told.evaluations, adapter(&output), state(&output))
+        };
+        let expected = told(1, 1, |_| false);
+        for (world, stages, on_disk) in [
+            (2, 2, (|_| false) as fn(usize) -> bool),
+            (2, 2, |_| true),
+            (3, 3, |rank| rank == 1),
+            (4, 4, |_| false),
+            (4, 2, |rank| rank % 2 == 0),
+        ] {
+            if stages <= layers {
+                assert!(
+                    told(world, stages, on_disk) == expected,
+                    "{family}, {world} ranks, {stages} stages: other bits"
+                );
+            }
+        }
+    }
+}
+
+/// Numbers of layers that differ from rank to rank, also where a rank's layers are next to each other and where rank
+/// 0 has not the first layer: losses, evaluations, checkpoints and adapters have the bits of one process. A run goes
+/// on with another placement, and says in `run.json` which one it has.
+#[test]
+fn uneven_layers_give_the_bits_of_one_process() {
+    let placements: [(&str, usize, &[usize], &[usize]); 8] = [
+        ("llama", 2, &[2, 1], &[0, 1, 0]),
+        ("llama", 2, &[1, 2], &[1, 0, 1]),
+        ("gemma3", 4, &[1, 2], &[1, 0, 1]),
+        ("qwen3_moe", 2, &[1, 2], &[1, 0, 1]),
+        ("deepseek_v3", 2, &[1, 2], &[1, 0, 1]),
+        ("qwen3_5", 2, &[3, 1], &[0, 0, 1, 0]),
+        ("qwen3_5", 2, &[1, 3], &[1, 0, 1, 1]),
+        ("qwen3_5", 3, &[1, 1, 2], &[2, 0, 1, 2]),
+    ];
+    for (family, world, counts, rank_of_layer) in placements {
+        let folder = tempfile::tempdir().expect("a directory");
+        let rows = goldens(family).join("rows.jsonl");
+        let paths = [("model.path", goldens(family)), ("data.train", rows.clone()), ("data.eval", rows)];
+        let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
+        let common = ["model.device=cpu", "lora.dropout=0.1", "distributed.virtual_ranks=2"];
+        let recipe_of = |output: &Path, more: &[String]| {
+            let sets = paths.iter().map(String::as_str).chain(common).chain(more.iter().map(String::as_str));
+            recipe(output, &sets.collect::<Vec<_>>())
+        };
+        let spread = [format!("parallel.stages={}", counts.len()), format!("parallel.layers={counts:?}")];
+        let told = |world: usize, more: &[String], on_disk: fn(usize) -> bool| {
+            let output = folder.path().join(format!("{world} {} {}", more.len(), on_disk(0)));
+            let of_rank = |rank: usize| {
+                let residency = if on_disk(rank) { "model.residency=disk" } else { "model.residency=memory" };
+                recipe_of(&output, &[more, &[residency.to_owned()]].concat())
+            };
+            let (told, outcomes) = run(world, None, &Resume::No, of_rank, |_, _| 0);
+            assert!(outcomes.iter().all(Result::is_ok), "{family}, {world} ranks, {counts:?}: {outcomes:?}");
+            let facts = std::fs::read_to_string(output.join("run.json")).expect("run.json");
+            let facts: serde_json::Value = serde_json::from_str(&facts).expect("JSON");
+            (facts["rank_of_layer"].clone(), (told.losses(), told.evaluations, adapter(&output), state(&output)))
+        };
+        let (none, expected) = told(1, &[], |_| false);
+        assert!(none.is_null(), "{none}");
+        for on_disk in [(|_| false) as fn(usize) -> bool, |_| true, |rank| rank == 1] {
+            let (placement, got) = told(world, &spread, on_disk);
+            assert_eq!(placement, serde_json::json!(rank_of_layer), "{family}, {counts:?}");
+            assert!(got == expected, "{family}, {world} ranks, {counts:?}: other bits");
+        }
+        // Half of the run without, and half with: the number of ranks and the placement may change.
+        let output = folder.path().join("resumed");
+        let stop = |rank, step| if rank == 0 && step >= 3 { 15 } else { 0 };
+        let (first, outcomes) = run(1, None, &Resume::No, |_| recipe_of(&output, &[]), stop);
+        assert!(matches!(outcomes[..], [Ok(Outcome::Stopped { step: 3, .. })]), "{outcomes:?}");
+        let (second, outcomes) = run(world, None, &Resume::Newest, |_| recipe_of(&output, &spread), |_, _| 0);
+        assert!(outcomes.iter().all(Result::is_ok), "{family}, {counts:?}: {outcomes:?}");
+        assert_eq!([first.losses(), second.losses()].concat(), expected.0, "{family}, {counts:?}");
+        assert!(state(&output) == expected.3, "{family}, {counts:?}: another state");
+    }
+}
+
+#[test]
+fn other_numbers_of_layers_than_the_model_has_are_refused() {
+    let folder = tempfile::tempdir().expect("a directory");
+    for layers in ["[2, 1]", "[1, 9]"] {
+        let sets = ["parallel.stages=2", &format!("parallel.layers={layers}")];
+        let (_, outcomes) = run(2, None, &Resume::No, |_| recipe(folder.path(), &sets), |_, _| 0);
+        for outcome in outcomes {
+            match outcome {
+                Err(TrainError::LayersOfRanks { layers: 2, .. } | TrainError::Group { .. }) => {}
+                other => panic!("{layers}: {other:?}"),
+            }
+        }
+    }
+}
