@@ -49,7 +49,7 @@ import torch
 import transformers
 from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from interchange_formats import check_formats_of_case, check_gguf, check_mlx, check_pieces, check_several, check_smollm2, missing
 from make_goldens import IGNORED, mean_loss
@@ -199,11 +199,18 @@ name = "constant"
 
 # Families whose soft caps or sinks torch's own attention does not have.
 EAGER = ("gemma2", "gpt_oss")
+# Multimodal classes that AutoModelForCausalLM does not know.
+WHOLE_ONLY = ("muse_glimmer",)
+
+
+def model_class(directory):
+    kind = json.loads((Path(directory) / "config.json").read_text())["model_type"]
+    return AutoModelForImageTextToText if kind in WHOLE_ONLY else AutoModelForCausalLM
 
 
 def load_model(directory):
     kind = json.loads((Path(directory) / "config.json").read_text())["model_type"]
-    model, loading = AutoModelForCausalLM.from_pretrained(
+    model, loading = model_class(directory).from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager" if kind in EAGER else "sdpa",
         output_loading_info=True
     )
@@ -373,7 +380,7 @@ def check_half(binary, family, report, name, dtype):
     output = family.work / f"{name}-merged"
     run_finetune(binary, "export", base, "--adapter", adapter, "--format", "merged", "--output", output)
     theirs = {key: value.to(dtype) for key, value in model.merge_and_unload().state_dict().items()}
-    ours = AutoModelForCausalLM.from_pretrained(output, dtype=dtype).state_dict()
+    ours = model_class(output).from_pretrained(output, dtype=dtype).state_dict()
     missing = sorted(theirs.keys() ^ ours.keys())
     elements = different = 0
     beyond = False

@@ -68,7 +68,10 @@ class NoFloat32(TorchDispatchMode):
 
 
 def rotary_layer_types(module):
-    """The kinds of layers that a rotary embedding tells apart, [None] if it does not; [] for other modules."""
+    """The kinds of layers that a rotary embedding tells apart, [None] if it does not; [] for other modules, those
+    of a vision tower with them, which no text goes through."""
+    if "vision" in getattr(getattr(module, "config", None), "model_type", ""):
+        return []
     if hasattr(module, "inv_freq"):
         return [None]
     return [kind for kind in ("full_attention", "sliding_attention") if hasattr(module, f"{kind}_inv_freq")]

@@ -5,7 +5,8 @@
     python scripts/make_gguf_blocks_golden.py
 
 `NAME.blocks` are bytes [rows, bytes of a row], `NAME.values` the f32 that gguf-py's `dequantize` makes of them. Codes
-and small factors are random bytes. The f16 numbers of a block are random finite ones, with the edges among them.
+and small factors are random bytes. The f16 numbers of a block are random finite ones, with the edges among them. The
+exponents of MXFP4 are so small that no value is beyond f32.
 """
 
 from pathlib import Path
@@ -28,6 +29,7 @@ HALVES = {
     "Q4_K": [0, 2],
     "Q5_K": [0, 2],
     "Q6_K": [208],
+    "MXFP4": [],
 }
 EDGES = [0x0000, 0x8000, 0x0001, 0x8001, 0x03FF, 0x7BFF, 0xFBFF, 0x3C00]
 
@@ -46,6 +48,9 @@ def main():
             edges = np.roll(np.array(EDGES, dtype=np.uint16), n)
             bits[: len(edges)] = edges
             data[:, place : place + 2] = bits.reshape(-1, 1).view(np.uint8)
+        if name == "MXFP4":
+            data[:, 0] = random.integers(0, 252, rows * blocks)
+            data[:4, 0] = [0, 1, 2, 251]
         data = data.reshape(rows, blocks * size)
         values = gguf.quants.dequantize(data, kind)
         assert values.shape == (rows, blocks * elements) and values.dtype == np.float32 and np.isfinite(values).all()

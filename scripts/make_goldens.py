@@ -55,10 +55,11 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoConfig, AutoModelForCausalLM, DeepseekV3Config, Gemma2Config, Gemma3Config, Gemma3TextConfig, Gemma4TextConfig,
-    Glm4Config, Glm4MoeConfig, Glm4MoeLiteConfig, GptOssConfig, GraniteConfig, GraniteMoeHybridConfig, Lfm2Config,
-    Lfm2MoeConfig, LlamaConfig, Ministral3Config, MistralConfig, Olmo3Config, Phi3Config, Qwen2Config,
-    Qwen3_5MoeTextConfig, Qwen3_5TextConfig, Qwen3Config, Qwen3MoeConfig, Qwen3NextConfig, SmolLM3Config,
+    AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, DeepseekV3Config, Gemma2Config, Gemma3Config,
+    Gemma3TextConfig, Gemma4TextConfig, Glm4Config, Glm4MoeConfig, Glm4MoeLiteConfig, GptOssConfig, GraniteConfig,
+    GraniteMoeHybridConfig, Lfm2Config, Lfm2MoeConfig, LlamaConfig, Ministral3Config, MistralConfig, MuseGlimmerConfig,
+    MuseGlimmerTextConfig, Olmo3Config, Phi3Config, Qwen2Config, Qwen3_5MoeTextConfig, Qwen3_5TextConfig, Qwen3Config,
+    Qwen3MoeConfig, Qwen3NextConfig, SmolLM3Config,
 )
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -476,6 +477,22 @@ FAMILIES = {
         lora=dict(target_modules=["q_proj", "output_linear"]),
         hub_config=True,
     ),
+    "muse_glimmer": dict(
+        seed=39,
+        # Counted from the last layer, every fourth sees all keys and has no positions: the first and the fifth.
+        config=lambda: MuseGlimmerConfig(
+            text_config=MuseGlimmerTextConfig(
+                **dict(SIZES, intermediate_size=48), num_hidden_layers=5, num_key_value_heads=2, head_dim=16,
+                rms_norm_eps=1e-2, post_norm_eps=3e-2, sliding_window=5, qk_scale_factor=1.5, output_multiplier=0.5,
+                final_logit_softcapping=3.0, pad_token_id=None, rope_parameters=dict(PLAIN_ROPE),
+            ).to_dict(),
+            vision_config=dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                               patch_size=2, pos_emb_height=2, pos_emb_width=2),
+            out_hidden_size=32, projector_hidden_size=8, image_token_id=92, video_token_id=91,
+        ),
+        lora=dict(target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"),
+        full=True,
+    ),
     "glm4": dict(
         seed=32,
         config=lambda: Glm4Config(
@@ -490,7 +507,9 @@ FAMILIES = {
 }
 
 # Families whose norms multiply by 1 + weight.
-NORMS_ADD_ONE = ("gemma2", "gemma3_text", "gemma3", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+NORMS_ADD_ONE = ("gemma2", "gemma3_text", "gemma3", "muse_glimmer", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+# Multimodal classes that AutoModelForCausalLM does not know.
+WHOLE_ONLY = ("muse_glimmer",)
 
 VARIANTS = {
     "constant": dict(learning_rate=1e-2, weight_decay=0.01, max_grad_norm=0.0, schedule="constant",
@@ -511,12 +530,14 @@ def save_base_model(specification, directory):
     """A random model in which every weight matters: norms near one but not one, biases not zero."""
     torch.manual_seed(specification["seed"])
     config = specification["config"]()
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = model_class(config).from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
                 is_text = not any(part in name for part in ("vision", "visual", "linear_attn"))
+                if name == "model.language_model.norm.weight" and config.model_type == "muse_glimmer":
+                    continue  # its last norm alone does not add one
                 if is_text and config.model_type in NORMS_ADD_ONE:
                     parameter.sub_(1.0)
                 elif config.model_type == "gemma4_text" and ("q_norm" in name or ".post_" in name):
@@ -539,6 +560,10 @@ def save_base_model(specification, directory):
     model.save_pretrained(directory)
     if specification.get("mxfp4"):
         pack_experts(directory)
+
+
+def model_class(config):
+    return AutoModelForImageTextToText if config.model_type in WHOLE_ONLY else AutoModelForCausalLM
 
 
 def save_adapter(specification, directory):
@@ -580,7 +605,7 @@ def load_base(directory, float64=False, attention=None):
         model.load_state_dict(unpacked_experts(load_file(directory / "model.safetensors")))
         model.eval()
     else:
-        model = AutoModelForCausalLM.from_pretrained(directory, **plain)
+        model = model_class(config).from_pretrained(directory, **plain)
     return in_float64(model) if float64 else model
 
 
@@ -1128,7 +1153,9 @@ def first_gradient_norms(model, rows):
     step_rows = rows[:GLOBAL_BATCH_SIZE]
     batch = pad(step_rows)
     (token_losses(forward(model, batch), batch["labels"]).sum() / trained_tokens(step_rows)).backward()
-    return {name: parameter.grad.norm().item() for name, parameter in model.named_parameters()}
+    found = model.named_parameters()  # a vision tower has no gradients
+    return {name.replace("model.language_model.", "model."): parameter.grad.norm().item()
+            for name, parameter in found if parameter.grad is not None}
 
 
 # --- checks and files -----------------------------------------------------------------------------
@@ -1137,8 +1164,9 @@ def first_gradient_norms(model, rows):
 def check_sliding_window(directory, batch):
     """Checks that the window is applied: otherwise its golden would prove nothing."""
     windowed, unlimited = load_base(directory), load_base(directory)
-    window = unlimited.config.sliding_window
-    unlimited.config.sliding_window = unlimited.config.max_position_embeddings
+    text_config = unlimited.config.get_text_config()
+    window = text_config.sliding_window
+    text_config.sliding_window = text_config.max_position_embeddings
     eager = load_base(directory, attention="eager")
     with torch.no_grad():
         narrow, wide, other = forward(windowed, batch)[1], forward(unlimited, batch)[1], forward(eager, batch)[1]
@@ -1222,7 +1250,7 @@ def main():
         if specification.get("hub_config"):
             write_hub_config(directory)
             check_hub_config(directory, batch)
-        if family in ("mistral", "gemma3", "olmo3", "gemma2", "gpt_oss", "gpt_oss_experts", "gemma4"):
+        if family in ("mistral", "gemma3", "olmo3", "gemma2", "gpt_oss", "gpt_oss_experts", "gemma4", "muse_glimmer"):
             check_sliding_window(directory, batch)
         if family.startswith("gpt_oss"):
             check_gate_limit(directory, batch)

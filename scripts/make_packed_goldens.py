@@ -31,6 +31,7 @@ packed weights are compared there.
 Same versions and same kind of CPU: same bytes. The versions are in golden.json:
 
     pip install --no-deps bitsandbytes==0.50.2
+    pip install --no-deps compressed-tensors==0.20.0 loguru
     pip install gguf==0.19.0 "mlx[cpu]==0.32.4" mlx-lm==0.32.2 llama-cpp-python==0.3.36
 """
 
@@ -55,7 +56,9 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, Qwen2Config, Qwen3MoeConfig
+from transformers import (
+    DeepseekV3Config, Gemma4TextConfig, Lfm2MoeConfig, LlamaConfig, Qwen2Config, Qwen3MoeConfig,
+)
 
 import packed_forms as forms
 from make_goldens import (
@@ -67,8 +70,18 @@ VOCABULARY = 64
 MICRO_BATCH_LENGTHS = (8, 13)
 VARIANT = dict(learning_rate=1e-2, weight_decay=0.01, max_grad_norm=0.0, schedule="constant", warmup_steps=0,
                min_lr_ratio=0.0, steps=20)
-LIMIT = 2_000_000
+LIMIT = 3_000_000
 NARROW = dict(SIZES, vocab_size=VOCABULARY, hidden_size=64, num_key_value_heads=2, rms_norm_eps=1e-5, initializer_range=0.12)
+
+
+
+def deepseek_v3(**sizes):
+    return DeepseekV3Config(
+        **{**NARROW, "num_key_value_heads": 4, **sizes}, q_lora_rank=40, kv_lora_rank=48, qk_nope_head_dim=12,
+        qk_rope_head_dim=8, v_head_dim=10, n_routed_experts=8 if sizes["n_group"] > 1 else 4, num_experts_per_tok=2,
+        n_shared_experts=1, routed_scaling_factor=2.5, norm_topk_prob=True, tie_word_embeddings=False,
+        rope_parameters=dict(PLAIN_ROPE))
+
 
 BASES = {
     # Tied. Rows of 80 elements: 64 and 32 do not divide them.
@@ -100,6 +113,43 @@ BASES = {
                                       rope_parameters=dict(PLAIN_ROPE), tie_word_embeddings=True),
         lora=dict(target_modules=["q_proj", "v_proj"]),
     ),
+    # Latent attention and experts. 144 rows are one block of FP8 and a part of one.
+    "deepseek_v3": dict(
+        seed=35,
+        config=lambda: deepseek_v3(moe_intermediate_size=144, n_group=4, topk_group=2, first_k_dense_replace=1,
+                                   num_hidden_layers=2, intermediate_size=80),
+        lora=dict(target_modules=["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]),
+    ),
+    # The same in one group, as Kimi K2 is.
+    "kimi_k2": dict(
+        seed=36,
+        config=lambda: deepseek_v3(moe_intermediate_size=96, n_group=1, topk_group=1, first_k_dense_replace=1,
+                                   num_hidden_layers=2, intermediate_size=80),
+        lora=dict(target_modules=["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]),
+    ),
+    # mlx-lm has other names for its feed-forward parts.
+    "lfm2_moe": dict(
+        seed=37,
+        config=lambda: Lfm2MoeConfig(
+            **{key: value for key, value in NARROW.items() if key != "rms_norm_eps"}, num_hidden_layers=3,
+            layer_types=["conv", "full_attention", "conv"], norm_eps=1e-5, conv_bias=False, conv_L_cache=3,
+            num_dense_layers=1, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, use_expert_bias=True,
+            norm_topk_prob=True, routed_scaling_factor=1.0, pad_token_id=None, tie_word_embeddings=True,
+            rope_parameters=dict(PLAIN_ROPE, rope_theta=1000000.0)),
+        lora=dict(target_modules=["q_proj", "in_proj", "out_proj"]),
+    ),
+    "gemma4_moe": dict(
+        seed=38,
+        config=lambda: Gemma4TextConfig(
+            **{**NARROW, "num_key_value_heads": 2, "intermediate_size": 64}, num_hidden_layers=2, head_dim=16,
+            global_head_dim=32, num_global_key_value_heads=1, attention_k_eq_v=True, hidden_size_per_layer_input=0,
+            num_kv_shared_layers=0, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=32,
+            sliding_window=5, final_logit_softcapping=3.0, pad_token_id=None, tie_word_embeddings=True,
+            layer_types=["sliding_attention", "full_attention"], rope_parameters={
+                "full_attention": {"rope_type": "proportional", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+                "sliding_attention": dict(PLAIN_ROPE)}),
+        lora=dict(target_modules=["q_proj", "o_proj", "down_proj"]),
+    ),
 }
 
 NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4")
@@ -127,6 +177,12 @@ CASES = {
     "fp8_blocks": ("qwen2", forms.write_fp8_blocks, {}),
     "fp8_channels": ("llama", forms.write_fp8_channels, {}),
     "compressed_int4": ("qwen2", forms.write_compressed_int4, {}),
+    "fp8_deepseek_v3": ("deepseek_v3", forms.write_fp8_blocks, {}),
+    "int4_kimi_k2": ("kimi_k2", forms.write_compressed_int4, dict(experts_alone=True, model_type="kimi_k2")),
+    "mlx_lfm2_moe": ("lfm2_moe", forms.write_mlx, dict(bits=4, group=32, overrides={
+        "feed_forward.gate": {"group_size": 32, "bits": 8}})),
+    "mlx_gemma4_moe": ("gemma4_moe", forms.write_mlx, dict(bits=4, group=32, overrides={
+        "router.proj": {"group_size": 32, "bits": 8}})),
     "gptq": ("llama", forms.write_gptq, {}),
     "gptq_act_order": ("qwen2", forms.write_gptq, dict(group=64, act_order=True, version=2)),
     "awq": ("qwen2", forms.write_awq, {}),
@@ -284,7 +340,7 @@ def main():
     for name in arguments.case or CASES:
         base = CASES[name][0]
         write_case(name, arguments.output / "bases" / base, *made[base], arguments.output / name)
-    for name in ("qwen2", "wide", "qwen3_moe"):  # nothing is quantized out of these when they are loaded
+    for name in ("qwen2", "wide", "qwen3_moe", "deepseek_v3", "kimi_k2", "lfm2_moe", "gemma4_moe"):  # nothing is quantized out of these when they are loaded
         (arguments.output / "bases" / name / "model.safetensors").unlink()
     size = sum(path.stat().st_size for path in arguments.output.rglob("*") if path.is_file())
     print(f"{size / 1e6:.2f} MB in {arguments.output}")

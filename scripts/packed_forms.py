@@ -24,12 +24,18 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "q_a_proj", "q_b_proj",
+           "kv_a_proj_with_mqa", "kv_b_proj")
 
 
 def is_linear(name):
     """Whether a tensor is the matrix of a linear layer inside the decoder."""
     return name.endswith(".weight") and name.split(".")[-2] in LINEARS
+
+
+def is_expert(name):
+    """Whether a tensor is the matrix of an expert that a router chooses among."""
+    return is_linear(name) and ".experts." in name
 
 
 def widened(tensors):
@@ -121,7 +127,11 @@ def in_hub_spelling(config):
     """config.json as mlx-lm reads it: `rope_theta`, not transformers' newer `rope_parameters`."""
     config = dict(config)
     rope = dict(config.pop("rope_parameters", None) or {})
-    if rope:
+    if config["model_type"] == "gemma4_text":
+        config["rope_parameters"] = rope  # of both kinds of layers
+        full = config.pop("per_layer_config")[str(config["layer_types"].index("full_attention"))]
+        config["global_head_dim"], config["num_global_key_value_heads"] = full["head_dim"], full["num_key_value_heads"]
+    elif rope:
         config["rope_theta"] = rope.pop("rope_theta")
         config["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
     config["torch_dtype"] = config.pop("dtype", config.get("torch_dtype"))
@@ -179,24 +189,41 @@ def mlx_values(directory):
                 packed.add(part)
         if name not in values:
             packed.discard(name)
+    together_as_gemma4(values, packed)
     return values, packed
 
 
 def experts_apart(name, tensor):
-    """mlx-lm's stack of a layer's experts, one by one under the names that hub files have."""
-    if ".switch_mlp." not in name:
-        return [(name, tensor)]
-    return [(name.replace(".switch_mlp.", f".experts.{n}."), of_expert.contiguous()) for n, of_expert in enumerate(tensor)]
+    """mlx-lm's stack of a layer's experts, one by one under the names that hub files have; of LFM2, other names of
+    dense parts and a convolution that is turned back."""
+    in_hub = name
+    if ".feed_forward." in name:
+        for theirs, ours in (("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3")):
+            in_hub = in_hub.replace(f".{theirs}.", f".{ours}.")
+    if in_hub.endswith(".conv.conv.weight"):
+        tensor = tensor.transpose(1, 2)
+    if ".switch_mlp." not in in_hub:
+        return [(in_hub, tensor)]
+    return [(in_hub.replace(".switch_mlp.", f".experts.{n}."), of_expert.contiguous()) for n, of_expert in enumerate(tensor)]
+
+
+def together_as_gemma4(values, packed):
+    """Gemma 4's stacks as hub files have them, with gate and up in one. They are no matrices, so not in `packed`."""
+    for name in [name for name in values if name.endswith(".experts.switch_glu.gate_proj.weight")]:
+        layer = name.removesuffix("switch_glu.gate_proj.weight")
+        gate, up, down = (values.pop(f"{layer}switch_glu.{part}_proj.weight") for part in ("gate", "up", "down"))
+        values[f"{layer}gate_up_proj"], values[f"{layer}down_proj"] = torch.cat((gate, up), dim=1), down
+        packed -= {f"{layer}switch_glu.{part}_proj.weight" for part in ("gate", "up", "down")}
 
 
 # --- packed here ----------------------------------------------------------------------------------
 
 
-def write_own(base, output, quantization, pack, dtype=torch.bfloat16):
-    """`pack`(stem, matrix) -> its file tensors, and its values in f32. What is no linear layer stays `dtype`."""
+def write_own(base, output, quantization, pack, dtype=torch.bfloat16, is_packed=is_linear, model_type=None):
+    """`pack`(stem, matrix) -> its file tensors, and its values in f32. What is not packed stays `dtype`."""
     tensors, values, packed = {}, {}, set()
     for name, tensor in load_file(base / "model.safetensors").items():
-        if is_linear(name):
+        if is_packed(name):
             parts, value = pack(name.removesuffix(".weight"), tensor.float().numpy())
             tensors |= {part: torch.from_numpy(np.ascontiguousarray(p)) if isinstance(p, np.ndarray) else p
                         for part, p in parts.items()}
@@ -210,6 +237,7 @@ def write_own(base, output, quantization, pack, dtype=torch.bfloat16):
               metadata={"format": "pt"})
     config = json.loads((base / "config.json").read_text())
     config["quantization_config"] = quantization
+    config["model_type"] = model_type or config["model_type"]
     config["dtype"] = str(dtype).removeprefix("torch.")
     (output / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return values, packed
@@ -226,6 +254,8 @@ def nibbles(codes, order=range(8)):
 
 def write_fp8_blocks(base, output, block=128):
     """DeepSeek's and Qwen's: E4M3 with one f32 scale for each block of rows and columns."""
+    from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
+
     def pack(stem, matrix):
         rows, columns = matrix.shape
         grid = -(-rows // block), -(-columns // block)
@@ -236,7 +266,10 @@ def write_fp8_blocks(base, output, block=128):
                 scales[i, j] = np.float32(np.abs(part).max()) / np.float32(448)
         wide = np.repeat(np.repeat(scales, block, 0), block, 1)[:rows, :columns]
         codes = torch.from_numpy(matrix / wide).to(torch.float8_e4m3fn)
-        return {f"{stem}.weight": codes, f"{stem}.weight_scale_inv": scales}, codes.float().numpy() * wide
+        value = codes.float().numpy() * wide
+        of_transformers = _dequantize_fp8_weight(codes, torch.from_numpy(scales), [block, block], torch.float32)
+        assert (torch.from_numpy(value) == of_transformers).all(), stem
+        return {f"{stem}.weight": codes, f"{stem}.weight_scale_inv": scales}, value
 
     config = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [block, block],
               "modules_to_not_convert": ["lm_head"]}
@@ -264,8 +297,9 @@ def write_fp8_channels(base, output):
     return write_own(base, output, compressed_tensors("float", 8, "float-quantized", strategy="channel"), pack)
 
 
-def write_compressed_int4(base, output, group=32):
-    """compressed-tensors `pack-quantized`, as Kimi K2 has it: symmetric, with bf16 scales."""
+def write_compressed_int4(base, output, group=32, experts_alone=False, model_type=None):
+    """compressed-tensors `pack-quantized`, as Kimi K2 has it: symmetric, with bf16 scales. `experts_alone`: as in its
+    files, and what they leave out by patterns."""
     def pack(stem, matrix):
         rows, columns = matrix.shape
         groups = matrix.reshape(rows, -1, group)
@@ -277,10 +311,28 @@ def write_compressed_int4(base, output, group=32):
             f"{stem}.weight_scale": scales,
             f"{stem}.weight_shape": np.array(matrix.shape, np.int64),
         }
-        return parts, (codes.astype(np.float32) * wide).reshape(rows, columns)
+        value = (codes.astype(np.float32) * wide).reshape(rows, columns)
+        if experts_alone:
+            assert (torch.from_numpy(value) == decompressed(parts, stem, config)).all(), stem
+        return parts, value
 
     config = compressed_tensors("int", 4, "pack-quantized", strategy="group", group_size=group)
-    return write_own(base, output, config, pack)
+    if experts_alone:
+        config["ignore"] = ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"]
+    return write_own(base, output, config, pack, is_packed=is_expert if experts_alone else is_linear, model_type=model_type)
+
+
+def decompressed(parts, stem, config):
+    """The values by compressed-tensors itself, with scales in f32: it computes in their type."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    weights = {key: value for key, value in config["config_groups"]["group_0"]["weights"].items() if value is not None}
+    scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**weights))
+    state = {"weight_packed": torch.from_numpy(parts[f"{stem}.weight_packed"]),
+             "weight_scale": parts[f"{stem}.weight_scale"].float(),
+             "weight_shape": torch.from_numpy(parts[f"{stem}.weight_shape"])}
+    return BaseCompressor.get_value_from_registry("pack-quantized").decompress(state, scheme)["weight"]
 
 
 def asymmetric(matrix, group_of, count):

@@ -168,7 +168,22 @@ fn packed_bases_that_do_not_add_up() {
 
 #[test]
 fn packed_bases_as_they_are_and_with_odd_numbers() {
-    let whole = ["nf4", "nf4_double", "fp4", "int8", "mlx4", "mlx8", "mlx3", "mlx_mixed", "mlx_experts", "mxfp4"];
+    let whole = [
+        "nf4",
+        "nf4_double",
+        "fp4",
+        "int8",
+        "mlx4",
+        "mlx8",
+        "mlx3",
+        "mlx_mixed",
+        "mlx_experts",
+        "mxfp4",
+        "mlx_lfm2_moe",
+        "mlx_gemma4_moe",
+        "fp8_deepseek_v3",
+        "int4_kimi_k2",
+    ];
     let more = ["fp8_blocks", "fp8_channels", "compressed_int4", "gptq", "gptq_act_order", "awq"];
     for name in whole.iter().chain(&more) {
         Base::of(name).validate(name).expect(0);

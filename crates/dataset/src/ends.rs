@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::{Value, json};
+
 use crate::error::DatasetError;
 use crate::tokenizer::ChatTokenizer;
 
@@ -74,9 +76,15 @@ impl EndCounts {
         let mut notices = Vec::new();
         if self.without > 0 {
             let shown = self.first_without.as_deref().unwrap_or_default();
+            let opening = tokenizer.and_then(ChatTokenizer::next_turn_end).map_or_else(String::new, |name| {
+                format!(
+                    ". The chat template ends an answer with {name} of the next turn, which is no part of the answer; \
+                     train_on = \"all\" trains it where another turn follows"
+                )
+            });
             notices.push(format!(
                 "{} of {} answers end in no special token of this tokenizer, the first with {shown:?}: the model does not \
-                 learn to stop there",
+                 learn to stop there{opening}",
                 self.without, self.parts
             ));
         }
@@ -95,13 +103,29 @@ impl EndCounts {
     }
 }
 
+fn message(role: &str, content: &str) -> Value {
+    json!({"role": role, "content": content})
+}
+
 impl ChatTokenizer {
     /// The special token that the chat template writes behind an answer. `None`: there is no
     /// template, it does not take a question with its answer, or it writes something else there.
     pub fn template_end(&self) -> Option<u32> {
+        self.behind_answer(&[])
+    }
+
+    /// The token that opens the turn behind an answer, where the model's files name it as an end and the
+    /// template writes none of its own (GLM-4).
+    fn next_turn_end(&self) -> Option<String> {
+        let next = self.behind_answer(&[message("user", "Bye")]).filter(|id| self.eos_ids().contains(id))?;
+        let is_own = self.template_end().is_some_and(|end| self.eos_ids().contains(&end));
+        if is_own { None } else { self.id_to_token(next) }
+    }
+
+    /// The special token that the template writes behind an answer which these messages follow.
+    fn behind_answer(&self, next: &[Value]) -> Option<u32> {
         const ANSWER: &str = "Hello";
-        let message = |role: &str, content: &str| serde_json::json!({"role": role, "content": content});
-        let messages = [message("user", "Hi"), message("assistant", ANSWER)];
+        let messages = [&[message("user", "Hi"), message("assistant", ANSWER)], next].concat();
         let text = self.render(&messages, None, false).ok()?.text;
         let behind = text.get(text.rfind(ANSWER)? + ANSWER.len()..)?;
         self.encode_chat(behind).ok()?.first().copied().filter(|id| self.is_special(*id))

@@ -41,6 +41,8 @@ pub enum TensorType {
     Q5K,
     /// Codes of 6 bits in two levels of groups, 16 and 256.
     Q6K,
+    /// Floats of 4 bits, 32 of which share a power of two.
+    Mxfp4,
     /// A type that is not read here, by its number.
     Other(u32),
 }
@@ -58,7 +60,7 @@ const fn known(kind: TensorType, code: u32, name: &'static str, elements: usize,
     Known { kind, code, name, elements, bytes }
 }
 
-const KNOWN: [Known; 13] = [
+const KNOWN: [Known; 14] = [
     known(TensorType::F32, 0, "f32", 1, 4),
     known(TensorType::F16, 1, "f16", 1, 2),
     known(TensorType::BF16, 30, "bf16", 1, 2),
@@ -72,10 +74,11 @@ const KNOWN: [Known; 13] = [
     known(TensorType::Q4K, 12, "q4_k", 256, 144),
     known(TensorType::Q5K, 13, "q5_k", 256, 176),
     known(TensorType::Q6K, 14, "q6_k", 256, 210),
+    known(TensorType::Mxfp4, 39, "mxfp4", 32, 17),
 ];
 
 /// Names of types that are not read.
-const OTHERS: [(u32, &str); 20] = [
+const OTHERS: [(u32, &str); 19] = [
     (9, "q8_1"),
     (15, "q8_k"),
     (16, "iq2_xxs"),
@@ -94,7 +97,6 @@ const OTHERS: [(u32, &str); 20] = [
     (29, "iq1_m"),
     (34, "tq1_0"),
     (35, "tq2_0"),
-    (39, "mxfp4"),
     (40, "nvfp4"),
 ];
 

@@ -15,6 +15,10 @@ pub(crate) const GPU_SCORES: usize = 64 << 20;
 /// Most queries of a block of attention on a GPU. Larger blocks would compute more scores of
 /// queries and keys that do not see each other.
 pub(crate) const GPU_QUERIES: usize = 512;
+/// Tokens of a chunk of the delta rule on a GPU.
+pub(crate) const DELTA_CHUNK: usize = 64;
+/// Bytes that the backward pass of the delta rule takes at a time on a GPU, if heads can be computed apart.
+const GPU_DELTA: u64 = 512 << 20;
 
 /// Trained positions whose logits are computed at a time on the CPU.
 pub(crate) fn cpu_logit_rows(vocabulary: usize) -> usize {
@@ -71,6 +75,45 @@ pub fn gpu_attention(sizes: AttentionSizes, compute: FloatType) -> u64 {
     let keys = (longest + queries).min(tokens).next_multiple_of(64);
     let scores = (heads * queries * keys).min(GPU_SCORES as u64 / 4);
     scores * (8 + 2 * number) + tokens * key * (2 * number + 8) + tokens * (query + 2 * key) * number
+}
+
+/// Heads of a gated delta rule, and elements of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaSizes {
+    /// Key heads.
+    pub key_heads: u64,
+    /// Value heads.
+    pub value_heads: u64,
+    /// Elements of a key head.
+    pub key: u64,
+    /// Elements of a value head.
+    pub value: u64,
+}
+
+impl DeltaSizes {
+    /// Bytes that the backward pass takes on a GPU for each place of each key head. For each of its value heads
+    /// these are a dozen tensors of keys, ten of values, as many of products between the places of a chunk,
+    /// and three of states.
+    fn bytes_of_place(&self) -> u64 {
+        let chunk = DELTA_CHUNK as u64;
+        let of_head = 12 * self.key + 10 * self.value + 10 * chunk + 3 * self.key * self.value / chunk;
+        4 * of_head * self.value_heads / self.key_heads.max(1)
+    }
+}
+
+/// Key heads of a gated delta rule that a GPU computes at a time, where all chunks have so many places.
+pub(crate) fn gpu_delta_heads(sizes: DeltaSizes, places: u64) -> u64 {
+    (GPU_DELTA / (places * sizes.bytes_of_place()).max(1)).clamp(1, sizes.key_heads)
+}
+
+/// Bytes of the backward pass of the gated delta rule on a GPU, for so many tokens of rows of which the longest
+/// has `longest`. Beside the heads that are computed at a time, it has the gradients of all in f32.
+pub fn gpu_delta(sizes: DeltaSizes, tokens: u64, longest: u64) -> u64 {
+    // Each row may have a chunk that is almost empty.
+    let chunk = longest.next_power_of_two().min(DELTA_CHUNK as u64);
+    let places = tokens + tokens.div_ceil(longest.max(1)) * chunk;
+    let width = 2 * sizes.key_heads * sizes.key + sizes.value_heads * sizes.value;
+    gpu_delta_heads(sizes, places) * places * sizes.bytes_of_place() + 4 * tokens * 2 * width
 }
 
 /// Bytes of a piece of logits and of its gradients on a GPU.

@@ -13,6 +13,10 @@ pub(crate) trait Contiguous: Backend {
     /// The tensor with its elements in row-major order, from the start of its storage and without
     /// gaps.
     fn contiguous(tensor: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// `a b` of f32 matrices, [.., m, k] [.., k, n] -> [.., m, n], summed in f32. The leading dimensions are
+    /// the same.
+    fn multiplied(a: FloatTensor<Self>, b: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 /// An operation of `N` tensors on backend `B`. The value holds what the operation takes beside

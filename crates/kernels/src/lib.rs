@@ -18,6 +18,7 @@
 
 mod arguments;
 pub mod by_head;
+mod chunked;
 pub mod composed;
 mod cpu;
 mod delta;
@@ -42,6 +43,6 @@ pub use cpu::matmul;
 pub use delta::DeltaShape;
 pub use devices::{DeviceKind, FloatType, FoundDevice};
 pub use dispatch::{Dispatch, ExpertWeights, Scores};
-pub use mixers::{attention, short_convolution};
+pub use mixers::attention;
 pub use segments::{Segment, Segments};
 pub use weight::{FrozenValues, PackedWeight, Weight};

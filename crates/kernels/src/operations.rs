@@ -68,8 +68,8 @@ crate::extension::operations! {
 
     /// Causal attention inside each segment: q [t, h, d], k [s, k, d], v [s, k, y] -> [t, h, y].
     ///
-    /// On a GPU y is d, and scores have no cap: [`crate::attention`] sees to that. `s` is the number of keys, t without a cache. Query heads n · h/k to (n + 1) · h/k - 1 use
-    /// key/value head n (Ainslie et al. 2023, "GQA").
+    /// On a GPU y is d: [`crate::attention`] sees to that. `s` is the number of keys, t without a cache. Query
+    /// heads n · h/k to (n + 1) · h/k - 1 use key/value head n (Ainslie et al. 2023, "GQA").
     ///
     /// # Panics
     /// If h is no multiple of k.
@@ -82,7 +82,7 @@ crate::extension::operations! {
     /// with Attention Sinks"; gpt-oss).
     ///
     /// # Panics
-    /// If h is no multiple of k. On a GPU: it is composed there.
+    /// If h is no multiple of k.
     fn sink_attention(
         q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, sinks: Tensor<1>; shape: AttentionShape
     ) -> Tensor<3> = SinkAttention;
@@ -182,7 +182,7 @@ crate::extension::operations! {
     /// below that, if it is asked for, the last states [m x, h y].
     ///
     /// Queries and keys are normalized; g is the logarithm of what a state keeps, beta how much of its error
-    /// it makes good. In f32.
+    /// it makes good. All but u are f32, and so is the result.
     fn delta_rule(
         u: Tensor<2>, g: Tensor<2>, beta: Tensor<2>, states: Tensor<2>; shape: DeltaShape
     ) -> Tensor<2> = DeltaRule;
@@ -201,6 +201,12 @@ crate::extension::operations! {
     fn packed_head_product(
         x: Tensor<3>; w: PackedWeight, rows: HeadRows, is_transposed: bool
     ) -> Tensor<3> = PackedHeadProduct;
+
+    /// [`delta_rule`] by products of matrices, in chunks of tokens: what it is on a GPU. On the CPU it is slower
+    /// than the other, and for tests.
+    fn chunked_delta_rule(
+        u: Tensor<2>, g: Tensor<2>, beta: Tensor<2>, states: Tensor<2>; shape: DeltaShape
+    ) -> Tensor<2> = ChunkedDeltaRule;
 
     /// Rows of a packed embedding w [v, hidden], in the number type and on the device of `like` [n]
     /// -> [t, hidden]. They have no gradient.

@@ -133,6 +133,14 @@ pub fn choose(lora: &Lora, config: &ModelConfig) -> Result<Adaptation, ModelErro
         },
     };
     let targets = of_single_experts(targets, config);
+    if config.family.embedding_norm && targets.iter().any(|target| target.module == EMBEDDING) {
+        let what = format!(
+            "`{EMBEDDING}` of {} goes through a norm, and a branch beside that cannot be merged: name it in \
+             modules_to_save, which trains it in full",
+            config.family.architecture
+        );
+        return Err(ModelError::Lora { key: "target_modules", what });
+    }
     if let Some(target) = targets.iter().find(|target| saved.contains(&target.module)) {
         let what = format!("`{}` gets a LoRA branch by target_modules, and is trained in full by this", target.module);
         return Err(ModelError::Lora { key: "modules_to_save", what });

@@ -93,6 +93,8 @@ pub struct Wrapper {
     /// Whether transformers' `AutoModelForCausalLM` loads the whole, so that an adapter names modules of
     /// that. Otherwise it loads the text model.
     pub is_loaded_whole: bool,
+    /// Whether mlx-lm has the text model alone, under the names of that.
+    pub is_text_in_mlx: bool,
 }
 
 /// What makes a layer different from the others of its model.
@@ -243,6 +245,8 @@ pub struct ModelConfig {
     pub vocabulary: usize,
     /// What RMS norms add to the mean square.
     pub rms_norm_eps: f64,
+    /// The same of norms of what a layer's parts add, where it is another number.
+    pub post_norm_eps: Option<f64>,
     /// The rotary embeddings that layers refer to.
     pub ropes: Vec<Rope>,
     /// Whether the output layer is the embedding.

@@ -22,13 +22,17 @@ use finetune_kernels::{Activation, Weight, operations};
 
 use self::between::Between;
 use self::cache::LayerCache;
-use self::pass::{Context, linear, norm};
+use self::pass::{Context, bare_norm, linear, norm};
 use crate::error::ModelError;
 use crate::tree::{Decoder, FeedForward, Layer, Matrix, Mixer, Norm, OwnInput};
 
 /// Embeddings [t, hidden] of these tokens.
 pub(crate) fn embed(weights: &Decoder, tokens: &[u32], context: &Context) -> Tensor<2> {
     let x = rows_of(weights, &weights.embedding, tokens, context);
+    let x = match weights.embedding_norm {
+        Some(eps) => bare_norm(x, eps),
+        None => x,
+    };
     let Some(branch) = &weights.embedding_lora else { return scaled(x, weights.embedding_scale) };
     let ids = indices(tokens, &device_of(weights));
     // The columns of A that belong to the tokens. Tokens go through no dropout, as in PEFT.

@@ -1,5 +1,7 @@
 //! What can be wrong with a model directory or an adapter.
 
+mod relatives;
+
 use std::path::PathBuf;
 
 use finetune_advice::Advice;
@@ -169,8 +171,8 @@ impl From<PackedError> for ModelError {
 impl Advice for ModelError {
     fn hints(&self) -> Vec<String> {
         match self {
-            ModelError::Architecture { .. } => {
-                vec![supported()]
+            ModelError::Architecture { name, .. } => {
+                relatives::in_place_of(name).into_iter().chain([supported()]).collect()
             }
             ModelError::Setting { key, value, .. } => setting_hint(key, value).into_iter().collect(),
             ModelError::NoTarget { examples, .. } => {
@@ -242,6 +244,7 @@ impl Advice for ModelError {
 fn setting_hint(key: &str, value: &str) -> Option<String> {
     Some(match (key, value) {
         ("rope_type", "dynamic") => "up to max_position_embeddings this scaling changes nothing: take rope_scaling out of config.json to train on rows of at most that length".into(),
+        ("layer_types" | "num_local_experts", _) => "of Granite 4, the models with attention alone and without experts are supported (micro, 1b and 350m, those without an `h` in their names)".into(),
         ("fine_tune_type", _) => "fuse it with `mlx_lm.fuse`, and use the result as the model".into(),
         (
             "peft_type" | "use_dora" | "bias" | "modules_to_save" | "lora_bias" | "init_lora_weights"

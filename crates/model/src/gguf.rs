@@ -4,8 +4,9 @@
 //! `convert_lora_to_gguf.py`) and what its loader asks for. `place.rs` has what a family is called
 //! there and where each tensor goes, `metadata.rs` the keys, `write.rs` the files. Tokenizers and
 //! templates come from the caller, as metadata. `read.rs` reads a model as a base, `read_config.rs`
-//! its keys.
+//! its keys; `architecture.rs` has what is read, which is more than what is written.
 
+mod architecture;
 mod metadata;
 mod place;
 pub(crate) mod read;

@@ -48,6 +48,8 @@ pub enum Role {
     Fused,
     /// The projections to the short vectors that queries, keys and values are made of.
     Latent,
+    /// The projection to a gate of attention's output.
+    OutputGate,
 }
 
 /// Along which dimension a linear layer can be cut into parts that several devices hold.
@@ -66,7 +68,9 @@ impl Role {
     /// (Shoeybi et al. 2019, "Megatron-LM").
     pub fn split(self) -> Split {
         match self {
-            Role::Query | Role::Key | Role::Value | Role::Gate | Role::Up | Role::Recurrent => Split::Outputs,
+            Role::Query | Role::Key | Role::Value | Role::OutputGate | Role::Gate | Role::Up | Role::Recurrent => {
+                Split::Outputs
+            }
             Role::Output | Role::Down => Split::Inputs,
             Role::Router | Role::Fused | Role::Latent => Split::Nowhere,
         }
@@ -123,10 +127,14 @@ pub(crate) enum Projections {
 pub(crate) struct Attention {
     pub(crate) projections: Projections,
     pub(crate) o: Linear,
+    /// To the gate of the output, where a projection of its own makes it.
+    pub(crate) gate: Option<Linear>,
     /// [h]: the score of each query head's sink.
     pub(crate) sinks: Option<Vector>,
     /// What the norm of values adds to their mean square; `None`: they have no norm.
     pub(crate) value_norm: Option<f64>,
+    /// What norms without weights of each head's queries and keys add; `None`: they have no such.
+    pub(crate) bare_norm: Option<f64>,
     /// Norms of each head's queries and keys, or of those of all heads together.
     pub(crate) q_norm: Option<Norm>,
     pub(crate) k_norm: Option<Norm>,
@@ -371,6 +379,8 @@ pub(crate) struct Head {
 pub(crate) struct Decoder {
     /// [v, hidden]
     pub(crate) embedding: Matrix,
+    /// What the norm of its rows, which has no weights, adds to their mean square; `None`: they have no norm.
+    pub(crate) embedding_norm: Option<f64>,
     /// What its rows are multiplied by.
     pub(crate) embedding_scale: Option<f32>,
     pub(crate) embedding_lora: Option<LoraBranch>,

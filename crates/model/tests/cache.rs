@@ -13,7 +13,7 @@ use finetune_model::{
 
 /// The families that are tried on a GPU, a software renderer as a rule: those with a cache of a kind of
 /// their own, and those that are quick. One generation of each family is in `goldens`.
-const ON_GPU: [&str; 17] = [
+const ON_GPU: [&str; 18] = [
     "llama",
     "llama3",
     "mistral",
@@ -29,6 +29,7 @@ const ON_GPU: [&str; 17] = [
     "olmo3",
     "qwen3_5",
     "qwen3_5_moe",
+    "qwen3_next",
     "lfm2",
     "gemma4",
 ];
@@ -44,11 +45,7 @@ fn families() -> Vec<String> {
 const ANSWER: usize = 9;
 
 /// The CPU, or with `FINETUNE_TEST_DEVICE=gpu` the first GPU.
-fn placement(family: &str) -> Placement {
-    // Gated delta nets are computed on the CPU only.
-    if family.starts_with("qwen3_5") || family == "qwen3_next" {
-        return Placement::cpu(None);
-    }
+fn placement() -> Placement {
     match std::env::var("FINETUNE_TEST_DEVICE").as_deref() {
         Ok("gpu") => {
             let found = gpus(true).into_iter().next().expect("a GPU, or a software renderer");
@@ -60,7 +57,7 @@ fn placement(family: &str) -> Placement {
 
 fn with_adapter(family: &str) -> Model {
     let directory = made::golden(family);
-    let mut model = Model::load(&directory, &placement(family)).expect("the model loads");
+    let mut model = Model::load(&directory, &placement()).expect("the model loads");
     model
         .attach(&Adapter::read(&directory.join("adapter"), &model.config).expect("the adapter loads"))
         .expect("attached");

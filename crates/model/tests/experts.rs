@@ -85,6 +85,92 @@ fn stacks_are_read_as_single_experts() {
     }
 }
 
+/// What mlx-lm's sanitizers make of files of the hub: other names of gate, up and down, a convolution that is
+/// turned, and Gemma 4's stacks with gate and up apart.
+fn as_mlx_of_family(tensors: &mut Vec<Tensor>) {
+    for ((layer, part), experts) in take(tensors) {
+        let part = match part.as_str() {
+            "w1" => "gate_proj",
+            "w2" => "down_proj",
+            "w3" => "up_proj",
+            part => part,
+        };
+        let shape = [&[experts.len()], experts[0].2.as_slice()].concat();
+        tensors.push((format!("{layer}.switch_mlp.{part}.weight"), Dtype::F32, shape, bytes(&experts).into()));
+    }
+    for (name, _, shape, _) in tensors.iter_mut() {
+        for (old, new) in
+            [("w1.weight", "gate_proj.weight"), ("w2.weight", "down_proj.weight"), ("w3.weight", "up_proj.weight")]
+        {
+            *name = name.replace(old, new);
+        }
+        if let [_, before, behind] = shape.as_mut_slice()
+            && name.ends_with(".conv.conv.weight")
+        {
+            std::mem::swap(before, behind);
+        }
+    }
+    let stacks: Vec<Tensor> = tensors.iter().filter(|tensor| tensor.0.contains(".experts.")).cloned().collect();
+    tensors.retain(|tensor| !tensor.0.contains(".experts."));
+    for (name, dtype, shape, values) in stacks {
+        let (layer, part) = name.split_once(".experts.").expect("a stack");
+        let mut push = |part: &str, shape: Vec<usize>, values: Vec<u8>| {
+            tensors.push((format!("{layer}.experts.switch_glu.{part}.weight"), dtype, shape, values.into()));
+        };
+        if part == "down_proj" {
+            push(part, shape, values.to_vec());
+            continue;
+        }
+        let [experts, rows, columns] = [shape[0], shape[1], shape[2]];
+        let half = rows / 2 * columns * 4;
+        for (part, which) in [("gate_proj", 0), ("up_proj", 1)] {
+            let of_experts: Vec<u8> = values.chunks(half).skip(which).step_by(2).flatten().copied().collect();
+            push(part, vec![experts, rows / 2, columns], of_experts);
+        }
+    }
+}
+
+/// The files of mlx-lm are the same models, and a merged one is in transformers' names and shapes where mlx-lm
+/// reads those too.
+#[test]
+fn files_of_mlx_lm_are_read() {
+    for family in ["lfm2_moe", "gemma4_moe"] {
+        let made = model(family, |_, tensors| as_mlx_of_family(tensors));
+        let names: Vec<String> =
+            read_tensors(&made.path().join("model.safetensors")).into_iter().map(|t| t.0).collect();
+        let stack =
+            if family == "lfm2_moe" { "feed_forward.switch_mlp.gate_proj" } else { "experts.switch_glu.up_proj" };
+        assert!(names.iter().any(|name| name.contains(stack)), "{names:?}");
+        assert!(!names.iter().any(|name| name.ends_with(".w1.weight") || name.ends_with(".gate_up_proj")), "{names:?}");
+        assert!(logits(made.path()) == logits(&golden(family)), "{family}");
+    }
+    let made = model("lfm2_moe", |_, tensors| as_mlx_of_family(tensors));
+    let config = ModelConfig::load(made.path()).expect("a config");
+    let adapter = Adapter::read(&golden("lfm2_moe").join("adapter"), &config).expect("an adapter");
+    let merged = |base: &Path| -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
+        let parent = tempfile::tempdir().expect("a directory");
+        let mut staging = Staging::begin(&RealDisk, parent.path(), "merged").expect("a new directory");
+        let form = MergedForm::of_shards(u64::MAX);
+        write_merged(&RealDisk, base, &adapter, &mut staging, form, &[], &|_, _| {}).expect("a merge");
+        let merged = staging.publish(&json!({"kind": "merged"})).expect("published");
+        let tensors = read_tensors(&merged.join("model.safetensors"));
+        tensors.into_iter().map(|(name, _, shape, bytes)| (name, (shape, bytes.to_vec()))).collect()
+    };
+    assert!(merged(made.path()) == merged(&golden("lfm2_moe")));
+}
+
+/// A delta net's convolution in mlx-lm's shape comes with other norms, and is refused.
+#[test]
+fn other_convolutions_of_mlx_lm_are_refused() {
+    let made = model("qwen3_next", |_, tensors| {
+        for tensor in tensors.iter_mut().filter(|tensor| tensor.0.ends_with(".conv1d.weight")) {
+            tensor.2.swap(1, 2);
+        }
+    });
+    let error = Model::check(made.path()).expect_err("another shape").to_string();
+    assert!(error.contains("conv1d.weight"), "{error}");
+}
+
 /// (a change of a stack, a part of the message)
 #[test]
 fn stacks_that_do_not_fit_are_refused() {

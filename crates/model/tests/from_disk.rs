@@ -9,7 +9,7 @@ use finetune_model::{Backward, Batch, BatchRow, Coefficients, Model, Part, Place
 mod golden;
 
 use golden::families::{self, folders_with};
-use golden::{Rows, goldens, json, placement_of, rows};
+use golden::{Rows, goldens, json, placement, rows};
 
 /// A base, an adapter on it, and rows.
 struct Case {
@@ -52,7 +52,7 @@ fn kinds_of_adapters() -> Vec<Case> {
 
 impl Case {
     fn model(&self, from_disk: bool) -> Model {
-        let placement = placement_of(&self.name).with_layers_from_disk(from_disk);
+        let placement = placement().with_layers_from_disk(from_disk);
         let mut model = Model::load(&self.base, &placement).unwrap_or_else(|error| panic!("{}: {error}", self.name));
         let adapter = Adapter::read(&self.adapter, &model.config).unwrap_or_else(|e| panic!("{}: {e}", self.name));
         model.attach(&adapter).expect("an adapter of this model");

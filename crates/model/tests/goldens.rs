@@ -21,8 +21,8 @@ mod each_family;
 mod golden;
 
 use golden::{
-    ANY, CPU_ONLY, GRADIENTS, LOGITS, Rows, batch, directory, families, floats, gpu, json, largest_difference,
-    placement_of, relative_norm, rows,
+    ANY, GRADIENTS, LOGITS, Rows, batch, directory, families, floats, gpu, json, largest_difference, placement,
+    relative_norm, rows,
 };
 
 struct Golden {
@@ -49,7 +49,7 @@ impl Golden {
     }
 
     fn model(&self) -> Model {
-        Model::load(&directory(self.family), &placement_of(self.family)).expect("the model loads")
+        Model::load(&directory(self.family), &placement()).expect("the model loads")
     }
 
     fn adapter(&self, config: &ModelConfig) -> Adapter {
@@ -189,7 +189,8 @@ fn gradients_of_all_weights(family: &'static str) {
     assert_eq!(model.layout().iter().len(), norms.as_object().expect("an object").len(), "{family}");
 }
 
-of_each_family!(gradients_of_all_weights: llama qwen2 smollm3 gemma3 granite olmo3 gemma2 phi3 glm4 granitemoehybrid lfm2);
+of_each_family!(gradients_of_all_weights: llama qwen2 smollm3 gemma3 granite olmo3 gemma2 phi3 glm4 granitemoehybrid lfm2
+    muse_glimmer);
 
 fn merged_models_equal_their_adapters(family: &'static str) {
     let golden = Golden::load(family);
@@ -209,13 +210,13 @@ fn merged_models_equal_their_adapters(family: &'static str) {
         )
         .expect("a merge");
         let merged = staging.publish(&serde_json::json!({"kind": "merged"})).expect("published");
-        let model = Model::load(&merged, &placement_of(family)).expect("the merged model loads");
+        let model = Model::load(&merged, &placement()).expect("the merged model loads");
         for (n, (tokens, _)) in golden.rows.iter().enumerate() {
             let got = model.logits(tokens).expect("tokens of the vocabulary");
             let difference = largest_difference(&got, &golden.floats(&format!("merged_logits.{n}")));
             assert!(difference < LOGITS, "{family} merged {n}: {difference:e}");
         }
-        let comparison = compare(&directory(family), &adapter, &merged, &placement_of(family)).expect("a comparison");
+        let comparison = compare(&directory(family), &adapter, &merged, &placement()).expect("a comparison");
         assert!(comparison.largest < LOGITS && comparison.agreeing == comparison.positions, "{comparison:?}");
     }
 }
@@ -397,7 +398,7 @@ fn every_key_of_an_adapter_is_accounted_for() {
 /// f16 and bf16, if the GPU has them: results are within what their 11 and 8 bits allow, and the
 /// same for any loss scale.
 fn gpu_sixteen_bit_types_are_close_to_f32(family: &'static str) {
-    let Some(gpu) = gpu().filter(|_| !CPU_ONLY.contains(&family)) else {
+    let Some(gpu) = gpu() else {
         println!("SKIPPED: FINETUNE_TEST_DEVICE is not gpu");
         return;
     };

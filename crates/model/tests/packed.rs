@@ -29,7 +29,8 @@ use golden::{
 macro_rules! of_each_case {
     ($check:ident) => {
         of_each_case!($check: nf4 nf4_double fp4 int8 mlx4 mlx8 mlx3 mlx_mixed mlx_experts mxfp4 fp8_blocks fp8_channels
-            compressed_int4 gptq gptq_act_order awq gguf_q4_1 gguf_k);
+            fp8_deepseek_v3 compressed_int4 int4_kimi_k2 mlx_lfm2_moe mlx_gemma4_moe gptq gptq_act_order awq gguf_q4_1
+            gguf_k);
     };
     ($check:ident: $($case:ident)+) => {
         mod $check {
@@ -231,7 +232,7 @@ fn packed_equals_decoded(name: &'static str) {
 }
 
 of_each_case!(packed_equals_decoded: nf4 nf4_double fp4 int8 mlx4 mlx8 mlx3 mlx_mixed mxfp4 fp8_blocks fp8_channels
-    compressed_int4 gptq gptq_act_order awq);
+    fp8_deepseek_v3 compressed_int4 int4_kimi_k2 gptq gptq_act_order awq);
 
 fn checkpointing_changes_no_bit(name: &'static str) {
     let case = Case::load(name);
@@ -295,4 +296,5 @@ fn greedy_generation_equals_whole_passes(name: &'static str) {
     }
 }
 
-of_each_case!(greedy_generation_equals_whole_passes: nf4 int8 mlx4 mlx3 mxfp4 fp8_blocks gptq_act_order gguf_k);
+of_each_case!(greedy_generation_equals_whole_passes: nf4 int8 mlx4 mlx3 mxfp4 fp8_blocks fp8_deepseek_v3
+    int4_kimi_k2 mlx_lfm2_moe mlx_gemma4_moe gptq_act_order gguf_k);

@@ -69,6 +69,8 @@ fn published() -> Vec<(&'static str, f64, &'static str, Sizes, Value)> {
         ("gemma-4-26B-A4B", 25.2, "gemma4_text", [2816, 2112, 30, 16, 8, 256, 262_144],
             gemma4(json!({"attention_k_eq_v": true, "num_global_key_value_heads": 2, "hidden_size_per_layer_input": 0,
                 "enable_moe_block": true, "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704}))),
+        // Stated: about 29.6 with a vision tower of about 1.8, which is not read.
+        ("Muse-Glimmer-30B", 27.8, "muse_glimmer", [6656, 19_968, 52, 32, 2, 128, 202_048], none()),
         ("SmolLM3-3B", 3.075, "smollm3", [2048, 11_008, 36, 16, 4, 128, 128_256], none()),
         ("granite-3.3-2b", 2.534, "granite", [2048, 8192, 40, 32, 8, 64, 49_159], tied()),
         ("granite-4.0-micro", 3.403, "granitemoehybrid", [2560, 8192, 40, 40, 8, 64, 100_352], granite4(8192, 40)),

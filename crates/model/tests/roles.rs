@@ -56,6 +56,19 @@ fn layers_are_cut_as_transformers_plans_it() {
     }
 }
 
+/// Muse Glimmer has a gate of attention's output, `layers.*.self_attn.gate_proj: colwise` in its plan.
+#[test]
+fn a_gate_of_attention_is_cut_as_queries() {
+    let config = config("muse_glimmer");
+    let layers = linear_layers(&config);
+    let mut want: BTreeSet<String> = PLAN.iter().map(|(.., entry)| (*entry).to_owned()).collect();
+    want.insert("layers.*.self_attn.gate_proj: colwise".to_owned());
+    assert_eq!(layers.iter().map(entry).collect::<BTreeSet<_>>(), want);
+    let gates: Vec<_> = layers.iter().filter(|layer| layer.role == Role::OutputGate).collect();
+    assert_eq!(gates.len(), config.layers.len());
+    assert!(gates.iter().all(|gate| gate.outputs == config.heads * config.head_dim));
+}
+
 /// The outputs of one layer are cut along the same dimension as the inputs of the next one. It is
 /// query heads, key/value heads, or the inside of the feed-forward part.
 #[test]
@@ -70,7 +83,7 @@ fn cut_outputs_meet_cut_inputs() {
                 Split::Nowhere => continue,
             };
             let want = match layer.role {
-                Role::Query | Role::Output => query,
+                Role::Query | Role::Output | Role::OutputGate => query,
                 Role::Key | Role::Value => key,
                 Role::Gate | Role::Up | Role::Down => config.intermediate_size,
                 Role::Router | Role::Recurrent | Role::Fused | Role::Latent => {

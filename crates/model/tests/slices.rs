@@ -141,9 +141,9 @@ fn expect_family(family: &str, count: usize) {
     expect_same(&format!("{family} with its adapter"), &base, Some(&adapter), count, &cpu());
 }
 
-/// Rotary embeddings of all kinds, biases, norms of heads, windows, soft caps, sinks, experts with and without a
+/// Rotary embeddings of all kinds, biases, norms of heads, gates of attention, windows, soft caps, sinks, experts with and without a
 /// shared one, experts with biases and branches of gate and up together, latent attention, one projection for several.
-const FAMILIES: [&str; 20] = [
+const FAMILIES: [&str; 21] = [
     "llama",
     "llama3",
     "qwen2",
@@ -163,6 +163,7 @@ const FAMILIES: [&str; 20] = [
     "granitemoehybrid",
     "ministral3",
     "mistral",
+    "muse_glimmer",
     "smollm3",
 ];
 

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use crate::codes::{Codes, NibbleOrder};
 use crate::error::PackedError;
+use crate::files::mxfp4_blocks;
 use crate::matrix::{Decoder, Groups, PackedMatrix, Rounding, Zeros};
 use crate::numbers::Numbers;
 
@@ -40,6 +41,8 @@ pub enum BlockType {
     Q5K,
     /// 6 bits; factors of 8 bits for 16 elements, a scale for 256.
     Q6K,
+    /// Floats of 4 bits; a power of two for 32 elements.
+    Mxfp4,
 }
 
 /// Where the parts of a block lie, in bytes from its start.
@@ -78,6 +81,9 @@ impl BlockType {
     /// Bytes that a matrix of this shape takes in memory once it is read.
     pub fn packed_bytes(self, [rows, columns]: [usize; 2]) -> usize {
         let Layout { elements, bits, group, minimum, .. } = self.layout();
+        if self == BlockType::Mxfp4 {
+            return rows * columns / 2 + rows * columns / 32;
+        }
         let numbers = if minimum.is_some() { 2 } else { 1 };
         let factors = if group == elements { 0 } else { elements / group };
         rows * (columns / elements) * (elements * bits / 8 + numbers * (2 + factors))
@@ -117,6 +123,7 @@ impl BlockType {
             BlockType::Q4K => large(144, 4, 32, (0, Some(2)), 0, 0, 16),
             BlockType::Q5K => large(176, 5, 32, (0, Some(2)), 0, 16, 48),
             BlockType::Q6K => large(210, 6, 16, (208, None), 32, 128, 0),
+            BlockType::Mxfp4 => small(17, 4, None, 0, 0, 1),
         }
     }
 
@@ -125,7 +132,7 @@ impl BlockType {
         let (low, high) = (&block[layout.low..], &block[layout.high..]);
         let bit_of = |n: usize| high[n / 8] >> (n % 8) & 1;
         match self {
-            BlockType::Q4_0 | BlockType::Q4_1 => nibbles(&low[..16], out),
+            BlockType::Q4_0 | BlockType::Q4_1 | BlockType::Mxfp4 => nibbles(&low[..16], out),
             BlockType::Q5_0 | BlockType::Q5_1 => {
                 nibbles(&low[..16], out);
                 out[..32].iter_mut().enumerate().for_each(|(n, code)| *code |= bit_of(n) << 4);
@@ -242,6 +249,11 @@ pub fn from_blocks(kind: BlockType, shape: [usize; 2], bytes: &[u8]) -> Result<P
             pack(&unpacked[..layout.elements], layout.bits, out);
         }
     });
+    if kind == BlockType::Mxfp4 {
+        // The scale is a byte: the exponent of a power of two.
+        let scales = bytes.chunks_exact(layout.bytes).map(|block| block[0]).collect();
+        return mxfp4_blocks(codes, scales, shape);
+    }
     let scales = halves(&layout, bytes, layout.scale, columns, "scale")?;
     let minimums = layout.minimum.map(|place| halves(&layout, bytes, place, columns, "minimum")).transpose()?;
     let (scales, biases) = if layout.group == layout.elements {

@@ -9,7 +9,7 @@ use finetune_store::{TensorFile, TensorSet};
 use serde_json::Value;
 
 /// Cases with safetensors files. GGUF files are read by `finetune-model`.
-const CASES: [&str; 15] = [
+const CASES: [&str; 17] = [
     "nf4",
     "nf4_double",
     "fp4",
@@ -20,6 +20,8 @@ const CASES: [&str; 15] = [
     "mlx_mixed",
     "mxfp4",
     "fp8_blocks",
+    "fp8_deepseek_v3",
+    "int4_kimi_k2",
     "fp8_channels",
     "compressed_int4",
     "gptq",

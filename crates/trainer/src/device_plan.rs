@@ -57,18 +57,6 @@ impl DevicePlan {
         if model.dtype == DtypeChoice::F16 && family.exceeds_f16 {
             return Err(TrainError::ExceedsF16 { architecture: family.architecture });
         }
-        if family.cpu_only && model.device != DeviceChoice::Cpu {
-            if model.device == DeviceChoice::Gpu {
-                return Err(TrainError::CpuOnly { architecture: family.architecture });
-            }
-            let on_cpu = Model { device: DeviceChoice::Cpu, ..model.clone() };
-            let mut plan = DevicePlan::choose(&on_cpu, host, stored, family)?;
-            if !gpus(false).is_empty() {
-                plan.notices
-                    .push(format!("{} is computed on the CPU: its kernels are not there on GPUs", family.architecture));
-            }
-            return Ok(plan);
-        }
         let is_too_narrow = stored == FloatType::F16 && family.exceeds_f16;
         let stored = if is_too_narrow { FloatType::F32 } else { stored };
         let mut plan = match model.device {

@@ -92,9 +92,6 @@ pub enum TrainError {
     /// f16 was asked for, and the family's activations exceed its range.
     #[error("model.dtype = \"f16\": the activations of {architecture} exceed the largest number of f16")]
     ExceedsF16 { architecture: &'static str },
-    /// A GPU was asked for, and the family's kernels are there for the CPU only.
-    #[error("model.device = \"gpu\": {architecture} is computed on the CPU only")]
-    CpuOnly { architecture: &'static str },
     /// No row of the training data is left.
     #[error("{path}: no row is left to train on", path = path.display())]
     NoRows { path: PathBuf },
@@ -294,7 +291,6 @@ impl TrainError {
                 "build it with `cargo build --release --features gpu` (Vulkan); on macOS the GPU is always in",
                 "model.device = \"cpu\" or \"auto\" trains with this one",
             ],
-            TrainError::CpuOnly { .. } => &["model.device = \"cpu\" or \"auto\" trains it"],
             TrainError::ExceedsF16 { .. } => &["take \"bf16\" or \"f32\"; \"auto\" does, whatever the file has"],
             TrainError::NotJson { .. } => &["each line of a dataset is one JSON object"],
             TrainError::Differ { .. } => &[

@@ -227,7 +227,11 @@ fn peak(config: &ModelConfig, layers: &[LayerKept], step: &StepShape, precision:
             true => footprint::cpu_attention(sizes),
             false => footprint::gpu_attention(sizes, precision.compute),
         };
-        let mixer = per_token(layer.mixer + layer.branches) + numbers(layer) + attention;
+        let delta = match layer.delta {
+            Some(sizes) if !precision.cpu => footprint::gpu_delta(sizes, tokens, step.longest),
+            _ => 0,
+        };
+        let mixer = per_token(layer.mixer + layer.branches) + numbers(layer) + attention + delta;
         (kept(layer) + per_token(layer.taken)).max(mixer)
     };
     // The layers below are there at the same time. With checkpointing it is the inputs of all.

@@ -33,9 +33,6 @@ fn json(path: &Path) -> Value {
 fn recipe(family: &str, output: &Path, sets: &[String]) -> Recipe {
     let directory = goldens(family);
     let device = std::env::var("FINETUNE_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
-    // Gated delta nets are computed on the CPU only.
-    let is_cpu_only = family.starts_with("qwen3_5") || family == "qwen3_next";
-    let device = if is_cpu_only { "cpu".to_owned() } else { device };
     let text = format!(
         "[model]\npath = {:?}\ndevice = {device:?}\n[data]\ntrain = {:?}\nformat = \"tokens\"\nshuffle = false\n",
         directory,

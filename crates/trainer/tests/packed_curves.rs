@@ -9,7 +9,7 @@ use finetune_recipe::Recipe;
 use finetune_trainer::{Event, Ranks, Resume, StepRow, ThisHost, prepare, train};
 use serde_json::Value;
 
-const CASES: [&str; 18] = [
+const CASES: [&str; 22] = [
     "nf4",
     "nf4_double",
     "fp4",
@@ -22,7 +22,11 @@ const CASES: [&str; 18] = [
     "mxfp4",
     "fp8_blocks",
     "fp8_channels",
+    "fp8_deepseek_v3",
     "compressed_int4",
+    "int4_kimi_k2",
+    "mlx_lfm2_moe",
+    "mlx_gemma4_moe",
     "gptq",
     "gptq_act_order",
     "awq",

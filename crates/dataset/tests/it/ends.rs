@@ -119,6 +119,8 @@ fn the_ends_of_families_are_recognized() {
         assert_eq!(read.ends, Ends { tokens: trained, without, parts: 4 }, "{name}");
         let is_told = |text: &str| read.notices.iter().any(|notice| notice.contains(text));
         assert_eq!(is_told("end in no special token"), without > 0, "{name}: {:?}", read.notices);
+        // What a GLM stops at is the next turn's.
+        assert_eq!(is_told("with <|user|> of the next turn"), name == "GLM", "{name}: {:?}", read.notices);
         assert!(!is_told("answers end with"), "{name}: {:?}", read.notices);
         let end = tokenizer.template_end();
         assert_eq!(end.is_some_and(|end| ids.contains(&end)), without == 0, "{name}");

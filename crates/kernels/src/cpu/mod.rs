@@ -27,6 +27,7 @@ mod simd;
 pub(crate) mod weight;
 
 use burn::backend::Flex;
+use burn::backend::ops::FloatTensorOps;
 use burn_flex::FlexTensor;
 
 use crate::fused::Contiguous;
@@ -34,5 +35,9 @@ use crate::fused::Contiguous;
 impl Contiguous for Flex {
     fn contiguous(tensor: FlexTensor) -> FlexTensor {
         buffer::contiguous(tensor)
+    }
+
+    fn multiplied(a: FlexTensor, b: FlexTensor) -> FlexTensor {
+        Flex::float_matmul(a, b)
     }
 }

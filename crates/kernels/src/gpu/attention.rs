@@ -16,9 +16,10 @@ use burn_cubecl::kernel::slice;
 use burn_cubecl::ops::numeric::zeros;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::heads::{SoftmaxBackward, add_rows, heads_first, put_tokens_first, softmax_backward};
+use super::heads::{SoftmaxBackward, add_rows, heads_first, put_tokens_first, sink_gradients, softmax_backward};
+use super::pointwise::scaled;
 use super::product::{product, transposed};
-use super::reduce::{self, Block, QueryRanges};
+use super::reduce::{self, Block, QueryRanges, Scoring};
 use super::tensor::{contiguous, empty, reshaped, upload_u32};
 use crate::arguments::AttentionShape;
 use crate::footprint::{GPU_QUERIES, GPU_SCORES};
@@ -36,8 +37,10 @@ pub(crate) struct Saved {
     q: CubeTensor,
     k: CubeTensor,
     v: CubeTensor,
+    /// f32 [h], if there are any.
+    sinks: Option<CubeTensor>,
     out: CubeTensor,
-    /// ln Σ e^score: [h, t].
+    /// ln Σ e^score, those of the sinks with them: [h, t].
     log_sums: CubeTensor,
     shape: AttentionShape,
 }
@@ -106,7 +109,6 @@ impl Pass {
     fn new(q: &CubeTensor, k: &CubeTensor, shape: &AttentionShape) -> Pass {
         let (q_shape, k_shape) = (q.shape(), k.shape());
         let (heads, key_heads, width) = (q_shape[1], k_shape[1], q_shape[2]);
-        assert!(shape.softcap.is_none(), "capped scores are composed");
         assert!(
             width == k_shape[2] && heads.is_multiple_of(key_heads),
             "query heads are a multiple of key/value heads"
@@ -150,73 +152,84 @@ impl Pass {
     }
 }
 
+/// The result [t, h, d], with sinks f32 [h] or without.
+fn forward([q, k, v]: [CubeTensor; 3], sinks: Option<CubeTensor>, shape: AttentionShape) -> (CubeTensor, Saved) {
+    let pass = Pass::new(&q, &k, &shape);
+    let dtype = q.dtype;
+    let (all_k, all_v) = (pass.all_keys(&k), pass.all_keys(&v));
+    let out = empty(&q, q.shape(), dtype);
+    let log_sums = empty(&q, [pass.heads, pass.queries], DType::F32);
+    for block in pass.blocks.iter() {
+        let scores = pass.scores(&pass.queries_of(block, &q), &pass.keys_of(block, &all_k));
+        let scoring = scoring(&shape, sinks.as_ref());
+        let probabilities = reduce::softmax(&scores, &log_sums, block, &pass.ranges, scoring, dtype);
+        let rows = contiguous(product(&probabilities, &pass.keys_of(block, &all_v), dtype));
+        put_tokens_first(&rows, &out, block.first, block.queries);
+    }
+    (out.clone(), Saved { q, k, v, sinks, out, log_sums, shape })
+}
+
+fn scoring<'a>(shape: &AttentionShape, sinks: Option<&'a CubeTensor>) -> Scoring<'a> {
+    Scoring { scale: shape.scale, softcap: shape.softcap, sinks }
+}
+
+/// The gradients of q, k, v and of the sinks, if there are any and theirs is wanted.
+fn backward(saved: &Saved, d_out: &CubeTensor, sinks_wanted: bool) -> ([CubeTensor; 3], Option<CubeTensor>) {
+    let Saved { q, k, v, sinks, out, log_sums, shape } = saved;
+    let pass = Pass::new(q, k, shape);
+    let dtype = q.dtype;
+    let (all_k, all_v) = (pass.all_keys(k), pass.all_keys(v));
+    let deltas = reduce::dot(out, d_out);
+    let d_q = empty(q, q.shape(), dtype);
+    let sums = || zeros(q.device.clone(), [pass.key_heads, pass.keys, pass.width].into(), DType::F32);
+    let (d_k_sums, d_v_sums) = (contiguous(sums()), contiguous(sums()));
+    for block in pass.blocks.iter() {
+        let (q_rows, d_rows) = (pass.queries_of(block, q), pass.queries_of(block, d_out));
+        let (k_rows, v_rows) = (pass.keys_of(block, &all_k), pass.keys_of(block, &all_v));
+        let scores = pass.scores(&q_rows, &k_rows);
+        let d_probabilities = pass.scores(&d_rows, &v_rows);
+        let inputs = SoftmaxBackward {
+            scores: &scores,
+            d_probabilities: &d_probabilities,
+            log_sums,
+            deltas: &deltas,
+            scoring: scoring(shape, sinks.as_ref()),
+            dtype,
+        };
+        let (probabilities, d_scores) = softmax_backward(inputs, block, &pass.ranges);
+        let d_rows_q = contiguous(product(&d_scores, &k_rows, dtype));
+        put_tokens_first(&d_rows_q, &d_q, block.first, block.queries);
+        add_rows(&contiguous(product(&transposed(&d_scores), &q_rows, DType::F32)), &d_k_sums, block.first_key);
+        add_rows(&contiguous(product(&transposed(&probabilities), &d_rows, DType::F32)), &d_v_sums, block.first_key);
+    }
+    let (d_k, d_v) = (empty(k, k.shape(), dtype), empty(v, v.shape(), dtype));
+    put_tokens_first(&d_k_sums, &d_k, 0, pass.keys);
+    put_tokens_first(&d_v_sums, &d_v, 0, pass.keys);
+    let d_sinks = sinks.as_ref().filter(|_| sinks_wanted).map(|sinks| sink_gradients(sinks, log_sums, &deltas));
+    ([d_q, d_k, d_v], d_sinks)
+}
+
 impl Fused<CubeBackend, 3> for CausalAttention {
     type Saved = Saved;
 
-    fn forward(self, [q, k, v]: [CubeTensor; 3], _: [bool; 3]) -> (CubeTensor, Saved) {
-        let shape = self.shape;
-        let pass = Pass::new(&q, &k, &shape);
-        let dtype = q.dtype;
-        let (all_k, all_v) = (pass.all_keys(&k), pass.all_keys(&v));
-        let out = empty(&q, q.shape(), dtype);
-        let log_sums = empty(&q, [pass.heads, pass.queries], DType::F32);
-        for block in pass.blocks.iter() {
-            let scores = pass.scores(&pass.queries_of(block, &q), &pass.keys_of(block, &all_k));
-            let probabilities = reduce::softmax(&scores, &log_sums, block, &pass.ranges, shape.scale, dtype);
-            let rows = contiguous(product(&probabilities, &pass.keys_of(block, &all_v), dtype));
-            put_tokens_first(&rows, &out, block.first, block.queries);
-        }
-        (out.clone(), Saved { q, k, v, out, log_sums, shape })
+    fn forward(self, tensors: [CubeTensor; 3], _: [bool; 3]) -> (CubeTensor, Saved) {
+        forward(tensors, None, self.shape)
     }
 
     fn backward(saved: Saved, d_out: CubeTensor, _: [bool; 3]) -> [Option<CubeTensor>; 3] {
-        let Saved { q, k, v, out, log_sums, shape } = &saved;
-        let pass = Pass::new(q, k, shape);
-        let dtype = q.dtype;
-        let (all_k, all_v) = (pass.all_keys(k), pass.all_keys(v));
-        let deltas = reduce::dot(out, &d_out);
-        let d_q = empty(q, q.shape(), dtype);
-        let sums = || zeros(q.device.clone(), [pass.key_heads, pass.keys, pass.width].into(), DType::F32);
-        let (d_k_sums, d_v_sums) = (contiguous(sums()), contiguous(sums()));
-        for block in pass.blocks.iter() {
-            let (q_rows, d_rows) = (pass.queries_of(block, q), pass.queries_of(block, &d_out));
-            let (k_rows, v_rows) = (pass.keys_of(block, &all_k), pass.keys_of(block, &all_v));
-            let scores = pass.scores(&q_rows, &k_rows);
-            let d_probabilities = pass.scores(&d_rows, &v_rows);
-            let inputs = SoftmaxBackward {
-                scores: &scores,
-                d_probabilities: &d_probabilities,
-                log_sums,
-                deltas: &deltas,
-                scale: shape.scale,
-                dtype,
-            };
-            let (probabilities, d_scores) = softmax_backward(inputs, block, &pass.ranges);
-            let d_rows_q = contiguous(product(&d_scores, &k_rows, dtype));
-            put_tokens_first(&d_rows_q, &d_q, block.first, block.queries);
-            add_rows(&contiguous(product(&transposed(&d_scores), &q_rows, DType::F32)), &d_k_sums, block.first_key);
-            add_rows(
-                &contiguous(product(&transposed(&probabilities), &d_rows, DType::F32)),
-                &d_v_sums,
-                block.first_key,
-            );
-        }
-        let (d_k, d_v) = (empty(k, k.shape(), dtype), empty(v, v.shape(), dtype));
-        put_tokens_first(&d_k_sums, &d_k, 0, pass.keys);
-        put_tokens_first(&d_v_sums, &d_v, 0, pass.keys);
-        [d_q, d_k, d_v].map(Some)
+        backward(&saved, &d_out, false).0.map(Some)
     }
 }
 
-/// Not there: [`crate::attention`] composes it, so nothing reaches this.
 impl Fused<CubeBackend, 4> for SinkAttention {
-    type Saved = ();
+    type Saved = Saved;
 
-    fn forward(self, _: [CubeTensor; 4], _: [bool; 4]) -> (CubeTensor, ()) {
-        unreachable!("attention with sinks is composed on a GPU")
+    fn forward(self, [q, k, v, sinks]: [CubeTensor; 4], _: [bool; 4]) -> (CubeTensor, Saved) {
+        forward([q, k, v], Some(scaled(&sinks, DType::F32, 1.0)), self.shape)
     }
 
-    fn backward((): (), _: CubeTensor, _: [bool; 4]) -> [Option<CubeTensor>; 4] {
-        unreachable!("attention with sinks is composed on a GPU")
+    fn backward(saved: Saved, d_out: CubeTensor, [.., sinks_wanted]: [bool; 4]) -> [Option<CubeTensor>; 4] {
+        let ([d_q, d_k, d_v], d_sinks) = backward(&saved, &d_out, sinks_wanted);
+        [Some(d_q), Some(d_k), Some(d_v), d_sinks]
     }
 }

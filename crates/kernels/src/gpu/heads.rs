@@ -12,8 +12,10 @@ use burn_cubecl::cubecl;
 use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::reduce::{Block, BlockArgument, QueryRanges};
-use super::tensor::{buffer, each_element, element, elements_of, empty, launch_elements as launch, same_shape};
+use super::reduce::{Block, BlockArgument, QueryRanges, Scoring, capped, launch as launch_rows, sum_of_units};
+use super::tensor::{
+    buffer, each_element, each_row, element, elements_of, empty, launch_elements as launch, same_shape,
+};
 
 /// Rows `first` to before `first + rows` of x [t, heads, width] as [heads, rows, width], with zeros
 /// beyond the last.
@@ -68,12 +70,11 @@ pub(super) struct SoftmaxBackward<'a> {
     pub(super) scores: &'a CubeTensor,
     /// The gradients of its probabilities, of the same shape and type.
     pub(super) d_probabilities: &'a CubeTensor,
-    /// ln Σ e^score: [h, t].
+    /// ln Σ e^score: [h, t]. Those of the sinks are in it.
     pub(super) log_sums: &'a CubeTensor,
     /// Σ out · d_out over d: [t, h].
     pub(super) deltas: &'a CubeTensor,
-    /// The factor of the scores.
-    pub(super) scale: f32,
+    pub(super) scoring: Scoring<'a>,
     /// The number type of the results.
     pub(super) dtype: DType,
 }
@@ -84,7 +85,7 @@ pub(super) fn softmax_backward(
     block: &Block,
     ranges: &QueryRanges,
 ) -> (CubeTensor, CubeTensor) {
-    let SoftmaxBackward { scores, d_probabilities, log_sums, deltas, scale, dtype } = inputs;
+    let SoftmaxBackward { scores, d_probabilities, log_sums, deltas, scoring, dtype } = inputs;
     same_shape(&[scores, d_probabilities]);
     let queries = ranges.queries();
     let heads = elements_of(log_sums) / queries;
@@ -105,10 +106,30 @@ pub(super) fn softmax_backward(
         buffer(&d_scores),
         block.argument(queries),
         heads,
-        scale,
+        scoring.scale,
+        scoring.softcap.unwrap_or(1.0),
+        scoring.softcap.is_some(),
         element(dtype),
     );
     (probabilities, d_scores)
+}
+
+/// The gradients of the sinks f32 [h], of `log_sums` and `deltas` as [`SoftmaxBackward`] has them.
+pub(super) fn sink_gradients(sinks: &CubeTensor, log_sums: &CubeTensor, deltas: &CubeTensor) -> CubeTensor {
+    let heads = elements_of(sinks);
+    assert_eq!(sinks.dtype, DType::F32, "sinks in f32");
+    assert_eq!(elements_of(log_sums), elements_of(deltas), "numbers of the same heads and queries");
+    let queries = elements_of(log_sums) / heads;
+    let d_sinks = empty(sinks, [heads], DType::F32);
+    launch_rows!(
+        sink_gradients_kernel,
+        sinks.client,
+        heads,
+        queries,
+        [buffer(sinks), buffer(log_sums), buffer(deltas), buffer(&d_sinks), queries, heads],
+        element(DType::F32)
+    );
+    d_sinks
 }
 
 /// Queries (or keys) `first` to before `first + rows` of x [t, heads, width] as
@@ -177,8 +198,37 @@ fn add_rows_kernel(x: &[f32], sums: &mut [f32], first: usize, rows: usize, all_r
     sums[at] += x[i];
 }
 
+/// The gradient of each head's sink, one cube each: `-Σ p · delta` over the queries, with the probability
+/// `p = e^(sink - ln Σ e^score)` of the sink.
+#[cube(launch_unchecked)]
+fn sink_gradients_kernel<T: Float>(
+    sinks: &[f32],
+    log_sums: &[f32],
+    deltas: &[f32],
+    d_sinks: &mut [T],
+    queries: usize,
+    heads: usize,
+    #[comptime] units: usize,
+    #[define(T)] _dtype: ElemType,
+) {
+    let head = CUBE_POS;
+    if head >= d_sinks.len() {
+        terminate!();
+    }
+    let mut sum = 0.0f32;
+    let mut query = UNIT_POS as usize;
+    while query < queries {
+        sum += (sinks[head] - log_sums[head * queries + query]).exp() * deltas[query * heads + head];
+        query += units;
+    }
+    let total = sum_of_units(sum, units);
+    if UNIT_POS == 0 {
+        d_sinks[head] = T::cast_from(-total);
+    }
+}
+
 /// The probabilities of a block again, from its scores and log-sums, and the gradients of its
-/// scores, `p · (d_p - delta) · scale`. See [`super::reduce::softmax`].
+/// scores, `p · (d_p - delta) · scale`, through the cap if there is one. See [`super::reduce::softmax`].
 #[cube(launch_unchecked)]
 fn softmax_backward_kernel<T: Float>(
     scores: &[f32],
@@ -192,6 +242,8 @@ fn softmax_backward_kernel<T: Float>(
     block: BlockArgument,
     heads: usize,
     scale: f32,
+    cap: f32,
+    #[comptime] is_capped: bool,
     #[define(T)] _dtype: ElemType,
 ) {
     let i = ABSOLUTE_POS;
@@ -207,8 +259,12 @@ fn softmax_backward_kernel<T: Float>(
     if query < block.all_queries {
         if key >= starts[query] as usize {
             if key < ends[query] as usize {
-                probability = (scores[i] * scale - log_sums[head * block.all_queries + query]).exp();
+                let score = capped(scores[i] * scale, cap, is_capped);
+                probability = (score - log_sums[head * block.all_queries + query]).exp();
                 gradient = probability * (d_probabilities[i] - deltas[query * heads + head]) * scale;
+                if comptime!(is_capped) {
+                    gradient *= 1.0f32 - (score / cap) * (score / cap);
+                }
             }
         }
     }

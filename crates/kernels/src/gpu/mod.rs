@@ -11,6 +11,7 @@ mod add;
 mod attention;
 mod by_head;
 mod cross_entropy;
+mod delta_rule;
 pub(crate) mod devices;
 mod experts;
 mod gated;
@@ -25,12 +26,13 @@ mod packed_kernels;
 mod packed_numbers;
 mod pointwise;
 mod product;
-mod recurrent;
 mod reduce;
 mod rope;
+mod short_convolution;
 mod tensor;
 pub(crate) mod watch;
 
+use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::tensor::CubeTensor;
 
@@ -41,5 +43,9 @@ use crate::fused::Contiguous;
 impl Contiguous for CubeBackend {
     fn contiguous(tensor: CubeTensor) -> CubeTensor {
         tensor::contiguous(tensor)
+    }
+
+    fn multiplied(a: CubeTensor, b: CubeTensor) -> CubeTensor {
+        product::product(&a, &b, DType::F32)
     }
 }

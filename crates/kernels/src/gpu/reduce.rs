@@ -117,19 +117,32 @@ impl QueryRanges {
     }
 }
 
+/// How scores are made of products of queries and keys.
+#[derive(Clone, Copy)]
+pub(super) struct Scoring<'a> {
+    /// Their factor.
+    pub(super) scale: f32,
+    /// What they are bounded to.
+    pub(super) softcap: Option<f32>,
+    /// The score of each head's sink, f32 [h].
+    pub(super) sinks: Option<&'a CubeTensor>,
+}
+
 /// The probabilities of a block's scores [heads · queries, keys], in `dtype`. ln Σ e^score of each
-/// row is written into log_sums [h, t].
+/// row, its sink's with them, is written into log_sums [h, t].
 pub(super) fn softmax(
     scores: &CubeTensor,
     log_sums: &CubeTensor,
     block: &Block,
     ranges: &QueryRanges,
-    scale: f32,
+    scoring: Scoring<'_>,
     dtype: DType,
 ) -> CubeTensor {
     let (queries, rows) = (ranges.queries(), elements_of(scores) / block.keys);
     assert!(elements_of(scores) == rows * block.keys && rows.is_multiple_of(block.queries), "scores of the block");
     assert_eq!(elements_of(log_sums), rows / block.queries * queries, "a number for each head and query");
+    let Scoring { scale, softcap, sinks } = scoring;
+    assert!(sinks.is_none_or(|sinks| elements_of(sinks) == rows / block.queries), "a sink for each head");
     let probabilities = empty(scores, scores.shape(), dtype);
     launch!(
         softmax_kernel,
@@ -140,10 +153,15 @@ pub(super) fn softmax(
             buffer(scores),
             buffer(&ranges.starts),
             buffer(&ranges.ends),
+            // Without sinks the kernel reads none, but needs some to bind.
+            buffer(sinks.unwrap_or(scores)),
             buffer(&probabilities),
             buffer(log_sums),
             block.argument(queries),
             scale,
+            softcap.unwrap_or(1.0),
+            softcap.is_some(),
+            sinks.is_some(),
         ],
         element(dtype)
     );
@@ -349,10 +367,14 @@ fn softmax_kernel<T: Float>(
     scores: &[f32],
     starts: &[u32],
     ends: &[u32],
+    sinks: &[f32],
     probabilities: &mut [T],
     log_sums: &mut [f32],
     block: BlockArgument,
     scale: f32,
+    cap: f32,
+    #[comptime] is_capped: bool,
+    #[comptime] has_sinks: bool,
     #[comptime] units: usize,
     #[define(T)] _dtype: ElemType,
 ) {
@@ -375,14 +397,20 @@ fn softmax_kernel<T: Float>(
     let mut sum = 0.0f32;
     let mut i = from + UNIT_POS as usize;
     while i < to {
-        let score = scores[start + i] * scale;
+        let score = capped(scores[start + i] * scale, cap, is_capped);
         let higher = max(largest, score);
         sum = sum * (largest - higher).exp() + (score - higher).exp();
         largest = higher;
         i += units;
     }
-    let row_largest = largest_of_units(largest, units);
-    let row_sum = sum_of_units(sum * (largest - row_largest).exp(), units);
+    let mut row_largest = largest_of_units(largest, units);
+    if comptime!(has_sinks) {
+        row_largest = max(row_largest, sinks[head]);
+    }
+    let mut row_sum = sum_of_units(sum * (largest - row_largest).exp(), units);
+    if comptime!(has_sinks) {
+        row_sum += (sinks[head] - row_largest).exp();
+    }
     let log_sum = row_largest + row_sum.ln();
     if UNIT_POS == 0 {
         if query < block.all_queries {
@@ -394,7 +422,7 @@ fn softmax_kernel<T: Float>(
         let mut probability = 0.0f32;
         if i >= from {
             if i < to {
-                probability = (scores[start + i] * scale - log_sum).exp();
+                probability = (capped(scores[start + i] * scale, cap, is_capped) - log_sum).exp();
             }
         }
         probabilities[start + i] = T::cast_from(probability);
@@ -402,9 +430,9 @@ fn softmax_kernel<T: Float>(
     }
 }
 
-/// A logit, bounded by `cap · tanh(logit / cap)` if it is asked for.
+/// A score or a logit, bounded by `cap · tanh(logit / cap)` if it is asked for.
 #[cube]
-fn capped(logit: f32, cap: f32, #[comptime] is_capped: bool) -> f32 {
+pub(super) fn capped(logit: f32, cap: f32, #[comptime] is_capped: bool) -> f32 {
     let mut value = logit;
     if comptime!(is_capped) {
         // tanh by e^x, which is within its range here.

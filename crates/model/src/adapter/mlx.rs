@@ -46,7 +46,8 @@ pub(crate) fn is_power_of_two(factor: f64) -> bool {
 
 /// The name of a module of the text model in the whole model.
 fn in_whole(module: &str, config: &ModelConfig) -> String {
-    if config.wrapper.is_some() { name_in_mlx(module) } else { module.to_owned() }
+    let is_inside = config.wrapper.as_ref().is_some_and(|wrapper| !wrapper.is_text_in_mlx);
+    if is_inside { name_in_mlx(module) } else { module.to_owned() }
 }
 
 /// Part, shape and values of a tensor.

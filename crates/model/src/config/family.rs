@@ -40,6 +40,18 @@ pub struct Family {
     pub(crate) fused_qkv: bool,
     /// Whether one projection makes the gate and what it is multiplied with.
     pub(crate) fused_gate_up: bool,
+    /// Whether queries and keys have norms without weights, and queries a factor (`qk_scale_factor`); its
+    /// value if the key is left out.
+    pub(crate) bare_head_norms: Option<f64>,
+    /// What the norms of what a layer's parts add, add to the mean square (`post_norm_eps`), where that is
+    /// another number than in the others; its value if the key is left out.
+    pub(crate) post_norm_eps: Option<f64>,
+    /// Whether the last norm multiplies by its weights as they are where those of layers add one.
+    pub(crate) last_norm_is_plain: bool,
+    /// Whether embeddings have a norm without weights.
+    pub(crate) embedding_norm: bool,
+    /// What logits are multiplied by (`output_multiplier`) if the key is left out, where there is such a key.
+    pub(crate) output_multiplier: Option<f64>,
     /// Whether embeddings are multiplied by √hidden_size.
     pub(crate) scaled_embeddings: bool,
     /// Elements of a head of layers that see all keys if `global_head_dim` is left out, where those layers
@@ -73,14 +85,12 @@ pub struct Family {
     pub(crate) adjusts_width: bool,
     /// Sizes of latent attention if their keys are left out; `None`: keys and values are not compressed.
     pub(crate) latent: Option<LatentSizes>,
-    /// Whether attention's output is multiplied by a gate, which the query projection makes too.
-    pub(crate) gated_attention: bool,
+    /// What makes the gate that attention's output is multiplied by.
+    pub(crate) attention_gate: AttentionGate,
     /// `partial_rotary_factor` if the key is left out.
     pub(crate) partial_rotary: PartialRotary,
     /// Whether the elements of a head that turn together are neighbours.
     pub(crate) rope_pairs: bool,
-    /// Whether it is computed on the CPU only.
-    pub cpu_only: bool,
     /// Its mixtures of experts; `None`: feed-forward parts are dense.
     pub(crate) mixture: Option<Mixture>,
     /// Whether its activations exceed the largest number of float16.
@@ -96,10 +106,10 @@ pub struct Family {
     /// `rope_theta` of layers with a window if its key is left out, where they have a rotary embedding of
     /// their own.
     pub(crate) window_rope_theta: Option<f64>,
-    /// Whether config.json names layers without rotary embedding (`no_rope_layers`).
-    pub(crate) has_layers_without_rope: bool,
-    /// Whether there are rotary embeddings only if `position_embedding_type` is "rope".
-    pub(crate) asks_for_rope: bool,
+    /// Which layers have a rotary embedding.
+    pub(crate) rope_layers: RopeLayers,
+    /// Whether it is Granite's form of layers that may be recurrent: those have attention alone here.
+    pub(crate) is_hybrid: bool,
     /// `tie_word_embeddings` if the key is left out.
     pub(crate) tied_embeddings: bool,
     /// `max_position_embeddings` if the key is left out.
@@ -143,6 +153,29 @@ pub(crate) enum OtherMixer {
     },
     /// Short convolutions.
     Convolution,
+}
+
+/// What makes the gate that attention's output is multiplied by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AttentionGate {
+    /// There is none.
+    None,
+    /// The query projection, head by head behind the queries.
+    WithQueries,
+    /// A projection of its own, `self_attn.gate_proj`.
+    Apart,
+}
+
+/// Which layers have a rotary embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RopeLayers {
+    All,
+    /// Those that `no_rope_layers` has 1 for. Without it: all but every fourth.
+    Listed,
+    /// Those that `layer_rope_theta` has no 0 for. Without it: all but every fourth, counted from the last.
+    WithTheta,
+    /// All if `position_embedding_type` is "rope", else none.
+    Asked,
 }
 
 /// Whether a family has a part.
@@ -268,6 +301,9 @@ pub(crate) enum Windows {
     AllButEvery(usize),
     /// The layers that `layer_types` names. Without `layer_types`: every other one from the first on.
     EveryOther,
+    /// The layers that `layer_types` names. Without `layer_types`: all but every so many, counted from the
+    /// last layer on, which has none.
+    AllButEveryFromLast(usize),
 }
 
 impl Family {

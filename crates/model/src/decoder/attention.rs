@@ -3,13 +3,13 @@
 //! Shape letters: `t` tokens of all rows one after the other, `s` those and the cached ones before
 //! them, `h` query heads, `k` key/value heads, `d` head dimension.
 
-use burn::tensor::{DType, Device, Tensor, activation};
+use burn::tensor::{Tensor, activation};
 use finetune_kernels::{AttentionShape, attention, operations};
 
 use crate::decoder::adapted::Adapted;
 use crate::decoder::between::Between;
 use crate::decoder::cache::LayerCache;
-use crate::decoder::pass::{Context, linear, norm};
+use crate::decoder::pass::{Context, bare_norm, linear, norm};
 use crate::tree::{Attention, Norm, Projections};
 
 /// Widths of attention, in elements of a token.
@@ -45,10 +45,18 @@ pub(crate) fn forward(
     let normed = |x: Tensor<2>, gamma: &Option<Norm>, heads: usize| match gamma {
         Some(gamma) if gamma.gamma.length == head_dim => norm(gamma, x.reshape([tokens, heads, head_dim]), context),
         Some(gamma) => norm(gamma, x, context).reshape([tokens, heads, head_dim]),
-        None => x.reshape([tokens, heads, head_dim]),
+        None => {
+            let x = x.reshape([tokens, heads, head_dim]);
+            match module.bare_norm {
+                Some(eps) => bare_norm(x, eps),
+                None => x,
+            }
+        }
     };
+    let made_gate = module.gate.as_ref().map(|gate| linear(gate, x.clone(), context));
     let (q_tq, own) = projected(module, x, context);
     let (q_tq, gate_tq) = queries(module, q_tq);
+    let gate_tq = gate_tq.or(made_gate);
     let q_thd = turn(normed(q_tq, &module.q_norm, heads), module.query_rope, module.rope_pairs, context);
     let [k_skd, v_skd] = match own {
         Err(source) => between.keys_and_values(source),
@@ -56,7 +64,7 @@ pub(crate) fn forward(
             let k_tkd = normed(k_tk, &module.k_norm, key_value_heads);
             let v_tkd = v_tk.reshape([tokens, key_value_heads, head_dim]);
             let v_tkd = match module.value_norm {
-                Some(eps) => operations::rms_norm(v_tkd, ones(head_dim, &q_thd.device()), eps),
+                Some(eps) => bare_norm(v_tkd, eps),
                 None => v_tkd,
             };
             let k_tkd = turn(k_tkd, module.rope, module.rope_pairs, context);
@@ -82,11 +90,6 @@ pub(crate) fn forward(
         None => out_tq,
     };
     linear(&module.o, out_tq, context)
-}
-
-/// A gamma of ones, without a gradient.
-fn ones(length: usize, device: &Device) -> Tensor<1> {
-    Tensor::ones([length], (&device.clone().inner(), DType::F32))
 }
 
 /// Queries [t, h · d] of x, and keys and values [t, k · d], all before norms and positions; or the layer
@@ -160,14 +163,17 @@ impl Attention {
     pub(crate) fn kept(&self, adapted: &Adapted<'_>) -> u64 {
         let AttentionWidths { query, key, .. } = self.widths();
         let of_norms = [(&self.q_norm, query), (&self.k_norm, key)];
-        let of_norms: u64 = of_norms.iter().filter(|(norm, _)| norm.is_some()).map(|(_, width)| width).sum();
-        let input = match &self.projections {
-            Projections::Apart { q, k, v: Some(v) } => adapted.input_of(&[q, k, v]),
-            Projections::Apart { q, k, v: None } => adapted.input_of(&[q, k]),
-            Projections::Queries { q, .. } => adapted.input_of(&[q]),
-            Projections::Fused(qkv) => adapted.input_of(&[qkv]),
+        let has_norm = |norm: &Option<Norm>| norm.is_some() || self.bare_norm.is_some();
+        let of_norms: u64 = of_norms.iter().filter(|(norm, _)| has_norm(norm)).map(|(_, width)| width).sum();
+        let mut readers = match &self.projections {
+            Projections::Apart { q, k, v: Some(v) } => vec![q, k, v],
+            Projections::Apart { q, k, v: None } => vec![q, k],
+            Projections::Queries { q, .. } => vec![q],
+            Projections::Fused(qkv) => vec![qkv],
         };
-        let of_gate = if self.is_gated { 2 * query } else { 0 };
+        readers.extend(&self.gate);
+        let input = adapted.input_of(&readers);
+        let of_gate = if self.is_gated || self.gate.is_some() { 2 * query } else { 0 };
         2 * query + 2 * key + of_norms + of_gate + input
     }
 

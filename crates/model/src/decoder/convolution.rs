@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor};
-use finetune_kernels::{operations, short_convolution};
+use finetune_kernels::operations;
 
 use crate::decoder::adapted::Adapted;
 use crate::decoder::cache::LayerCache;
@@ -35,7 +35,7 @@ pub(crate) fn forward(
         // It has no state beside its last inputs.
         cache.set_recurrent([last_inputs(u_tc.clone(), past.clone(), &rows, taps - 1), zeros([rows.len(), 1])]);
     }
-    let convolved = short_convolution(u_tc, kernel, past, rows);
+    let convolved = operations::short_convolution(u_tc, kernel, past, rows, false);
     let convolved = match &convolution.bias {
         Some(bias) => operations::bias(convolved, context.parameter(bias.values())),
         None => convolved,

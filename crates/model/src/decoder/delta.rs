@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor, activation};
+use finetune_kernels::footprint::DeltaSizes;
 use finetune_kernels::{Activation, DeltaShape, operations};
 
 use crate::decoder::adapted::Adapted;
@@ -14,17 +15,21 @@ use crate::decoder::pass::{Context, linear, norm};
 use crate::tree::{DeltaInputs, DeltaNet};
 
 /// x [t, hidden] -> [t, hidden]. With a cache, each row goes on from its state.
+///
+/// The rule is in f32, whatever activations are held in: its states are sums over all tokens of a row.
 pub(crate) fn forward(net: &DeltaNet, x: Tensor<2>, context: &Context, cache: Option<&mut LayerCache>) -> Tensor<2> {
     let tokens = x.dims()[0];
     let rows: Arc<[usize]> = context.segments.iter().map(|segment| segment.queries).collect();
     let shape = DeltaShape { rows: rows.clone(), keeps_states: cache.is_some(), ..net.shape() };
     let (states, taps) = (rows.len() * shape.key_dim, net.taps);
     let [u_tc, z_tv, b_th, a_th] = inputs(net, x.clone(), context);
-    let channels = u_tc.dims()[1];
+    let (b_th, a_th) = (b_th.cast(DType::F32), a_th.cast(DType::F32));
+    let (channels, compute) = (u_tc.dims()[1], u_tc.dtype());
     let device = x.device();
     let zeros = |shape: [usize; 2]| Tensor::<2>::zeros(shape, (&device, DType::F32));
     let fresh = || [zeros([rows.len() * (taps - 1), channels]), zeros([states, z_tv.dims()[1]])];
     let [past, state] = cache.as_ref().and_then(|cache| cache.recurrent().cloned()).unwrap_or_else(fresh);
+    let past = past.cast(compute);
     let kernel = context.parameter(net.convolution.values()).reshape([channels, taps]);
     let convolved = operations::short_convolution(u_tc.clone(), kernel, past.clone(), rows.clone(), true);
     let beta_th = activation::sigmoid(b_th);
@@ -41,7 +46,7 @@ pub(crate) fn forward(net: &DeltaNet, x: Tensor<2>, context: &Context, cache: Op
             out.narrow(0, 0, tokens)
         }
     };
-    let heads = out.reshape([tokens, shape.value_heads, shape.value_dim]);
+    let heads = out.cast(compute).reshape([tokens, shape.value_heads, shape.value_dim]);
     let normed = norm(&net.norm, heads, context).reshape([tokens, shape.value_heads * shape.value_dim]);
     linear(&net.out, operations::gated(z_tv, normed, Activation::Silu), context)
 }
@@ -95,6 +100,13 @@ impl DeltaNet {
             value_dim: self.value_dim,
             keeps_states: false,
         }
+    }
+
+    /// Heads and widths, for the memory that the rule itself takes.
+    pub(crate) fn sizes(&self) -> DeltaSizes {
+        let [key_heads, value_heads, key, value] =
+            [self.key_heads, self.value_heads, self.key_dim, self.value_dim].map(|size| size as u64);
+        DeltaSizes { key_heads, value_heads, key, value }
     }
 
     /// Elements that the backward pass keeps of each token: the input of the convolution and its result,

@@ -1,6 +1,8 @@
 //! What the backward pass keeps of each token, layer by layer: the part of a memory estimate that
 //! only the decoder knows. Each variant counts its own tensors, beside the code that makes them.
 
+use finetune_kernels::footprint::DeltaSizes;
+
 use crate::adaptation::Adaptation;
 use crate::branch::EMBEDDING;
 use crate::config::ModelConfig;
@@ -23,6 +25,8 @@ pub struct LayerKept {
     pub taken: u64,
     /// The widths of its attention, for the memory that attention itself takes.
     pub attention: AttentionWidths,
+    /// The sizes of its gated delta rule, likewise.
+    pub delta: Option<DeltaSizes>,
 }
 
 /// What the layers from the lowest trained one on keep. The layers below are not differentiated.
@@ -78,5 +82,6 @@ fn kept(layer: &mut Layer, hidden: u64, adapted: &Adapted<'_>) -> LayerKept {
         // On top of that, gradients of the residual stream.
         taken: taken + 2 * hidden,
         attention: widths,
+        delta: if let Mixer::Delta(net) = &layer.mixer { Some(net.sizes()) } else { None },
     }
 }

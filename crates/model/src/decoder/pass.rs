@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use finetune_kernels::{Dropout, FloatType, RopeTable, Segments, Weight, operations, weight};
 use finetune_random::Stream;
 
@@ -94,6 +94,14 @@ impl Context {
 pub(crate) fn norm<const D: usize>(norm: &Norm, x: Tensor<D>, context: &Context) -> Tensor<D> {
     let gamma = context.parameter(norm.gamma.values());
     operations::rms_norm(x, if norm.adds_one { gamma + 1.0 } else { gamma }, norm.eps)
+}
+
+/// RMS norm of the last dimension without weights: x [.., d] -> [.., d].
+pub(crate) fn bare_norm<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
+    let [length] = x.dims()[D - 1..] else { unreachable!("one dimension is the last") };
+    // A gamma of ones, without a gradient.
+    let ones = Tensor::ones([length], (&x.device().inner(), DType::F32));
+    operations::rms_norm(x, ones, eps)
 }
 
 /// A linear layer with its branch and bias: x [t, i] -> [t, o].

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use finetune_kernels::FloatType;
 use finetune_packed::files::{PackedConfig, PackedTensor, find};
 use finetune_packed::{Scheme, applies};
-use finetune_store::{TensorPart, TensorSet, TensorView};
+use finetune_store::{TensorSet, TensorView};
 use serde_json::{Map, Value};
 
 use crate::adaptation::{is_of_vocabulary, is_router, module_of};
@@ -120,7 +120,7 @@ impl BaseFiles {
         // A model that is of no known family has been refused, or will be.
         let family = Family::of_model(model_type).unwrap_or(&FAMILIES[0]);
         let layout = family.expert_layout();
-        let files = TensorSet::open_model(path)?.split_by(|view| parts(view, text.is_some(), family));
+        let files = TensorSet::open_model(path)?.split_by(|view| stacked::read_as(view, text.is_some(), family));
         let origin = Origin::Directory { files: Box::new(files), packing, layout, slices: Slices::default() };
         Ok(BaseFiles { path: path.to_owned(), origin, quantization: None })
     }
@@ -271,20 +271,33 @@ impl BaseFiles {
         Some((stack, files.shape_of_whole(stack)?))
     }
 
-    /// The shape in the files of a tensor of this name in the model, where that is another one.
-    pub(crate) fn shape_in_files(&self, name: &str) -> Option<&[usize]> {
-        let files = self.safetensors()?;
-        files.shape_of_whole(files.whole_of(name)?)
+    /// Whether it is a GGUF file.
+    pub(crate) fn is_gguf(&self) -> bool {
+        matches!(self.origin, Origin::Gguf(_))
+    }
+
+    /// The shape in the files of a tensor of this name in the model, where that is another one. A convolution
+    /// has that of transformers, which mlx-lm turns into its own.
+    pub(crate) fn shape_in_files(&self, name: &str) -> Option<Vec<usize>> {
+        let shape = match &self.origin {
+            Origin::Directory { files, .. } => files.shape_of_whole(files.whole_of(name)?)?,
+            Origin::Gguf(base) => base.shape_in_directory(name)?,
+        };
+        match *shape {
+            [channels, taps, 1] => Some(vec![channels, 1, taps]),
+            ref shape => Some(shape.to_vec()),
+        }
     }
 
     /// The name in the files of a tensor of this name in the model.
     pub(crate) fn name_in_files<'n>(&'n self, name: &'n str, is_wrapped: bool) -> Cow<'n, str> {
         let Some(files) = self.safetensors() else { return name.into() };
         match files.whole_of(name) {
-            Some(whole) => whole.into(),
+            // mlx-lm's names of a text model become those of transformers.
+            Some(whole) if is_wrapped => whole.into(),
             // A part of a stack inside of a multimodal model is written alone.
             None if files.is_part(name) && is_wrapped => wrapper::name_inside(name).into(),
-            None => name.into(),
+            _ => name.into(),
         }
     }
 
@@ -318,7 +331,10 @@ impl BaseFiles {
     fn number_type_of_gguf(&self) -> FloatType {
         let Origin::Gguf(base) = &self.origin else { return FloatType::F32 };
         let embedding = format!("{EMBEDDING}.weight");
-        let mut stored = base.names().into_iter().filter(|name| *name != embedding).map(|name| base.stored(&name));
+        // Small matrices stay in f32 in packed files.
+        let is_small = |name: &str| is_router(module_of(name)) || name.contains(".linear_attn.in_proj_");
+        let names = base.names().into_iter().filter(|name| *name != embedding && !is_small(name));
+        let mut stored = names.map(|name| base.stored(&name));
         let matrix = stored.find_map(|stored| match stored? {
             GgufStored::Dense(kind, shape) => (shape.len() == 2).then_some(kind),
             GgufStored::Packed { .. } => Some(FloatType::BF16),
@@ -346,23 +362,6 @@ fn of_experts<'a>(of_stacks: Vec<BaseTensor<'a>>) -> Vec<BaseTensor<'a>> {
         Some(BaseTensor { name, shape: vec![inputs, outputs], base, stored, quantization: None, cut: None })
     };
     parts.into_iter().filter_map(of_expert).collect()
-}
-
-/// What a tensor of the files is read as: the experts of a stack, and of a multimodal model the text
-/// model's tensors under the names that they have in it.
-fn parts(view: &TensorView<'_>, is_wrapped: bool, family: &Family) -> Option<Vec<TensorPart>> {
-    let name = if is_wrapped { wrapper::name_in_text(view.name) } else { Some(view.name.into()) };
-    let Some(name) = name else { return Some(Vec::new()) };
-    let whole = |shape| vec![TensorPart { name: name.to_string(), shape, first: 0 }];
-    // A depthwise convolution is [channels, 1, taps]. mlx-lm has [channels, taps, 1], and norms to which 1
-    // was added: such a file is refused by this shape.
-    let is_convolution = name.ends_with(".conv1d.weight") || name.ends_with(".conv.conv.weight");
-    if is_convolution && view.shape.len() == 3 && view.shape[1] == 1 {
-        return Some(whole(vec![view.shape.iter().product()]));
-    }
-    let is_plain = family.expert_layout() == ExpertLayout::Plain;
-    let of_experts = if is_plain { stacked::parts(&name, view, family.names.gated) } else { None };
-    of_experts.or_else(|| (name != view.name).then(|| whole(view.shape.to_vec())))
 }
 
 /// The number type that the numbers of a base are in. Of packed matrices it is that which their values

@@ -147,6 +147,10 @@ impl Reader<'_> {
             vocabulary: self.vocabulary(family)?,
             rms_norm_eps: self.number_within(family.norm_eps.0, 1e-30, 1.0)?.unwrap_or(family.norm_eps.1),
             score_scale: self.score_scale(family, head_dim)?,
+            post_norm_eps: match family.post_norm_eps {
+                Some(default) => Some(self.number_within("post_norm_eps", 1e-30, 1.0)?.unwrap_or(default)),
+                None => None,
+            },
             ropes,
             // The first is LFM2's.
             tied_embeddings: self
@@ -161,7 +165,7 @@ impl Reader<'_> {
                 false => self.multiplier(family, "embedding_multiplier")?.filter(|&factor| factor != 1.0),
             },
             residual_scale: self.multiplier(family, "residual_multiplier")?.filter(|&factor| factor != 1.0),
-            logits_divisor: self.multiplier(family, "logits_scaling")?.filter(|&divisor| divisor != 1.0),
+            logits_divisor: self.logits_divisor(family)?,
             score_cap: self.softcap(family, 0)?,
             logits_cap: self.softcap(family, 1)?,
             idle_layers: self.idle_layers()?,
@@ -219,12 +223,17 @@ impl Reader<'_> {
             None => head_dim as f64,
         };
         let scale = self.multiplier(family, "attention_multiplier")?.unwrap_or(1.0 / (scalar as f32).sqrt());
+        if let Some(default) = family.bare_head_norms {
+            // A factor of queries is one of scores.
+            let factor = self.number_within("qk_scale_factor", 1e-6, 1e6)?.unwrap_or(default);
+            return Ok((factor / scalar.sqrt()) as f32);
+        }
         Ok(if family.latent.is_some() { scale * self.latent_scale()? } else { scale })
     }
 
     /// Elements of a token inside dense feed-forward parts.
     fn intermediate_size(&self, family: &Family, experts: Option<&ExpertsConfig>) -> Result<usize, ModelError> {
-        if family.asks_for_rope {
+        if family.is_hybrid {
             return self.size("shared_intermediate_size");
         }
         let stated = match (self.optional_size("block_ff_dim")?, experts) {
@@ -246,6 +255,18 @@ impl Reader<'_> {
     fn multiplier(&self, family: &Family, key: &str) -> Result<Option<f32>, ModelError> {
         let stated = || self.number_within(key, 1e-6, 1e6).map(|value| value.unwrap_or(1.0) as f32);
         family.has_multipliers.then(stated).transpose()
+    }
+
+    /// What logits are divided by, if by anything.
+    fn logits_divisor(&self, family: &Family) -> Result<Option<f32>, ModelError> {
+        let divisor = match family.output_multiplier {
+            Some(default) => {
+                let factor = self.number_within("output_multiplier", 1e-6, 1e6)?.unwrap_or(default);
+                Some((1.0 / factor) as f32)
+            }
+            None => self.multiplier(family, "logits_scaling")?,
+        };
+        Ok(divisor.filter(|&divisor| divisor != 1.0))
     }
 
     /// The bound of scores or of logits.
@@ -308,7 +329,7 @@ impl Reader<'_> {
                 }
             }
         }
-        if family.asks_for_rope {
+        if family.is_hybrid {
             self.expect_attention_only()?;
         }
         for key in ["resid_pdrop", "embd_pdrop"] {

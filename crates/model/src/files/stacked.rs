@@ -1,23 +1,57 @@
-//! Experts that a file holds in one tensor, as tensors of single experts.
+//! Experts that a file holds in one tensor, as tensors of single experts; and other names that mlx-lm has
+//! for parts of a layer.
 //!
-//! mlx-lm has a stack for each projection, `mlp.switch_mlp.gate_proj.weight` [e, f, hidden], and for each
-//! part of a packed one. transformers 5 has `mlp.experts.gate_up_proj` [e, 2 f, hidden], the rows of the
-//! gate first, and `mlp.experts.down_proj` [e, hidden, f].
+//! mlx-lm has a stack for each projection, `mlp.switch_mlp.gate_proj.weight` [e, f, hidden] (Gemma 4:
+//! `experts.switch_glu`), and for each part of a packed one. transformers 5 has `mlp.experts.gate_up_proj`
+//! [e, 2 f, hidden], the rows of the gate first, and `mlp.experts.down_proj` [e, hidden, f].
+
+use std::borrow::Cow;
 
 use finetune_store::{TensorPart, TensorView};
 
 use crate::config::MOST_EXPERTS;
+use crate::config::family::{ExpertLayout, Family, Names, OtherMixer};
+use crate::files::wrapper;
+
+/// Where mlx-lm's stacks are in a layer, and what is there in the place of it.
+const STACKS: [(&str, &str); 2] = [(".switch_mlp.", ".experts."), (".experts.switch_glu.", ".experts.")];
+
+/// What mlx-lm calls gate, up and down in every family with experts.
+const GATED: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+
+/// What a tensor of the files is read as: the experts of a stack, and of a multimodal model the text
+/// model's tensors under the names that they have in it.
+pub(crate) fn read_as(view: &TensorView<'_>, is_wrapped: bool, family: &Family) -> Option<Vec<TensorPart>> {
+    let name = if is_wrapped { wrapper::name_in_text(view.name) } else { Some(view.name.into()) };
+    let Some(name) = name else { return Some(Vec::new()) };
+    let name = if family.mixture.is_some() { name_in_model(name, &family.names) } else { name };
+    let whole = |shape| vec![TensorPart { name: name.to_string(), shape, first: 0 }];
+    // A depthwise convolution is [channels, 1, taps]. mlx-lm has [channels, taps, 1]. Of delta nets it has
+    // norms to which 1 was added, too: such a file is refused by this shape.
+    let is_short = name.ends_with(".conv.conv.weight") && family.other_mixer == OtherMixer::Convolution;
+    let is_convolution = is_short || name.ends_with(".conv1d.weight");
+    if let [_, before, behind] = *view.shape
+        && is_convolution
+        && (before == 1 || (is_short && behind == 1))
+    {
+        return Some(whole(vec![view.shape.iter().product()]));
+    }
+    let is_plain = family.expert_layout() == ExpertLayout::Plain;
+    let of_experts = if is_plain { parts(&name, view, &family.names) } else { None };
+    of_experts.or_else(|| (name != view.name).then(|| whole(view.shape.to_vec())))
+}
 
 /// The tensors of single experts that this one, of this name in the model, is made of. `None`: it is no
 /// stack of experts.
-/// `gated`: what the family calls gate, up and down.
-pub(crate) fn parts(name: &str, view: &TensorView<'_>, gated: [&str; 3]) -> Option<Vec<TensorPart>> {
+fn parts(name: &str, view: &TensorView<'_>, names: &Names) -> Option<Vec<TensorPart>> {
     let (&experts, inner) = view.shape.split_first().filter(|(experts, _)| **experts <= MOST_EXPERTS)?;
     let &rows = inner.first()?;
     let each: usize = inner.iter().product();
     let part = |name: String, shape: Vec<usize>, first: usize| TensorPart { name, shape, first };
-    if let Some((layer, rest)) = name.split_once(".switch_mlp.") {
-        let of_expert = |expert| part(format!("{layer}.experts.{expert}.{rest}"), inner.to_vec(), expert * each);
+    let of_mlx = STACKS.iter().find_map(|(stack, place)| Some((name.split_once(stack)?, place)));
+    if let Some(((layer, rest), place)) = of_mlx {
+        let rest = ours(rest, names);
+        let of_expert = |expert| part(format!("{layer}{place}{expert}.{rest}"), inner.to_vec(), expert * each);
         return Some((0..experts).map(of_expert).collect());
     }
     let (experts_of_layer, stack) = name.rsplit_once('.')?;
@@ -27,7 +61,7 @@ pub(crate) fn parts(name: &str, view: &TensorView<'_>, gated: [&str; 3]) -> Opti
     let weight = |expert: usize, part: &str| format!("{experts_of_layer}.{expert}.{part}.weight");
     match stack {
         "down_proj" => {
-            let down = |expert| part(weight(expert, gated[2]), inner.to_vec(), expert * each);
+            let down = |expert| part(weight(expert, names.gated[2]), inner.to_vec(), expert * each);
             Some((0..experts).map(down).collect())
         }
         "gate_up_proj" if rows.is_multiple_of(2) => {
@@ -35,12 +69,34 @@ pub(crate) fn parts(name: &str, view: &TensorView<'_>, gated: [&str; 3]) -> Opti
             let halves = |expert: usize| {
                 let first = expert * each;
                 [
-                    part(weight(expert, gated[0]), shape.clone(), first),
-                    part(weight(expert, gated[1]), shape.clone(), first + each / 2),
+                    part(weight(expert, names.gated[0]), shape.clone(), first),
+                    part(weight(expert, names.gated[1]), shape.clone(), first + each / 2),
                 ]
             };
             Some((0..experts).flat_map(halves).collect())
         }
         _ => None,
     }
+}
+
+/// The name in the model of a tensor that mlx-lm calls by another: gate, up and down of a dense part
+/// (LFM2-MoE). Other names stay.
+fn name_in_model<'n>(name: Cow<'n, str>, names: &Names) -> Cow<'n, str> {
+    if names.gated == GATED {
+        return name;
+    }
+    let dense = format!(".{}.", names.feed_forward);
+    match name.split_once(&dense) {
+        Some((layer, rest)) if !rest.starts_with("switch_mlp.") => {
+            format!("{layer}{dense}{}", ours(rest, names)).into()
+        }
+        _ => name,
+    }
+}
+
+/// `gate_proj.weight` with the family's name of the gate; likewise up and down. Other names stay.
+fn ours(rest: &str, names: &Names) -> String {
+    let (first, end) = rest.split_once('.').unwrap_or((rest, ""));
+    let known = GATED.iter().zip(names.gated).find(|(theirs, _)| **theirs == first);
+    known.map_or_else(|| rest.to_owned(), |(_, ours)| format!("{ours}.{end}"))
 }

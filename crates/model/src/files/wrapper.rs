@@ -10,16 +10,18 @@ use serde_json::{Map, Value};
 
 use crate::config::Wrapper;
 
-/// Wrappers by their `model_type`, the text models that they have if `text_config` does not say, and whether
-/// transformers' `AutoModelForCausalLM` loads the whole.
-const WRAPPERS: [(&str, &str, bool); 7] = [
-    ("gemma3", "gemma3_text", true),
-    ("gemma4", "gemma4_text", true),
-    ("gemma4_unified", "gemma4_unified_text", true),
-    ("kimi_k25", "kimi_k2", false),
-    ("mistral3", "mistral", true),
-    ("qwen3_5", "qwen3_5_text", false),
-    ("qwen3_5_moe", "qwen3_5_moe_text", false),
+/// Wrappers by their `model_type`, the text models that they have if `text_config` does not say, whether an
+/// adapter names modules of the whole, as where transformers' `AutoModelForCausalLM` loads that or no class has
+/// the text model alone, and whether mlx-lm has the text model alone.
+const WRAPPERS: [(&str, &str, bool, bool); 8] = [
+    ("gemma3", "gemma3_text", true, false),
+    ("gemma4", "gemma4_text", true, false),
+    ("gemma4_unified", "gemma4_unified_text", true, false),
+    ("kimi_k25", "kimi_k2", false, false),
+    ("mistral3", "mistral", true, false),
+    ("muse_glimmer", "muse_glimmer_text", true, true),
+    ("qwen3_5", "qwen3_5_text", false, false),
+    ("qwen3_5_moe", "qwen3_5_moe_text", false, false),
 ];
 
 /// Keys of the whole that are those of the text model if `text_config` leaves them out.
@@ -31,16 +33,19 @@ const TEXT: &str = "model.";
 const INSIDE: &str = "model.language_model.";
 const OLDER: &str = "language_model.";
 
+/// What modules of a text model begin with, and no others of a wrapper: mlx-lm writes Muse Glimmer so.
+const OF_TEXT: [&str; 3] = ["model.embed_tokens.", "model.layers.", "model.norm."];
+
 /// The wrapper that a config.json is of, and the config of the text model in it. `None`: it is none of
 /// the known wrappers.
 pub(crate) fn text_config(whole: &Map<String, Value>) -> Option<(Wrapper, Map<String, Value>)> {
     let text = whole.get("text_config")?.as_object()?;
     let model_type = whole.get("model_type")?.as_str()?;
-    let (_, text_type, is_loaded_whole) = WRAPPERS.iter().find(|(known, ..)| *known == model_type)?;
+    let &(_, text_type, is_loaded_whole, is_text_in_mlx) = WRAPPERS.iter().find(|(known, ..)| *known == model_type)?;
     let class = whole.get("architectures").and_then(|list| list.get(0)).and_then(Value::as_str).unwrap_or(model_type);
     let mut text = text.clone();
     text.remove("architectures");
-    text.entry("model_type").or_insert_with(|| Value::from(*text_type));
+    text.entry("model_type").or_insert_with(|| Value::from(text_type));
     for key in SHARED {
         if let (Some(value), false) = (whole.get(key), text.contains_key(key)) {
             text.insert(key.to_owned(), value.clone());
@@ -50,7 +55,7 @@ pub(crate) fn text_config(whole: &Map<String, Value>) -> Option<(Wrapper, Map<St
     if let Some(tied) = whole.get("tie_word_embeddings") {
         text.insert("tie_word_embeddings".to_owned(), tied.clone());
     }
-    Some((Wrapper { class: class.to_owned(), is_loaded_whole: *is_loaded_whole }, text))
+    Some((Wrapper { class: class.to_owned(), is_loaded_whole, is_text_in_mlx }, text))
 }
 
 /// The name in the text model of a tensor or module of a wrapper. `None`: it is of another part.
@@ -63,7 +68,10 @@ pub(crate) fn name_in_text(name: &str) -> Option<Cow<'_, str>> {
             let is_text = rest.starts_with(TEXT) || rest == "lm_head" || rest.starts_with("lm_head.");
             is_text.then_some(Cow::Borrowed(rest))
         }
-        None => name.starts_with("lm_head.").then_some(Cow::Borrowed(name)),
+        None => {
+            let is_text = name.starts_with("lm_head.") || OF_TEXT.iter().any(|start| name.starts_with(start));
+            is_text.then_some(Cow::Borrowed(name))
+        }
     }
 }
 
@@ -97,7 +105,11 @@ mod tests {
             ("model.vision_tower.encoder.layers.0.self_attn.q_proj.weight", None),
             ("vision_tower.vision_model.embeddings.weight", None),
             ("multi_modal_projector.mm_soft_emb_norm.weight", None),
-            (q, None),
+            (q, Some(q)),
+            ("model.norm.weight", Some("model.norm.weight")),
+            ("model.vision_tower.layers.0.norm1.weight", None),
+            ("model.perception_emb_norm.weight", None),
+            ("model.multi_modal_projector.norm.weight", None),
         ] {
             assert_eq!(name_in_text(name).as_deref(), want, "{name}");
         }

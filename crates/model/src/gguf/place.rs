@@ -81,32 +81,6 @@ pub(crate) fn tensor_name(name: &str) -> Option<String> {
     Some(format!("blk.{layer}.{theirs}.{half}"))
 }
 
-/// The reverse of [`tensor_name`]: `blk.0.attn_q.weight` is
-/// `model.layers.0.self_attn.q_proj.weight`. `None`: no part of a model is called so.
-pub(crate) fn name_of_tensor(theirs: &str) -> Option<String> {
-    let (place, half) = theirs.rsplit_once('.')?;
-    if let Some((ours, _)) = WHOLE.iter().find(|(_, theirs)| *theirs == place) {
-        return Some(format!("{ours}.{half}"));
-    }
-    let (layer, part) = place.strip_prefix("blk.")?.split_once('.')?;
-    let layer: usize = layer.parse().ok()?;
-    let (ours, _) = PARTS.iter().find(|(_, theirs)| *theirs == part)?;
-    Some(format!("model.layers.{layer}.{ours}.{half}"))
-}
-
-/// The family of `general.architecture`, by its `model_type`, and how its tensors are held. Mistral's
-/// models are `llama` there. `None`: no family is written so.
-pub(crate) fn family_of(architecture: &str) -> Option<(&'static str, Destination)> {
-    DESTINATIONS.iter().copied().find(|(_, destination)| destination.architecture == architecture)
-}
-
-/// All architectures that are known, as a hint.
-pub(crate) fn architectures() -> String {
-    let mut names: Vec<&str> = DESTINATIONS.iter().map(|(_, destination)| destination.architecture).collect();
-    names.dedup();
-    names.join(", ")
-}
-
 /// The heads whose rows are written in llama.cpp's order, of a module such as
 /// `model.layers.0.self_attn.k_proj`. `None`: the rows stay as they are.
 pub(crate) fn interleaved_heads(module: &str, destination: Destination, config: &ModelConfig) -> Option<usize> {
@@ -127,18 +101,6 @@ pub(crate) fn interleave(values: &[f32], heads: usize, columns: usize) -> Vec<f3
         let (head, place) = (row / width, row % width);
         let from = (head * width + (place % 2) * (width / 2) + place / 2) * columns;
         out.extend_from_slice(&values[from..from + columns]);
-    }
-    out
-}
-
-/// The reverse of [`interleave`], for rows of any number of bytes each.
-pub(crate) fn in_order_of_halves(bytes: &[u8], heads: usize, row: usize) -> Vec<u8> {
-    let width = bytes.len() / row / heads;
-    let mut out = Vec::with_capacity(bytes.len());
-    for place in 0..heads * width {
-        let (head, place) = (place / width, place % width);
-        let from = (head * width + 2 * (place % (width / 2)) + place / (width / 2)) * row;
-        out.extend_from_slice(&bytes[from..from + row]);
     }
     out
 }
@@ -208,12 +170,6 @@ mod tests {
             ("weight", None),
         ] {
             assert_eq!(tensor_name(ours).as_deref(), theirs, "{ours}");
-            if let Some(theirs) = theirs {
-                assert_eq!(name_of_tensor(theirs).as_deref(), Some(ours), "{theirs}");
-            }
-        }
-        for theirs in ["blk.0.ffn_gate_inp.weight", "blk.x.attn_q.weight", "rope_freqs.weight", "output"] {
-            assert_eq!(name_of_tensor(theirs), None, "{theirs}");
         }
     }
 
@@ -226,7 +182,5 @@ mod tests {
         let order: Vec<f32> = out.chunks(2).map(|row| row[0]).collect();
         assert_eq!(order, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
         assert!(out.chunks(2).all(|row| row[1] == row[0] + 0.5));
-        let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
-        assert_eq!(in_order_of_halves(&bytes(&out), 2, 8), bytes(&rows));
     }
 }

@@ -3,16 +3,17 @@
 
 use std::path::Path;
 
-use finetune_gguf::{FileSet, TensorType, Value};
+use finetune_gguf::{FileSet, Value};
 use serde_json::{Map, Value as Json, json};
 
-use crate::config::{Rope, RopeScaling};
 use crate::error::ModelError;
-use crate::gguf::metadata::rope_factors;
-use crate::gguf::place::{Destination, architectures, family_of};
-use crate::gguf::read::ROPE_FACTORS;
+use crate::gguf::architecture::{Architecture, Kind, architecture, architectures};
 
-/// Keys of an architecture that are read, or change nothing.
+mod families;
+mod mixtures;
+mod rope;
+
+/// Keys that all architectures have: they are read, or change nothing.
 const READ: [&str; 17] = [
     "block_count",
     "context_length",
@@ -34,7 +35,7 @@ const READ: [&str; 17] = [
 ];
 
 /// Keys that change nothing if they have this value.
-const HARMLESS: [(&str, f64); 8] = [
+const HARMLESS: [(&str, f64); 9] = [
     ("rope.scale_linear", 1.0),
     ("expert_count", 0.0),
     ("expert_used_count", 0.0),
@@ -43,24 +44,15 @@ const HARMLESS: [(&str, f64); 8] = [
     ("logit_scale", 0.0),
     ("embedding_scale", 0.0),
     ("residual_scale", 0.0),
+    ("nextn_predict_layers", 0.0),
 ];
-
-/// What Llama 3's models say about where wavelengths are long and short. A GGUF file has only the
-/// factors that came of it.
-const LOW_FREQ_FACTOR: f64 = 1.0;
-const HIGH_FREQ_FACTOR: f64 = 4.0;
-/// Contexts, in tokens, that a model may have had before it was stretched: powers of two.
-const CONTEXTS: std::ops::RangeInclusive<u32> = 10..=20;
-/// How far factors may differ from those of the config, relative to them. They are rounded to f32
-/// in another order by the program that wrote them.
-const TOLERANCE: f32 = 1e-4;
 
 /// What the hint of most refusals says.
 pub(super) const OTHER_COPY: &str = "name the model's Hugging Face repository or directory instead, if there is one";
 
 /// The description of a model.
 pub(super) struct Described {
-    pub(super) destination: Destination,
+    pub(super) architecture: &'static Architecture,
     /// config.json of the same model.
     pub(super) config: Json,
 }
@@ -129,14 +121,36 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A whole number for each of so many layers: a list, or one number for all. Flags count as 0 and 1.
+    fn of_layers(&self, key: &str, layers: usize) -> Result<Option<Vec<u64>>, ModelError> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let number = |value: &Value| match value {
+            Value::Bool(flag) => Some(u64::from(*flag)),
+            other => other.as_u64(),
+        };
+        let numbers: Option<Vec<u64>> = match value.as_array() {
+            None => number(value).map(|number| vec![number; layers]),
+            Some(list) if list.len() >= layers => list[..layers].iter().map(number).collect(),
+            Some(_) => None,
+        };
+        let what = || format!("`{}` is no list of {layers} whole numbers", self.full(key));
+        numbers.map(Some).ok_or_else(|| self.refused(what(), OTHER_COPY))
+    }
+
+    /// Whether the file has this tensor of a layer.
+    fn has(&self, layer: usize, part: &str) -> bool {
+        self.files.tensor(&format!("blk.{layer}.{part}")).is_some()
+    }
+
     /// Refuses keys that are not known.
-    fn check(&self) -> Result<(), ModelError> {
+    fn check(&self, architecture: &Architecture) -> Result<(), ModelError> {
         let begin = self.full("");
+        let own = families::keys(architecture.keys);
         for (key, value) in self.files.metadata() {
             let Some(rest) = key.strip_prefix(&begin) else { continue };
             let harmless = HARMLESS.iter().find(|(known, _)| *known == rest);
             let is_harmless = harmless.is_some_and(|(_, harmless)| float(value) == Some(*harmless));
-            if !READ.contains(&rest) && !is_harmless {
+            if !READ.contains(&rest) && !own.iter().any(|keys| keys.contains(&rest)) && !is_harmless {
                 let what =
                     format!("the key `{key}` = {} is not known here, and may change what is computed", shown(value));
                 return Err(self.refused(what, OTHER_COPY));
@@ -145,58 +159,91 @@ impl<'a> Keys<'a> {
         Ok(())
     }
 
-    /// The destination and the config.json of the model. Its shapes are compared with the tensors
+    /// The architecture and the config.json of the model. Its shapes are compared with the tensors
     /// later.
     ///
     /// # Errors
     /// [`ModelError::GgufBase`] for an architecture, a key or a rope scaling that is not known.
     pub(super) fn describe(&self) -> Result<Described, ModelError> {
-        let Some((model_type, destination)) = family_of(&self.architecture) else {
+        let Some(architecture) = architecture(&self.architecture) else {
             let what = format!("models of the architecture `{}` are not known here", self.architecture);
             return Err(self.refused(what, &format!("these are: {}", architectures())));
         };
-        self.check()?;
+        self.check(architecture)?;
+        let mut config = self.common(architecture)?;
+        match architecture.keys {
+            Kind::Deepseek2 | Kind::Gemma4 => {}
+            kind => self.add_heads(kind, &mut config)?,
+        }
+        self.add_family(architecture.keys, &mut config)?;
+        self.add_special_tokens(&mut config);
+        Ok(Described { architecture, config })
+    }
+
+    /// What all architectures have.
+    fn common(&self, architecture: &Architecture) -> Result<Json, ModelError> {
+        let eps = self.number("attention.layer_norm_rms_epsilon")?;
+        let eps = eps.ok_or_else(|| {
+            self.refused(format!("it has no `{}`", self.full("attention.layer_norm_rms_epsilon")), OTHER_COPY)
+        })?;
+        let (blocks, idle) = (self.needed("block_count")?, self.size("nextn_predict_layers")?.unwrap_or(0));
+        let Some(layers) = blocks.checked_sub(idle).filter(|layers| (1..=4096).contains(layers)) else {
+            return Err(self.refused(format!("{blocks} layers, of which {idle} predict further tokens"), OTHER_COPY));
+        };
+        let mut config = json!({
+            "model_type": architecture.model_type,
+            "hidden_size": self.needed("embedding_length")?,
+            "num_hidden_layers": layers,
+            "num_attention_heads": self.needed("attention.head_count")?,
+            "vocab_size": self.vocabulary()?,
+            "max_position_embeddings": self.needed("context_length")?,
+            "rms_norm_eps": eps,
+            "rope_theta": self.number("rope.freq_base")?.unwrap_or(10_000.0),
+            "hidden_act": "silu",
+            "tie_word_embeddings": self.files.tensor("output.weight").is_none(),
+        });
+        if idle > 0 {
+            config["num_nextn_predict_layers"] = json!(idle);
+        }
+        if self.has(0, "attn_q.bias") {
+            config["attention_bias"] = json!(true);
+        }
+        Ok(config)
+    }
+
+    /// Heads that all layers have the same of.
+    fn add_heads(&self, kind: Kind, config: &mut Json) -> Result<(), ModelError> {
         let (hidden, heads) = (self.needed("embedding_length")?, self.needed("attention.head_count")?);
         let head_dim = self.size("attention.key_length")?.unwrap_or(hidden / heads.max(1));
         let values = self.size("attention.value_length")?.unwrap_or(head_dim);
         let turned = self.size("rope.dimension_count")?.unwrap_or(head_dim);
-        if values != head_dim || turned != head_dim {
+        let is_partial = matches!(kind, Kind::Glm4 | Kind::Glm4Moe | Kind::Phi3 | Kind::Delta);
+        if values != head_dim || (turned != head_dim && !is_partial) || turned > head_dim {
             let what = format!(
                 "heads of {head_dim} elements, of which {turned} are turned, and values of {values}: only equal numbers are computed here"
             );
             return Err(self.refused(what, OTHER_COPY));
         }
-        let eps = self.number("attention.layer_norm_rms_epsilon")?;
-        let eps = eps.ok_or_else(|| {
-            self.refused(format!("it has no `{}`", self.full("attention.layer_norm_rms_epsilon")), OTHER_COPY)
-        })?;
-        let context = self.needed("context_length")?;
-        let theta = self.number("rope.freq_base")?.unwrap_or(10_000.0);
-        let mut config = json!({
-            "model_type": model_type,
-            "hidden_size": hidden,
-            "intermediate_size": self.needed("feed_forward_length")?,
-            "num_hidden_layers": self.needed("block_count")?,
-            "num_attention_heads": heads,
-            "num_key_value_heads": self.size("attention.head_count_kv")?.unwrap_or(heads),
-            "head_dim": head_dim,
-            "vocab_size": self.vocabulary()?,
-            "max_position_embeddings": context,
-            "rms_norm_eps": eps,
-            "rope_theta": theta,
-            "hidden_act": "silu",
-            "tie_word_embeddings": self.files.tensor("output.weight").is_none(),
-        });
-        if self.files.tensor("blk.0.attn_q.bias").is_some() {
-            config["attention_bias"] = json!(true);
+        config["head_dim"] = json!(head_dim);
+        if is_partial {
+            config["partial_rotary_factor"] = json!(turned as f64 / head_dim as f64);
         }
-        let width = usize::try_from(head_dim).unwrap_or(usize::MAX);
-        let plain = Rope { theta, scaling: RopeScaling::None, width, growth: None };
-        if let Some(scaling) = self.scaling(&plain, context)? {
-            config["rope_scaling"] = scaling;
+        if !matches!(kind, Kind::Lfm2 | Kind::GraniteHybrid) {
+            config["num_key_value_heads"] = json!(self.size("attention.head_count_kv")?.unwrap_or(heads));
         }
-        self.add_special_tokens(&mut config);
-        Ok(Described { destination, config })
+        match self.size("feed_forward_length")? {
+            Some(width) => config["intermediate_size"] = json!(width),
+            // Where every layer has experts, no width is needed.
+            None if kind == Kind::Delta && self.get("expert_count").is_some() => {}
+            None => config["intermediate_size"] = json!(self.needed("feed_forward_length")?),
+        }
+        if !matches!(kind, Kind::Gemma3 | Kind::Olmo2 | Kind::Phi3) {
+            let (theta, width) = (config["rope_theta"].as_f64().unwrap_or(1e4), turned as usize);
+            if let Some(scaling) = self.scaling(theta, width, config)? {
+                config["rope_scaling"] = scaling;
+            }
+        }
+        Ok(())
     }
 
     /// Rows of the embedding.
@@ -211,75 +258,6 @@ impl<'a> Keys<'a> {
                 Err(self.refused(what, "the file is damaged: fetch it again"))
             }
             _ => Ok(rows),
-        }
-    }
-
-    /// The scaling of the rotary embedding, as config.json has it.
-    fn scaling(&self, plain: &Rope, context: u64) -> Result<Option<Json>, ModelError> {
-        let kind = self.get("rope.scaling.type").and_then(Value::as_str).unwrap_or("none");
-        let factor = self.number("rope.scaling.factor")?.unwrap_or(1.0);
-        let factors = self.rope_factors(plain.width / 2)?;
-        match (kind, factors) {
-            ("none" | "linear", Some(factors)) if factor == 1.0 => self.llama3(plain, &factors, context),
-            ("none", None) => Ok(None),
-            ("linear", None) if factor == 1.0 => Ok(None),
-            ("linear", None) => Ok(Some(json!({"rope_type": "linear", "factor": factor}))),
-            (_, Some(_)) => {
-                let what = format!(
-                    "`{}` = {kind} together with `{ROPE_FACTORS}` is not computed here",
-                    self.full("rope.scaling.type")
-                );
-                Err(self.refused(what, OTHER_COPY))
-            }
-            (kind, None) => {
-                let what = format!("`{}` = {kind} is not computed here", self.full("rope.scaling.type"));
-                Err(self.refused(what, OTHER_COPY))
-            }
-        }
-    }
-
-    /// What the rotary frequencies are divided by. `None`: the file has no such tensor, or it changes
-    /// nothing.
-    fn rope_factors(&self, pairs: usize) -> Result<Option<Vec<f32>>, ModelError> {
-        let Some(tensor) = self.files.tensor(ROPE_FACTORS) else { return Ok(None) };
-        if tensor.kind != TensorType::F32 || tensor.shape != [pairs] {
-            let (kind, shape) = (tensor.kind.name(), &tensor.shape);
-            let what = format!("the tensor `{ROPE_FACTORS}` is {kind} of shape {shape:?}, expected f32 of [{pairs}]");
-            return Err(self.refused(what, OTHER_COPY));
-        }
-        let factors = TensorType::F32.decode(&self.files.bytes(ROPE_FACTORS)?)?;
-        Ok(Some(factors).filter(|factors| factors.iter().any(|factor| *factor != 1.0)))
-    }
-
-    /// Llama 3's scaling that makes these factors.
-    fn llama3(&self, plain: &Rope, factors: &[f32], context: u64) -> Result<Option<Json>, ModelError> {
-        let factor = factors.iter().copied().fold(1.0, f32::max);
-        let stated = self.size("rope.scaling.original_context_length")?;
-        let near = |(ours, theirs): (&f32, &f32)| (ours - theirs).abs() <= TOLERANCE * theirs.abs();
-        let fits = |original: &u64| {
-            let scaling = RopeScaling::Llama3 {
-                factor: f64::from(factor),
-                low_freq_factor: LOW_FREQ_FACTOR,
-                high_freq_factor: HIGH_FREQ_FACTOR,
-                original_max_position_embeddings: *original as f64,
-            };
-            let made = rope_factors(&Rope { scaling, ..plain.clone() }).unwrap_or_default();
-            made.len() == factors.len() && made.iter().zip(factors).all(near)
-        };
-        let mut contexts = stated.into_iter().chain(CONTEXTS.map(|power| 1 << power)).chain([context]);
-        match contexts.find(fits) {
-            Some(original) => Ok(Some(json!({
-                "rope_type": "llama3",
-                "factor": short(factor),
-                "low_freq_factor": LOW_FREQ_FACTOR,
-                "high_freq_factor": HIGH_FREQ_FACTOR,
-                "original_max_position_embeddings": original,
-            }))),
-            None => {
-                let what =
-                    format!("the factors of rotary frequencies in `{ROPE_FACTORS}` are not those of Llama 3's scaling");
-                Err(self.refused(what, OTHER_COPY))
-            }
         }
     }
 
@@ -315,7 +293,7 @@ fn float(value: &Value) -> Option<f64> {
 }
 
 /// The number whose decimal is the shortest that means this f32.
-fn short(number: f32) -> f64 {
+pub(super) fn short(number: f32) -> f64 {
     number.to_string().parse().unwrap_or(f64::from(number))
 }
 

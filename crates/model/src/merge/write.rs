@@ -9,6 +9,7 @@ use finetune_packed::{Kept, Scheme, applies, config_entry, file_bytes, file_tens
 use finetune_store::{Disk, Dtype, Staging, TensorSpec, write_shards};
 
 use crate::adapter::Adapter;
+use crate::config::family::ExpertLayout;
 use crate::config::{ModelConfig, Wrapper};
 use crate::error::ModelError;
 use crate::files::base_files::{BaseFiles, is_linear};
@@ -83,6 +84,7 @@ pub fn write_merged(
             hint: "name the 16-bit model, and export without --quantize".to_owned(),
         });
     }
+    expect_written_experts(&config, &files)?;
     let merging = Merging::new(&config, adapter);
     let mut writer = Writer::new(&merging, &config, &files, form)?;
     // Read before the long work, so that an error such as a link out of the directory comes early.
@@ -117,6 +119,22 @@ pub fn write_merged(
         output.write(&name, &bytes)?;
     }
     Ok(Merged { notice: writer.notice(&files), kept: writer.kept.share() })
+}
+
+/// Refuses experts that transformers reads in stacks alone: a GGUF file has not those of its directory.
+fn expect_written_experts(config: &ModelConfig, files: &BaseFiles) -> Result<(), ModelError> {
+    let family = config.family;
+    let in_stacks = family.has_stacks_only() || family.expert_layout() == ExpertLayout::TakingTurns;
+    if !files.is_gguf() || config.experts.is_none() || !in_stacks {
+        return Ok(());
+    }
+    Err(ModelError::NotExpressible {
+        what: format!(
+            "the experts of a {} in a GGUF file are not written as a directory has them",
+            family.architecture
+        ),
+        hint: "--format peft writes the adapter, which fits the Hugging Face model too".to_owned(),
+    })
 }
 
 /// Writes a base with its matrices packed into a directory that is being made, one tensor at a time.
@@ -169,6 +187,14 @@ struct Writer<'a> {
     kept: Kept,
 }
 
+/// Why a stack of experts is not written: its shape is that of codes, and transformers has stacks of its own.
+fn packed_stack(config: &ModelConfig, name: &str) -> ModelError {
+    ModelError::NotExpressible {
+        what: format!("the packed stack `{name}` of {} has no place in a merged model", config.family.architecture),
+        hint: "name the 16-bit model as the base, or keep the adapter beside this one".to_owned(),
+    }
+}
+
 impl<'a> Writer<'a> {
     fn new(
         merging: &'a Merging<'a>,
@@ -196,7 +222,11 @@ impl<'a> Writer<'a> {
                 let (name, shape) = files.stack_of(&tensor.name).filter(|_| config.family.has_stacks_only())?;
                 Some((name, shape.to_vec()))
             };
+            let is_opened = opened.is_some();
             if let Some((name, shape)) = opened.or_else(as_there) {
+                if !is_opened && tensor.base.is_packed_in_file() {
+                    return Err(packed_stack(config, name));
+                }
                 match pieces.last_mut() {
                     Some(Piece { count, .. }) if last_stack.as_deref() == Some(name) => *count += 1,
                     _ => pieces.push(Piece {
@@ -228,7 +258,7 @@ impl<'a> Writer<'a> {
                     let elements = spec.shape.iter().product::<usize>();
                     let as_there = files.shape_in_files(&tensor.name);
                     if let Some(shape) = as_there.filter(|shape| shape.iter().product::<usize>() == elements) {
-                        spec.shape = shape.to_vec();
+                        spec.shape = shape;
                     }
                     pieces.push(Piece { spec, tensor: number, count: 1, part: None });
                 }

@@ -5,7 +5,7 @@ use super::{
     LatentQueries, Layer, Linear, Matrix, Mixer, Norm, OwnInput, PerLayer, Projections, Role, ShortConvolution, Vector,
 };
 use crate::branch::GateUp;
-use crate::config::family::{OtherMixer, Shared};
+use crate::config::family::{AttentionGate, OtherMixer, Shared};
 use crate::config::{
     ConvolutionConfig, DeltaConfig, LatentConfig, LayerConfig, MixerKind, ModelConfig, PerLayerConfig, Values,
 };
@@ -21,12 +21,13 @@ impl Decoder {
         let per_layer = config.per_layer.map(|inputs| per_layer(config, inputs, &mut linears));
         Decoder {
             embedding: Matrix::new("model.embed_tokens.weight".to_owned(), [config.vocabulary, hidden]),
+            embedding_norm: config.family.embedding_norm.then_some(config.rms_norm_eps),
             embedding_scale: config.embedding_scale,
             embedding_lora: None,
             layers,
             per_layer,
             head: Head {
-                norm: norm(&format!("model.{}", config.family.names.last_norm), hidden, config),
+                norm: last_norm(config),
                 divisor: config.logits_divisor,
                 softcap: config.logits_cap,
                 output: (!config.tied_embeddings)
@@ -99,6 +100,8 @@ fn layer_tree(config: &ModelConfig, n: usize, layer: &LayerConfig, linears: &mut
     };
     let [input_norm, mixer_norm, post_norm, feed_forward_norm] =
         family.names.norms.map(|part| part.map(|part| norm(part, hidden)));
+    let of_added = |norm: Norm| Norm { eps: config.post_norm_eps.unwrap_or(norm.eps), ..norm };
+    let [mixer_norm, feed_forward_norm] = [mixer_norm, feed_forward_norm].map(|norm| norm.map(of_added));
     Layer {
         input_norm,
         mixer,
@@ -125,7 +128,7 @@ fn attention(
 ) -> Attention {
     let (family, hidden, qkv_bias) = (config.family, config.hidden_size, config.qkv_bias);
     let (query, key) = (config.heads * layer.head_dim, layer.key_value_heads * layer.head_dim);
-    let is_gated = family.gated_attention;
+    let is_gated = family.attention_gate == AttentionGate::WithQueries;
     let name = |part: &str| format!("model.layers.{n}.self_attn.{part}");
     let head_norm = |part: &str, all: usize| {
         let length = if family.norms_all_heads { all } else { layer.head_dim };
@@ -149,10 +152,13 @@ fn attention(
             }
         },
         o: linear(&output, Role::Output, [hidden, query], config.output_bias),
+        gate: (family.attention_gate == AttentionGate::Apart)
+            .then(|| linear("self_attn.gate_proj", Role::OutputGate, [query, hidden], false)),
         sinks: family.has_sinks.then(|| Vector::new(name("sinks"), config.heads, 0.0)),
         q_norm: head_norm(family.names.head_norms[0], query),
         k_norm: head_norm(family.names.head_norms[1], key).filter(|_| !matches!(layer.values, Values::OfLayer(_))),
         value_norm: family.value_norm.then_some(config.rms_norm_eps),
+        bare_norm: family.bare_head_norms.map(|_| config.rms_norm_eps),
         heads: config.heads,
         key_value_heads: layer.key_value_heads,
         head_dim: layer.head_dim,
@@ -335,6 +341,16 @@ fn delta_net(
         value_dim,
         taps,
     }
+}
+
+/// The norm behind the last layer.
+fn last_norm(config: &ModelConfig) -> Norm {
+    let name = format!("model.{}", config.family.names.last_norm);
+    let mut norm = norm(&name, config.hidden_size, config);
+    if config.family.last_norm_is_plain {
+        (norm.adds_one, norm.gamma.fresh) = (false, 1.0);
+    }
+    norm
 }
 
 fn norm(module: &str, length: usize, config: &ModelConfig) -> Norm {

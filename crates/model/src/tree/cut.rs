@@ -79,6 +79,9 @@ impl Attention {
                 ]);
             }
         }
+        if let Some(gate) = &mut self.gate {
+            gate.keep_outputs(vec![of_heads(&heads, head_dim, 0)]);
+        }
         self.o.keep_inputs(of_heads(&heads, head_dim, 0), slice);
         if let Some(sinks) = &mut self.sinks {
             sinks.keep(VectorCut::Ranges { whole: all_heads, ranges: vec![heads.clone()] });

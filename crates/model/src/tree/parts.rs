@@ -72,6 +72,7 @@ impl Attention {
             Projections::Fused(qkv) => vec![Part::Linear(qkv)],
         };
         parts.push(Part::Linear(&mut self.o));
+        parts.extend(self.gate.as_mut().map(Part::Linear));
         parts.extend(self.sinks.as_mut().map(Part::Vector));
         parts.extend([self.q_norm.as_mut(), self.k_norm.as_mut()].into_iter().flatten().map(Part::Norm));
         parts

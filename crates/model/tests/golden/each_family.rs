@@ -8,7 +8,7 @@ macro_rules! with_families {
         $called! { $($arguments)*
             deepseek_v3 deepseek_v3_plain gemma2 gemma3 gemma3_multimodal gemma4 gemma4_k_eq_v gemma4_moe glm4 glm4_moe
             glm4_moe_lite gpt_oss gpt_oss_experts gpt_oss_mxfp4 gpt_oss_mxfp4_experts granite granitemoehybrid
-            granitemoehybrid_rope lfm2 lfm2_moe llama llama3 ministral3 mistral olmo3 phi3 qwen2 qwen3 qwen3_5 qwen3_5_moe qwen3_moe qwen3_moe_experts qwen3_next smollm3 }
+            granitemoehybrid_rope lfm2 lfm2_moe llama llama3 ministral3 mistral muse_glimmer olmo3 phi3 qwen2 qwen3 qwen3_5 qwen3_5_moe qwen3_moe qwen3_moe_experts qwen3_next smollm3 }
     };
 }
 

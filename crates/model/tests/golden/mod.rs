@@ -67,16 +67,6 @@ pub(crate) fn placement() -> Placement {
     gpu().map_or_else(|| Placement::cpu(None), |gpu| Placement::gpu(gpu.device, FloatType::F32))
 }
 
-/// Families that are computed on the CPU only.
-#[allow(dead_code, reason = "of the tests of families")]
-pub(crate) const CPU_ONLY: [&str; 3] = ["qwen3_5", "qwen3_5_moe", "qwen3_next"];
-
-/// Where a family is tested: as [`placement`] says, if it can be.
-#[allow(dead_code, reason = "of the tests of families")]
-pub(crate) fn placement_of(family: &str) -> Placement {
-    if CPU_ONLY.contains(&family) { Placement::cpu(None) } else { placement() }
-}
-
 pub(crate) fn gpu() -> Option<FoundDevice> {
     static GPU: OnceLock<Option<FoundDevice>> = OnceLock::new();
     let asked = || std::env::var("FINETUNE_TEST_DEVICE").as_deref() == Ok("gpu");

@@ -3,65 +3,16 @@
 //! The values are those of the configuration classes of transformers for keys that config.json
 //! leaves out. What config.json cannot say is as in the model classes.
 
+mod parts;
+
 use finetune_kernels::Scores;
 
+use self::parts::{DEEPSEEK_EXPERTS, NAMES, QWEN3_EXPERTS, SANDWICH};
 use super::{
-    Asked, Bias, ExpertLayout, Family, LatentSizes, Mixture, Names, Normalized, OtherMixer, PartialRotary, Shared,
-    Softcap, Windows,
+    Asked, AttentionGate, Bias, ExpertLayout, Family, LatentSizes, Mixture, Names, Normalized, OtherMixer,
+    PartialRotary, RopeLayers, Shared, Softcap, Windows,
 };
 use crate::config::Activation;
-
-const NAMES: Names = Names {
-    norms: [Some("input_layernorm"), None, Some("post_attention_layernorm"), None],
-    output: "o_proj",
-    head_norms: ["q_norm", "k_norm"],
-    feed_forward: "mlp",
-    gated: ["gate_proj", "up_proj", "down_proj"],
-    fused: ["gate_up_proj", "down_proj"],
-    router: "mlp.gate",
-    experts: "mlp.experts",
-    shared: "mlp.shared_expert",
-    last_norm: "norm",
-};
-
-/// With norms on both sides of a part, the one behind attention has the name of the one before the
-/// feed-forward part of other families.
-const SANDWICH: Names = Names {
-    norms: [
-        Some("input_layernorm"),
-        Some("post_attention_layernorm"),
-        Some("pre_feedforward_layernorm"),
-        Some("post_feedforward_layernorm"),
-    ],
-    ..NAMES
-};
-
-const QWEN3_EXPERTS: Mixture = Mixture {
-    sizes: [128, 8, 768],
-    scores: Scores::Softmax,
-    normalized: (Normalized::Asked(false), 0.0),
-    scale: 1.0,
-    has_biases: false,
-    correction: None,
-    groups: [1, 1],
-    dense: 0,
-    shared: Shared::None,
-    layout: ExpertLayout::Plain,
-    is_beside: false,
-    peft_reads: true,
-};
-
-const DEEPSEEK_EXPERTS: Mixture = Mixture {
-    sizes: [256, 8, 2048],
-    scores: Scores::Sigmoid,
-    normalized: (Normalized::Asked(true), 1e-20),
-    scale: 2.5,
-    correction: Some("mlp.gate.e_score_correction_bias"),
-    groups: [8, 4],
-    dense: 3,
-    shared: Shared::Plain(1),
-    ..QWEN3_EXPERTS
-};
 
 const LLAMA: Family = Family {
     architecture: "LlamaForCausalLM",
@@ -78,6 +29,11 @@ const LLAMA: Family = Family {
     norms_all_heads: false,
     fused_qkv: false,
     fused_gate_up: false,
+    bare_head_norms: None,
+    post_norm_eps: None,
+    last_norm_is_plain: false,
+    embedding_norm: false,
+    output_multiplier: None,
     scaled_embeddings: false,
     wide_heads: None,
     value_norm: false,
@@ -93,10 +49,9 @@ const LLAMA: Family = Family {
     other_mixer: OtherMixer::None,
     adjusts_width: false,
     latent: None,
-    gated_attention: false,
+    attention_gate: AttentionGate::None,
     partial_rotary: PartialRotary::All,
     rope_pairs: false,
-    cpu_only: false,
     mixture: None,
     exceeds_f16: false,
     windows: Windows::Never,
@@ -104,8 +59,8 @@ const LLAMA: Family = Family {
     rope_theta: 10_000.0,
     rope_of_class: None,
     window_rope_theta: None,
-    has_layers_without_rope: false,
-    asks_for_rope: false,
+    rope_layers: RopeLayers::All,
+    is_hybrid: false,
     tied_embeddings: false,
     max_position_embeddings: 2048,
 };
@@ -119,9 +74,8 @@ const QWEN3_5: Family = Family {
     query_key_norm: Asked::Always,
     norms_add_one: true,
     other_mixer: OtherMixer::Delta { is_grouped: false },
-    gated_attention: true,
+    attention_gate: AttentionGate::WithQueries,
     partial_rotary: PartialRotary::Share(0.25),
-    cpu_only: true,
     exceeds_f16: true,
     max_position_embeddings: 32_768,
     ..LLAMA
@@ -213,8 +167,34 @@ const LFM2: Family = Family {
     ..LLAMA
 };
 
+/// The text model of Muse Glimmer, which transformers has no class of its own for.
+const MUSE_GLIMMER: Family = Family {
+    architecture: "MuseGlimmerForConditionalGeneration",
+    model_type: "muse_glimmer_text",
+    names: SANDWICH,
+    vocabulary: Some(202_048),
+    key_value_heads: Some(2),
+    head_dim: Some(128),
+    norms_add_one: true,
+    norm_eps: ("rms_norm_eps", 1e-5),
+    bare_head_norms: Some(3.87),
+    post_norm_eps: Some(1e-8),
+    last_norm_is_plain: true,
+    embedding_norm: true,
+    output_multiplier: Some(0.196_116_135_138_184_04),
+    softcaps: [None, Some(Softcap { default: Some(20.0) })],
+    activation: ("hidden_activation", &["silu", "swish"], Activation::Silu),
+    attention_gate: AttentionGate::Apart,
+    exceeds_f16: true,
+    windows: Windows::AllButEveryFromLast(4),
+    sliding_window: Some(2048),
+    rope_layers: RopeLayers::WithTheta,
+    max_position_embeddings: 131_072,
+    ..LLAMA
+};
+
 /// All families.
-pub(crate) static FAMILIES: [Family; 26] = [
+pub(crate) static FAMILIES: [Family; 28] = [
     LLAMA,
     Family {
         architecture: "MistralForCausalLM",
@@ -281,7 +261,7 @@ pub(crate) static FAMILIES: [Family; 26] = [
         key_value_heads: Some(4),
         windows: Windows::WithoutRope,
         rope_theta: 2_000_000.0,
-        has_layers_without_rope: true,
+        rope_layers: RopeLayers::Listed,
         tied_embeddings: true,
         max_position_embeddings: 32_768,
         ..LLAMA
@@ -440,7 +420,8 @@ pub(crate) static FAMILIES: [Family; 26] = [
         vocabulary: Some(32_000),
         has_multipliers: true,
         fused_gate_up: true,
-        asks_for_rope: true,
+        rope_layers: RopeLayers::Asked,
+        is_hybrid: true,
         ..LLAMA
     },
     LFM2,
@@ -459,6 +440,9 @@ pub(crate) static FAMILIES: [Family; 26] = [
         }),
         ..LFM2
     },
+    MUSE_GLIMMER,
+    // The same where mlx-community's files have no model around it.
+    Family { model_type: "muse_glimmer", ..MUSE_GLIMMER },
     Family {
         architecture: "Qwen3NextForCausalLM",
         model_type: "qwen3_next",

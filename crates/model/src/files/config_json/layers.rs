@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{LayerSizes, Reader};
-use crate::config::family::{Family, OtherMixer, Windows};
+use crate::config::family::{Family, OtherMixer, RopeLayers, Windows};
 use crate::config::{ConvolutionConfig, DeltaConfig, LayerConfig, MixerKind, Values};
 use crate::error::ModelError;
 
@@ -16,11 +16,7 @@ impl Reader<'_> {
         sizes: &LayerSizes,
     ) -> Result<Vec<LayerConfig>, ModelError> {
         let ropes = self.ropes_of_layers(family, count)?;
-        // null means none.
-        let window = match self.object.contains_key("sliding_window") {
-            true => self.optional_size("sliding_window")?,
-            false => family.sliding_window,
-        };
+        let window = self.window(family)?;
         let is_used = self.object.get("use_sliding_window").and_then(Value::as_bool) == Some(true);
         let types = self.object.get("layer_types").and_then(Value::as_array);
         let first = self.get("max_window_layers").and_then(Value::as_u64).unwrap_or(28) as usize;
@@ -39,9 +35,12 @@ impl Reader<'_> {
             (Windows::Later | Windows::WithoutRope, Some(types)) => is_used && is_named(types, n),
             (Windows::Later, None) => is_used && n >= first,
             (Windows::WithoutRope, None) => is_used && rope.is_none(),
-            (Windows::AllButEvery(_) | Windows::EveryOther, Some(types)) => is_named(types, n),
+            (Windows::AllButEvery(_) | Windows::EveryOther | Windows::AllButEveryFromLast(_), Some(types)) => {
+                is_named(types, n)
+            }
             (Windows::AllButEvery(_), None) => !(n + 1).is_multiple_of(pattern),
             (Windows::EveryOther, None) => n.is_multiple_of(2),
+            (Windows::AllButEveryFromLast(every), None) => !(count - 1 - n).is_multiple_of(every),
         };
         let has_experts = self.layers_with_experts(family)?;
         let interval = self.optional_size("full_attention_interval")?.unwrap_or(4);
@@ -78,6 +77,14 @@ impl Reader<'_> {
             self.widen(family, &mut layers)?;
         }
         Ok(layers)
+    }
+
+    /// How many keys a query sees in layers with a window. null means all.
+    fn window(&self, family: &Family) -> Result<Option<usize>, ModelError> {
+        match self.object.contains_key("sliding_window") {
+            true => self.optional_size("sliding_window"),
+            false => Ok(family.sliding_window),
+        }
     }
 
     /// The layers of `full_attn_idxs`; all if it is left out.
@@ -144,15 +151,41 @@ impl Reader<'_> {
         Ok(Some(delta))
     }
 
-    /// For each layer the number of its rotary embedding. `no_rope_layers` has 0 for a layer
-    /// without one. If it is left out, every fourth layer has none (`no_rope_layer_interval`).
+    /// For each layer the number of its rotary embedding.
     fn ropes_of_layers(&self, family: &Family, count: usize) -> Result<Vec<Option<usize>>, ModelError> {
-        if family.asks_for_rope && self.text("position_embedding_type")? != Some("rope") {
-            return Ok(vec![None; count]);
+        match family.rope_layers {
+            RopeLayers::Asked if self.text("position_embedding_type")? != Some("rope") => Ok(vec![None; count]),
+            RopeLayers::All | RopeLayers::Asked => Ok(vec![Some(0); count]),
+            RopeLayers::Listed => self.listed_ropes(count),
+            RopeLayers::WithTheta => self.ropes_with_theta(family, count),
         }
-        if !family.has_layers_without_rope {
-            return Ok(vec![Some(0); count]);
-        }
+    }
+
+    /// `layer_rope_theta` has 0 for a layer without a rotary embedding. If it is left out, every fourth layer
+    /// has none, counted from the last.
+    fn ropes_with_theta(&self, family: &Family, count: usize) -> Result<Vec<Option<usize>>, ModelError> {
+        const KEY: &str = "layer_rope_theta";
+        let Some(list) = self.get(KEY) else {
+            return Ok((0..count).map(|n| (!(count - 1 - n).is_multiple_of(4)).then_some(0)).collect());
+        };
+        let wrong = || self.malformed(&format!("`{KEY}` should be a list of a number for each of {count} layers"));
+        let list = list.as_array().filter(|list| list.len() >= count).ok_or_else(wrong)?;
+        let parameters = self.nested("rope_scaling")?.or(self.nested("rope_parameters")?);
+        let inner = parameters.map(|object| Reader { object, path: self.path });
+        let inner = inner.map(|inner| inner.number("rope_theta")).transpose()?.flatten();
+        let common = inner.or(self.number("rope_theta")?).unwrap_or(family.rope_theta);
+        let rope = |value: &Value| match value.as_f64().ok_or_else(wrong)? {
+            0.0 => Ok(None),
+            theta if theta == common => Ok(Some(0)),
+            // transformers and mlx-lm turn such a layer by the common one.
+            theta => Err(self.unsupported(KEY, &format!("{theta}, where `rope_theta` is {common}"))),
+        };
+        list[..count].iter().map(rope).collect()
+    }
+
+    /// `no_rope_layers` has 0 for a layer without a rotary embedding. If it is left out, every fourth layer has
+    /// none (`no_rope_layer_interval`).
+    fn listed_ropes(&self, count: usize) -> Result<Vec<Option<usize>>, ModelError> {
         let Some(list) = self.get("no_rope_layers") else {
             let interval = self.optional_size("no_rope_layer_interval")?.unwrap_or(4);
             return Ok((1..=count).map(|number| (!number.is_multiple_of(interval)).then_some(0)).collect());

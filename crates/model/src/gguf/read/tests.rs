@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use finetune_gguf::{Metadata, TensorType, Value, header, padding};
+use finetune_gguf::{Metadata, TensorInfo, TensorType, Value, header, padding};
 
 use super::*;
 use crate::config::{Rope, RopeScaling};
@@ -145,10 +145,10 @@ fn factors_of_llama_3_become_its_scaling() {
     let mut factors = crate::gguf::metadata::rope_factors(&rope).expect("factors");
     let bytes = |factors: &[f32]| factors.iter().flat_map(|factor| factor.to_le_bytes()).collect::<Vec<u8>>();
     let mut tiny = Tiny::new("llama");
-    tiny.put(ROPE_FACTORS, &[HEAD_DIM / 2], TensorType::F32, bytes(&factors));
+    tiny.put(ROPE_FACTORS[0], &[HEAD_DIM / 2], TensorType::F32, bytes(&factors));
     assert_eq!(tiny.open().expect("a model").config().ropes, [rope]);
     factors[4] *= 1.5;
-    tiny.put(ROPE_FACTORS, &[HEAD_DIM / 2], TensorType::F32, bytes(&factors));
+    tiny.put(ROPE_FACTORS[0], &[HEAD_DIM / 2], TensorType::F32, bytes(&factors));
     let error = tiny.open().expect_err("other factors").to_string();
     assert!(error.contains("are not those of Llama 3's scaling"), "{error}");
 }
@@ -158,7 +158,7 @@ fn factors_of_llama_3_become_its_scaling() {
 fn what_this_program_does_not_have_is_refused_by_name() {
     type Change = fn(&mut Tiny);
     let table: [(Change, &str); 13] = [
-        (|tiny| tiny.set("general.architecture", Value::String("gemma3".into())), "the architecture `gemma3`"),
+        (|tiny| tiny.set("general.architecture", Value::String("gemma3n".into())), "the architecture `gemma3n`"),
         (|tiny| tiny.set("general.type", Value::String("adapter".into())), "general.type is `adapter`"),
         (|tiny| tiny.set("expert_count", Value::U32(8)), "the key `llama.expert_count` = 8"),
         (|tiny| tiny.set("attention.sliding_window", Value::U32(64)), "`llama.attention.sliding_window` = 64"),
