@@ -1,12 +1,12 @@
-//! `finetune launch -- generate` and `-- serve`: ranks that hold the layers of one model together give the tokens of
-//! one process.
+//! `finetune launch -- generate` and `-- serve`: ranks that hold one model together, whole layers or a slice of every
+//! layer on each, give the tokens of one process.
 
 use std::process::Command;
 
 use serde_json::{Value, json};
 
 use crate::commands::serve::ask;
-use crate::folder::repository;
+use crate::folder::{Folder, repository};
 use crate::program::{Running, finetune, run, start};
 
 const BASE: &str = "datasets/quickstart/base";
@@ -52,15 +52,93 @@ fn answer(address: &str, n: usize) -> Value {
     json!([answer["choices"][0]["message"], answer["usage"]])
 }
 
-/// Several clients at once, on one process and on three ranks. A rank is killed, and all start again.
+#[test]
+fn slices_generate_what_one_process_does() {
+    let generate = ["generate", BASE, "--device", "cpu", "--json", "--raw", "--prompt", "Hello, Leon"];
+    for asked in [
+        &["--max-new-tokens", "24"][..],
+        &["--temperature", "0.9", "--seed", "4", "--max-new-tokens", "24"],
+        &["--quantization", "int8", "--max-new-tokens", "8"],
+    ] {
+        let alone = run(&mut in_repository(&[&generate[..], asked].concat())).expect(0).json();
+        for ranks in ["2", "4"] {
+            let launch = ["launch", "-n", ranks, "--parallel", "tensor", "--"];
+            let together = run(&mut in_repository(&[&launch[..], &generate, asked].concat())).expect(0).json();
+            assert_eq!(together, alone, "{ranks} ranks {asked:?}");
+        }
+    }
+    // Rows of a file, several at once.
+    let data =
+        ["generate", BASE, "--device", "cpu", "--data", "datasets/quickstart/valid.jsonl", "--max-new-tokens", "4"];
+    let alone = run(&mut in_repository(&data)).expect(0);
+    let launch = ["launch", "-n", "2", "--parallel", "tensor", "--"];
+    let together = run(&mut in_repository(&[&launch[..], &data].concat())).expect(0);
+    assert_eq!(together.stdout, alone.stdout);
+}
+
+/// An adapter of this program on all linear layers, and a base that is packed while it is loaded.
+#[test]
+fn slices_have_their_part_of_an_adapter() {
+    let folder = Folder::empty();
+    let run_directory = folder.path("run");
+    let trained = run_directory.to_str().expect("a path of letters");
+    let sets = [
+        "train.max_steps=3",
+        "schedule.warmup_steps=0",
+        "optimizer.learning_rate=0.02",
+        "eval.samples=0",
+        "eval.exact_match=0",
+        "model.device=cpu",
+    ];
+    let sets = sets.iter().flat_map(|set| ["--set", set]);
+    let train = ["run", "recipes/quickstart.toml", "--output-dir", trained].into_iter().chain(sets);
+    run(&mut in_repository(&train.collect::<Vec<_>>())).expect(0);
+    let asked = ["--device", "cpu", "--json", "--raw", "--prompt", "Hello, Leon", "--max-new-tokens", "24"];
+    let said = |launch: &[&str], model: &[&str]| {
+        run(&mut in_repository(&[launch, &["generate"], model, &asked].concat())).expect(0).json()
+    };
+    let launch = |ranks| ["launch", "-n", ranks, "--parallel", "tensor", "--"];
+    let alone = said(&[], &[trained]);
+    assert_ne!(alone, said(&[], &[BASE]), "the adapter changes something");
+    for ranks in ["2", "4"] {
+        assert_eq!(said(&launch(ranks), &[trained]), alone, "{ranks} ranks");
+    }
+    let packed = [trained, "--quantization", "mlx4"];
+    assert_eq!(said(&launch("2"), &packed), said(&[], &packed), "packed while it is loaded");
+}
+
+/// Either way may be taken, and both say the same.
+#[test]
+fn auto_says_what_it_takes_and_why() {
+    let generate =
+        ["generate", BASE, "--device", "cpu", "--json", "--raw", "--prompt", "Hello", "--max-new-tokens", "6"];
+    let alone = run(&mut in_repository(&generate)).expect(0).json();
+    let auto = |ranks| ["launch", "-n", ranks, "--parallel", "auto", "--"];
+    let measured = run(&mut in_repository(&[&auto("2")[..], &generate].concat())).expect(0);
+    assert_eq!(measured.json(), alone);
+    measured.says("--parallel auto takes ").says("weights are read at ");
+    let uneven = run(&mut in_repository(&[&auto("3")[..], &generate].concat())).expect(0);
+    assert_eq!(uneven.json(), alone);
+    uneven.says("--parallel auto takes stages: 4 query heads with 2 key/value heads do not split over 3 ranks");
+}
+
 #[test]
 fn ranks_serve_what_one_process_does() {
+    serves_as_one_process(&["launch", "-n", "3", "--max-restarts", "2", "--"]);
+}
+
+#[test]
+fn slices_serve_what_one_process_does() {
+    serves_as_one_process(&["launch", "-n", "2", "--parallel", "tensor", "--max-restarts", "2", "--"]);
+}
+
+/// Several clients at once, on one process and on several ranks. A rank is killed, and all start again.
+fn serves_as_one_process(launch: &[&str]) {
     let serve = ["serve", BASE, "--port", "0", "--device", "cpu"];
     let mut alone = start(&mut in_repository(&serve));
     let alone_at = address(&mut alone, 1);
     let want: Vec<Value> = (0..6).map(|n| answer(&alone_at, n)).collect();
-    let launch = ["launch", "-n", "3", "--max-restarts", "2", "--"];
-    let mut together = start(&mut in_repository(&[&launch[..], &serve].concat()));
+    let mut together = start(&mut in_repository(&[launch, &serve].concat()));
     let first_at = address(&mut together, 1);
     let all_at_once = |address: &str| -> Vec<Value> {
         std::thread::scope(|scope| {
@@ -88,6 +166,32 @@ fn what_ranks_cannot_do_together_is_refused() {
         (&["-n", "5", "--", "generate", BASE, "--prompt", "Hi"][..], "the model has 4 layers, fewer than 5 stages"),
         (&["-n", "2", "--", "generate", BASE], "--prompt"),
         (&["-n", "2", "--", "serve", BASE, "--slots", "0", "--port", "0"], "--slots must be 1 or more"),
+        (
+            &["-n", "3", "--parallel", "tensor", "--", "generate", BASE, "--prompt", "Hi"],
+            "--parallel tensor: 4 query heads with 2 key/value heads do not split over 3 ranks; 2 or 4 do",
+        ),
+        (
+            &[
+                "-n",
+                "4",
+                "--parallel",
+                "tensor",
+                "--",
+                "generate",
+                BASE,
+                "--device",
+                "cpu",
+                "--quantization",
+                "mlx4",
+                "--prompt",
+                "Hi",
+            ],
+            "model.layers.0.self_attn.o_proj.weight cannot be split over ranks: columns 0 to 31 would cut groups of 64",
+        ),
+        (
+            &["-n", "2", "--parallel", "tensor", "recipes/quickstart.toml"],
+            "--parallel is for `-- generate` and `-- serve`",
+        ),
     ] {
         run(&mut in_repository(&[&["launch"], words].concat())).expect(2).says(says);
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 mod chat;
 mod compare;
@@ -12,6 +12,7 @@ mod download;
 mod export;
 mod import;
 mod init;
+mod launch;
 mod looking;
 mod plan;
 mod quantize;
@@ -28,6 +29,7 @@ pub(crate) use download::DownloadArguments;
 pub(crate) use export::{ExportArguments, ExportDtype, ExportFormat, WeightedAdapter};
 pub(crate) use import::ImportArguments;
 pub(crate) use init::InitArguments;
+pub(crate) use launch::LaunchArguments;
 pub(crate) use looking::{InspectArguments, ValidateArguments};
 pub(crate) use plan::PlanArguments;
 pub(crate) use quantize::QuantizeArguments;
@@ -35,7 +37,7 @@ pub(crate) use rivals::parse;
 pub(crate) use serve::ServeArguments;
 pub(crate) use shell::{CompletionsArguments, ManArguments};
 pub(crate) use upload::UploadArguments;
-pub(crate) use using::{EvalArguments, GenerateArguments, ModelArguments, ResidencyArgument};
+pub(crate) use using::{EvalArguments, GenerateArguments, ModelArguments, ParallelArgument, ResidencyArgument};
 pub(crate) use watch::WatchArguments;
 
 /// Fine-tunes language models with LoRA on the machine you have.
@@ -209,6 +211,9 @@ pub(crate) enum Command {
     ///
     /// Ctrl-C finishes the step and saves, a second one ends at once. Ends with the exit code of
     /// the rank that failed first: 3 if one was lost, which is worth another try.
+    ///
+    /// `-- generate MODEL …` and `-- serve MODEL …` hold a model together to answer with it: whole
+    /// layers on each rank, or with --parallel tensor a slice of every layer.
     #[command(verbatim_doc_comment)]
     Launch(LaunchArguments),
     /// The devices that this build can train on, with memory and number types
@@ -450,39 +455,6 @@ pub(crate) struct RunArguments {
     /// A rank that `finetune launch` started: its place comes on standard input
     #[arg(long, hide = true)]
     pub(crate) assigned: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(group(ArgGroup::new("where").required(true).args(["ranks", "hostfile"])))]
-pub(crate) struct LaunchArguments {
-    /// Ranks to start on this machine
-    #[arg(short = 'n', long = "ranks", value_name = "N")]
-    pub(crate) ranks: Option<usize>,
-    /// One rank per host of this file (MLX's JSON format), over ssh; the first host is rank 0 and
-    /// writes the run
-    #[arg(long, value_name = "FILE")]
-    pub(crate) hostfile: Option<PathBuf>,
-    /// Start again from the newest checkpoint when a rank was lost, at most so many times
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) max_restarts: u32,
-    /// Bring the program, the recipe, the model and the rows to the hosts first
-    #[arg(long, requires = "hostfile")]
-    pub(crate) copy: bool,
-    /// The program on the other hosts, if it lies elsewhere than here
-    #[arg(long, value_name = "PATH", requires = "hostfile", conflicts_with = "copy")]
-    pub(crate) program: Option<PathBuf>,
-    /// The folder to start in on the other hosts, if not the same as here
-    #[arg(long, value_name = "DIR", requires = "hostfile", conflicts_with = "copy")]
-    pub(crate) directory: Option<PathBuf>,
-    /// A configuration file for ssh, instead of the user's
-    #[arg(long, value_name = "FILE", requires = "hostfile")]
-    pub(crate) ssh_config: Option<PathBuf>,
-    /// Port of rank 0, instead of a free one
-    #[arg(long, value_name = "PORT")]
-    pub(crate) port: Option<u16>,
-    /// The recipe and the flags of `finetune run`, last; a `--` before them is allowed
-    #[arg(trailing_var_arg = true, required = true, value_name = "RECIPE.toml [run flags]")]
-    pub(crate) run: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -184,7 +184,14 @@ impl Fatal for TrainError {
 
 impl Fatal for ModelError {
     fn exit(&self) -> Exit {
-        Fault::from_model(self).into()
+        self.group().map_or_else(|| Fault::from_model(self).into(), Fatal::exit)
+    }
+
+    fn group(&self) -> Option<&GroupError> {
+        match self {
+            ModelError::Hop(error) | ModelError::Sum(error) => error.downcast_ref(),
+            _ => None,
+        }
     }
 }
 

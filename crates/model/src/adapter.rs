@@ -25,6 +25,7 @@ use crate::adaptation::{Adaptation, is_expert, is_of_vocabulary, stack_of};
 use crate::error::ModelError;
 use crate::lora::{LoraTarget, LoraTargets, is_named, last_parts, layer_of};
 use crate::model::Model;
+use crate::slice::adapter_not_in_slices;
 use crate::vocabulary::FrozenMatrix;
 
 /// The file of an adapter's settings.
@@ -210,7 +211,8 @@ impl Model {
     /// Attaches an adapter for use (evaluation, generation, merging).
     ///
     /// # Errors
-    /// If the device fails, or a row of a weight cannot have a magnitude for DoRA.
+    /// If the device fails, or a row of a weight cannot have a magnitude for DoRA; if this process holds slices
+    /// of layers, and the adapter has DoRA on a layer whose inputs are split.
     ///
     /// # Panics
     /// If the adapter was read for another model.
@@ -228,8 +230,17 @@ impl Model {
     /// If the adapter was read for another model, or has other branches.
     pub fn start_from(&mut self, adapter: &Adapter, adaptation: Adaptation, seed: u64) -> Result<(), ModelError> {
         self.take_vocabulary(adapter.rows, &adapter.vocabulary)?;
+        if self.placement().slice().is_none() {
+            self.add_adapter(adaptation, seed)?;
+            self.set_parameters(&adapter.values);
+            return Ok(());
+        }
+        if let Some(what) = adapter_not_in_slices(&self.config, adapter) {
+            return Err(ModelError::NotInSlices { what });
+        }
         self.add_adapter(adaptation, seed)?;
-        self.set_parameters(&adapter.values);
+        let values = self.slice_of(&adapter.values);
+        self.set_parameters(&values);
         Ok(())
     }
 }

@@ -10,6 +10,7 @@ use crate::lora::LoraTarget;
 use crate::parameters::file_name;
 use crate::random_stream::RandomStream;
 use crate::readback::data;
+use crate::slice::{Along, Cut, VectorCut};
 use crate::tree::{Decoder, Layer, Linear, Matrix, Slot, Vector};
 
 /// `scale · drop(x) Aᵀ Bᵀ`
@@ -105,11 +106,24 @@ impl LoraBranch {
             let uniform = drawn(stream.uniform(target.rank * inputs, 1.0 / (inputs as f32).sqrt()), a);
             (["lora_A", "lora_B"], uniform, Tensor::zeros(b, device))
         };
-        LoraBranch {
+        let mut branch = LoraBranch {
             a: matrix(halves[0], a, a_values),
             b: matrix(halves[1], b, b_values),
             scale: target.scale(),
             dora: None,
+        };
+        branch.cut_as(place.weight);
+        branch
+    }
+
+    /// Notes which part of a whole branch this is, if the weight is a part: rows of B for some of the outputs,
+    /// columns of A for some of the inputs.
+    fn cut_as(&mut self, weight: &Matrix) {
+        let Some(Cut { whole: [outputs, inputs], along }) = weight.cut.clone() else { return };
+        let rank = self.a.shape[0];
+        match along {
+            Along::Rows(_) => self.b.keep(Cut { whole: [outputs, rank], along }),
+            Along::Columns(_) => self.a.keep(Cut { whole: [rank, inputs], along }),
         }
     }
 
@@ -146,6 +160,9 @@ impl LoraBranch {
             return Err(ModelError::Lora { key: "use_dora", what });
         }
         let mut magnitude = Vector::new(file_name(module, "lora_magnitude_vector"), weight.shape[0], 1.0);
+        if let Some(Cut { whole: [outputs, _], along: Along::Rows(ranges) }) = &weight.cut {
+            magnitude.keep(VectorCut::Ranges { whole: *outputs, ranges: ranges.clone() });
+        }
         magnitude.set(norms.clone());
         self.dora = Some(Dora { magnitude, norms });
         Ok(())
@@ -156,17 +173,7 @@ impl Decoder {
     /// Every layer that may have a branch, in model order: the embedding, the linear layers, the
     /// output layer.
     pub(crate) fn places(&mut self) -> Vec<Place<'_>> {
-        let Decoder {
-            embedding,
-            embedding_lora,
-            layers,
-            per_layer,
-            head,
-            embedding_norm: _,
-            embedding_scale: _,
-            source: _,
-            stage: _,
-        } = self;
+        let Decoder { embedding, embedding_lora, layers, per_layer, head, .. } = self;
         let of_inputs = per_layer.as_mut().map(|per_layer| &mut per_layer.projection);
         let embedding: &Matrix = embedding;
         let output: &Matrix = head.output.as_ref().unwrap_or(embedding);

@@ -96,7 +96,7 @@ pub(crate) fn layers(
         // The next pass begins with the first.
         let read = weights.layer(n, Some(held[(place + 1) % held.len()]))?;
         let read_by_layer = weights.arrived(n.checked_sub(1), x)?;
-        x = layer(&read, n, read_by_layer, context, between, cache);
+        x = layer(&read, n, read_by_layer, context, between, cache)?;
         weights.leave(Some(n + 1), &x)?;
         // The few operations of a cached pass are submitted to a GPU together.
         if !is_cached {
@@ -154,6 +154,9 @@ fn rows_for_layers(
 
 /// One layer: x [t, hidden] -> [t, hidden]. With a cache, its keys and values come before those of
 /// x.
+///
+/// # Errors
+/// If another process that holds a slice of the layer cannot be reached.
 pub(crate) fn layer(
     layer: &Layer,
     n: usize,
@@ -161,7 +164,7 @@ pub(crate) fn layer(
     context: &Context,
     between: &mut Between,
     cache: Option<&mut LayerCache>,
-) -> Tensor<2> {
+) -> Result<Tensor<2>, ModelError> {
     let read = normed(&layer.input_norm, x.clone(), context);
     let mixed = match &layer.mixer {
         Mixer::Attention(attention) => attention::forward(attention, n, read, context, cache, between),
@@ -169,23 +172,24 @@ pub(crate) fn layer(
         Mixer::Convolution(convolution) => convolution::forward(convolution, read, context, cache),
         Mixer::Delta(net) => delta::forward(net, read, context, cache),
     };
+    let mixed = context.summed(mixed)?;
     let x = operations::residual(x, scaled(normed(&layer.mixer_norm, mixed, context), layer.residual_scale));
     let read = normed(&layer.post_norm, x.clone(), context);
     let fed = match &layer.feed_forward {
-        FeedForward::Gated(gated) => feed_forward::forward(gated, read, context),
-        FeedForward::Fused(fused) => feed_forward::forward_fused(fused, read, context),
-        FeedForward::Experts(mixture) => experts::forward(mixture, read, context),
-        FeedForward::Beside(beside) => beside::forward(beside, read, x.clone(), context),
+        FeedForward::Gated(gated) => context.summed(feed_forward::forward(gated, read, context))?,
+        FeedForward::Fused(fused) => context.summed(feed_forward::forward_fused(fused, read, context))?,
+        FeedForward::Experts(mixture) => context.summed(experts::forward(mixture, read, context))?,
+        FeedForward::Beside(beside) => beside::forward(beside, read, x.clone(), context)?,
     };
     let x = operations::residual(x, scaled(normed(&layer.feed_forward_norm, fed, context), layer.residual_scale));
     let x = match &layer.own_input {
         Some(own) => operations::residual(x.clone(), own_input(own, x, between.input_of(n), context)),
         None => x,
     };
-    match &layer.scale {
+    Ok(match &layer.scale {
         Some(scale) => x.clone() * context.parameter(scale.values()).cast(x.dtype()).unsqueeze(),
         None => x,
-    }
+    })
 }
 
 /// What a layer adds for its own input [t, width]: x [t, hidden] -> [t, hidden].

@@ -53,6 +53,17 @@ pub enum ModelError {
     /// Another process that holds layers of the model cannot be reached. The source says why.
     #[error("layers are on other processes: {0}")]
     Hop(Box<dyn std::error::Error + Send + Sync>),
+    /// Another process that holds slices of the same layers cannot be reached. The source says why.
+    #[error("each layer is on several processes: {0}")]
+    Sum(Box<dyn std::error::Error + Send + Sync>),
+    /// Processes that hold slices of the same layers compute other bits where they should compute the same.
+    #[error(
+        "the ranks came to different logits from the same sums: their processors or devices are of different kinds"
+    )]
+    Unlike,
+    /// The layers of a model cannot be split over processes.
+    #[error("{what}")]
+    NotInSlices { what: String },
     /// A merged model computes something else than its base with the adapter.
     #[error("the merged model is not the adapter on its base: {what}")]
     Merge { what: String },
@@ -215,6 +226,9 @@ impl Advice for ModelError {
             ],
             ModelError::Lora { key: "modules_to_save", what } if what.contains("whole layers") => {
                 vec!["name its parts, such as `mlp` or `norm`; train.method = \"full\" trains all weights".into()]
+            }
+            ModelError::Unlike | ModelError::NotInSlices { .. } => {
+                vec!["`finetune launch --parallel stages` gives each rank whole layers".into()]
             }
             ModelError::Device { .. } => {
                 vec!["a driver drops work that takes too long, or that there is no memory for: a smaller train.micro_batch_size makes it shorter".into(), "the driver's log may say more; `--resume` goes on from the last checkpoint, model.device = \"cpu\" does without it".into()]

@@ -13,6 +13,7 @@ pub(crate) mod finite;
 pub(crate) mod floats;
 pub(crate) mod load;
 pub(crate) mod packing;
+mod part;
 mod stacked;
 mod taking_turns;
 pub(crate) mod text;

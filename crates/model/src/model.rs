@@ -18,6 +18,7 @@ use crate::files::packing::BaseForm;
 use crate::layer_source::LayerSource;
 use crate::layout::Layout;
 use crate::placement::Placement;
+use crate::slice::{Sliced, Sums};
 use crate::stage::{Connected, Hops};
 use crate::tree::Decoder;
 
@@ -55,7 +56,8 @@ impl Model {
     ///
     /// # Errors
     /// If a file is missing or malformed, if config and weights do not fit each other, or if the
-    /// device fails. A number that is not finite is an error that names its tensor.
+    /// device fails. A number that is not finite is an error that names its tensor. If the placement asks for
+    /// a slice of layers that are not split over processes.
     pub fn load(directory: &Path, placement: &Placement) -> Result<Model, ModelError> {
         let (config, files) = BaseFiles::open(directory, placement.quantization())?;
         let mut model = Model::build(config, directory, &Source::Files { files: &files }, placement)?;
@@ -75,6 +77,13 @@ impl Model {
     /// which. Each pass is made by all of them together, with the same rows.
     pub fn connect(&mut self, hops: Arc<dyn Hops>) {
         self.weights.stage = self.placement.stage().map(|stage| Connected::new(stage.clone(), hops));
+    }
+
+    /// Connects this process with the others that hold slices of the same layers: [`Placement::with_slice`] has
+    /// said which is whose. Each pass is made by all of them together, with the same rows. Before this a pass of
+    /// such a model is an error.
+    pub fn connect_slices(&mut self, sums: Arc<dyn Sums>) {
+        self.weights.sliced = self.placement.slice().map(|slice| Sliced { slice, sums: Some(sums) });
     }
 
     /// Whether this process computes losses. Where several hold the layers of a model, only one of them does;

@@ -11,7 +11,7 @@ use crate::layout::Layout;
 use crate::lora::LoraTargets;
 use crate::model::{Model, Trained};
 use crate::readback::data;
-use crate::tree::{Slot, linear_modules};
+use crate::tree::{Matrix, Slot, Vector, linear_modules};
 
 impl Model {
     /// Names of all linear layers inside the decoder, in model order.
@@ -129,6 +129,29 @@ impl Model {
             }
         }
         self.weights.update_norms();
+    }
+
+    /// Of values that are of whole parameters, in the order of the layout, those that this process has.
+    ///
+    /// # Panics
+    /// If they are values of another layout.
+    pub(crate) fn slice_of(&mut self, values: &[f32]) -> Vec<f32> {
+        let (mut kept, mut rest) = (Vec::with_capacity(self.layout.len()), values);
+        for slot in self.trained() {
+            let whole = match &slot {
+                Slot::Vector(vector) => vector.whole_length(),
+                Slot::Matrix(matrix) => matrix.whole_shape().iter().product(),
+            };
+            let (own, later) = rest.split_at(whole);
+            rest = later;
+            match slot {
+                Slot::Vector(Vector { cut: Some(cut), .. }) => kept.extend(cut.of(own)),
+                Slot::Matrix(Matrix { cut: Some(cut), .. }) => kept.extend(cut.of(own)),
+                _ => kept.extend_from_slice(own),
+            }
+        }
+        assert!(rest.is_empty(), "values of another layout");
+        kept
     }
 }
 

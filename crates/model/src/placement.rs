@@ -5,6 +5,7 @@ use finetune_kernels::FloatType;
 use finetune_kernels::devices::is_cpu;
 use finetune_packed::Scheme;
 
+use crate::slice::Slice;
 use crate::stage::Stage;
 
 /// The device of a model, what it computes in, and what its frozen matrices are held in. Trained
@@ -23,6 +24,8 @@ pub struct Placement {
     reads_layers: bool,
     /// Which layers this process holds. `None`: all.
     stage: Option<Stage>,
+    /// Which slice of every layer this process holds. `None`: all of it.
+    slice: Option<Slice>,
     /// Whether only those processes hold embedding and output layer that compute with them.
     ends_where_used: bool,
 }
@@ -40,6 +43,7 @@ impl Placement {
             bf16_products: false,
             reads_layers: false,
             stage: None,
+            slice: None,
             ends_where_used: false,
         }
     }
@@ -66,6 +70,7 @@ impl Placement {
             bf16_products: false,
             reads_layers: false,
             stage: None,
+            slice: None,
             ends_where_used: false,
         }
     }
@@ -116,6 +121,18 @@ impl Placement {
     /// Which layers this process holds. `None`: all.
     pub fn stage(&self) -> Option<&Stage> {
         self.stage.as_ref()
+    }
+
+    /// The same with the slice of every layer that this process holds, where several hold each layer together:
+    /// for models that are used and not trained.
+    #[must_use]
+    pub fn with_slice(self, slice: Option<Slice>) -> Placement {
+        Placement { slice, ..self }
+    }
+
+    /// Which slice of every layer this process holds. `None`: all of it.
+    pub fn slice(&self) -> Option<Slice> {
+        self.slice
     }
 
     /// Whether the frozen matrices of layer `n` are held by this process for as long as the model is.

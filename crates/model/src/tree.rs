@@ -5,21 +5,22 @@
 //! the order of trained parameters, merging, the memory estimate.
 
 mod build;
+mod cut;
 mod lists;
 mod parts;
+mod tensors;
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Tensor};
-use finetune_kernels::weight::packed_rows;
-use finetune_kernels::{ExpertWeights, PackedWeight, Weight};
+use finetune_kernels::ExpertWeights;
 
 pub use self::lists::{LinearLayer, expected_tensors, linear_layers, linear_modules};
 pub(crate) use self::parts::Slot;
+pub(crate) use self::tensors::{Matrix, Vector};
 use crate::branch::{GateUp, LoraBranch};
 use crate::config::{Activation, LatentConfig};
-use crate::files::by_row::ByRow;
 use crate::layer_source::LayerSource;
+use crate::slice::Sliced;
 use crate::stage::Connected;
 
 /// What a linear layer is for.
@@ -73,112 +74,6 @@ impl Role {
             Role::Output | Role::Down => Split::Inputs,
             Role::Router | Role::Fused | Role::Latent => Split::Nowhere,
         }
-    }
-}
-
-/// A vector of the model, in f32.
-#[derive(Clone, Debug)]
-pub(crate) struct Vector {
-    pub(crate) name: String,
-    pub(crate) length: usize,
-    /// The value of each element in a fresh model.
-    pub(crate) fresh: f32,
-    values: Option<Tensor<1>>,
-}
-
-/// A matrix of the model.
-#[derive(Clone, Debug)]
-pub(crate) struct Matrix {
-    pub(crate) name: String,
-    /// [o, i], or [v, hidden].
-    pub(crate) shape: [usize; 2],
-    /// Whether it is an expert's: frozen, and multiplied together with those of the other experts.
-    pub(crate) is_of_expert: bool,
-    /// Whether its rows are read from the file when they are needed, if the file has all of their elements.
-    pub(crate) is_by_row: bool,
-    /// `None`: not loaded, the tree only describes it.
-    weight: Option<Weight>,
-    /// Its rows in the file, in the place of its weight.
-    by_row: Option<ByRow>,
-}
-
-impl Vector {
-    pub(crate) fn new(name: String, length: usize, fresh: f32) -> Vector {
-        Vector { name, length, fresh, values: None }
-    }
-
-    /// The values of a loaded vector.
-    pub(crate) fn values(&self) -> &Tensor<1> {
-        self.values.as_ref().expect("the vector is loaded")
-    }
-
-    pub(crate) fn set(&mut self, values: Tensor<1>) {
-        self.values = Some(values);
-    }
-}
-
-impl Matrix {
-    pub(crate) fn new(name: String, shape: [usize; 2]) -> Matrix {
-        Matrix { name, shape, is_of_expert: false, is_by_row: false, weight: None, by_row: None }
-    }
-
-    /// The matrix of an expert.
-    pub(crate) fn frozen(&self) -> &PackedWeight {
-        match self.weight() {
-            Weight::Packed(packed) => packed,
-            Weight::Dense(_) => panic!("{} is no expert's", self.name),
-        }
-    }
-
-    /// A loaded matrix, dense or packed.
-    pub(crate) fn weight(&self) -> &Weight {
-        self.weight.as_ref().expect("the matrix is loaded")
-    }
-
-    /// The elements of a matrix that is never packed: one that is trained, or a part of a branch.
-    pub(crate) fn dense(&self) -> &Tensor<2> {
-        match self.weight() {
-            Weight::Dense(tensor) => tensor,
-            Weight::Packed(_) => panic!("{} is packed", self.name),
-        }
-    }
-
-    /// All elements in f32, without a gradient. A packed matrix is decoded.
-    pub(crate) fn in_f32(&self, device: &Device) -> Tensor<2> {
-        match self.weight() {
-            Weight::Dense(tensor) => tensor.clone().inner().cast(DType::F32),
-            Weight::Packed(packed) => {
-                let like = Tensor::<1>::zeros([1], (device, DType::F32));
-                packed_rows(like, packed.clone(), (0..self.shape[0] as u32).collect())
-            }
-        }
-    }
-
-    /// Its rows in the file, if they are read from there.
-    pub(crate) fn by_row(&self) -> Option<&ByRow> {
-        self.by_row.as_ref()
-    }
-
-    pub(crate) fn set_by_row(&mut self, rows: ByRow) {
-        self.by_row = Some(rows);
-    }
-
-    pub(crate) fn set(&mut self, tensor: Tensor<2>) {
-        self.weight = Some(Weight::Dense(tensor));
-    }
-
-    pub(crate) fn set_weight(&mut self, weight: Weight) {
-        self.weight = Some(weight);
-    }
-
-    /// Whether it is neither loaded nor read by row.
-    pub(crate) fn is_absent(&self) -> bool {
-        self.weight.is_none() && self.by_row.is_none()
-    }
-
-    /// Takes over the elements of another matrix.
-    pub(crate) fn set_as(&mut self, other: &Matrix) {
-        self.weight = other.weight.clone();
     }
 }
 
@@ -497,4 +392,6 @@ pub(crate) struct Decoder {
     pub(crate) source: Option<Arc<LayerSource>>,
     /// The layers of this process, if several hold the model together.
     pub(crate) stage: Option<Connected>,
+    /// The slice of every layer that is here, if several processes hold each layer together.
+    pub(crate) sliced: Option<Sliced>,
 }

@@ -5,6 +5,7 @@ mod made;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use finetune_advice::Advice as _;
 use finetune_model::adapter::{Adapter, BaseName};
 use finetune_model::merge::{MergedForm, write_merged};
 use finetune_model::{Adaptation, Model, ModelConfig, Placement};

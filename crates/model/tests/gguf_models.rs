@@ -11,7 +11,7 @@ use finetune_store::{RealDisk, Staging, TensorFile};
 
 mod golden;
 
-use golden::{LOGITS, directory, floats, goldens, json, largest_difference, placement_of, rows};
+use golden::{LOGITS, directory, floats, goldens, json, largest_difference, placement, rows};
 
 /// The files, and the golden models whose rows their logits are of.
 const FILES: [(&str, &str); 27] = [
@@ -68,7 +68,7 @@ fn logits_are_those_of_transformers() {
     let mut wrong = Vec::new();
     for (name, family) in FILES {
         let expected = TensorFile::open(&folder().join(format!("{name}.safetensors"))).expect("logits");
-        let model = match Model::load(&path_of(name), &placement_of(family)) {
+        let model = match Model::load(&path_of(name), &placement()) {
             Ok(model) => model,
             Err(error) => {
                 wrong.push(format!("{name}: {error}"));
@@ -200,14 +200,14 @@ fn numbers_that_are_not_finite_are_refused_by_name() {
     bytes[..4].copy_from_slice(&1_f32.to_le_bytes());
     let path = directory.path().join("rate.gguf");
     file.write(&path);
-    let error = Model::load(&path, &placement_of("qwen3_5")).map(|_| ()).expect_err("a logarithm").to_string();
+    let error = Model::load(&path, &placement()).map(|_| ()).expect_err("a logarithm").to_string();
     assert!(error.contains("rate.gguf") && error.contains("model.layers.0.linear_attn.A_log"), "{error}");
 
     let mut file = Changed::of("gpt_oss_mxfp4");
     file.tensor("blk.1.ffn_up_exps.weight").1[0] = 0xff;
     let path = directory.path().join("scale.gguf");
     file.write(&path);
-    let error = Model::load(&path, &placement_of("gpt_oss")).map(|_| ()).expect_err("a NaN").to_string();
+    let error = Model::load(&path, &placement()).map(|_| ()).expect_err("a NaN").to_string();
     assert!(error.contains("scale.gguf") && error.contains("blk.1.ffn_up_exps.weight"), "{error}");
 }
 
@@ -223,7 +223,7 @@ fn merged_models_are_directories_of_their_families() {
         let form = MergedForm::of_shards(u64::MAX);
         write_merged(&RealDisk, &base, &adapter, &mut staging, form, &[], &|_, _| {}).expect("a merge");
         let merged = staging.publish(&serde_json::json!({"kind": "merged"})).expect("published");
-        let model = Model::load(&merged, &placement_of(family)).expect("the merged model loads");
+        let model = Model::load(&merged, &placement()).expect("the merged model loads");
         let expected = TensorFile::open(&directory(family).join("golden.safetensors")).expect("golden.safetensors");
         for (n, (tokens, _)) in rows(&json(&directory(family).join("golden.json"))).iter().enumerate() {
             let got = model.logits(tokens).expect("tokens of the vocabulary");

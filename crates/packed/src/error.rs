@@ -45,6 +45,15 @@ pub enum PackedError {
         /// Why not.
         what: String,
     },
+
+    /// A part of a matrix that has no packed form.
+    #[error("{} cannot be split over ranks: {what}", matrix(name))]
+    Indivisible {
+        /// The name of the weight. Empty as long as it is not known.
+        name: String,
+        /// Why not.
+        what: String,
+    },
 }
 
 fn file(path: Option<&Path>) -> String {
@@ -73,7 +82,7 @@ impl PackedError {
                 *path = path.take().or_else(|| file.map(Path::to_path_buf));
                 name_it(name, weight);
             }
-            Self::CannotQuantize { name, .. } => name_it(name, weight),
+            Self::CannotQuantize { name, .. } | Self::Indivisible { name, .. } => name_it(name, weight),
             Self::Store(_) => {}
         }
         self
@@ -94,6 +103,9 @@ impl Advice for PackedError {
                 "the file is damaged, or written in another format than its names say: fetch it again, or quantize the 16-bit model with `finetune quantize`".to_string(),
             ],
             Self::NotRead { instead, .. } => vec![(*instead).to_string()],
+            Self::Indivisible { .. } => vec![
+                "take another number of ranks, or whole layers on each: `finetune launch --parallel stages`".to_string(),
+            ],
             Self::CannotQuantize { .. } => vec![
                 "the 16-bit model is damaged or not finished: fetch it again, or use it without `model.quantization`".to_string(),
             ],

@@ -20,6 +20,7 @@ pub mod gguf;
 mod kept;
 mod matrix;
 mod numbers;
+mod part;
 mod quantize;
 mod simd;
 mod values;

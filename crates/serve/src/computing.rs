@@ -19,6 +19,9 @@ const STACK: usize = 8 << 20;
 /// How often an idle server looks whether the other ranks are there.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How many such looks it is before the ranks use their connections, which must not rest for long.
+const LOOKS: u64 = 240;
+
 /// A request, and who hears of it.
 pub(crate) struct Submitted {
     pub(crate) request: EngineRequest,
@@ -39,7 +42,7 @@ pub(crate) struct Computing {
 
 impl Computing {
     /// Starts the thread. `ended` is called if it ends by a panic.
-    /// `others`: the ranks that hold layers too. If one is lost, `ended` is told what has happened.
+    /// `others`: the ranks that hold parts of the models too. If one is lost, `ended` is told what has happened.
     pub(crate) fn start(
         settings: EngineSettings,
         others: Option<Others>,
@@ -128,6 +131,7 @@ fn compute_together(
     others: &Others,
 ) -> Result<(), String> {
     others.begin(settings)?;
+    let mut looks = 0u64;
     loop {
         let mut orders = Orders { has_step: true, ..Orders::default() };
         let mut order = |engine: &mut Engine, all: Vec<Submitted>| {
@@ -143,6 +147,10 @@ fn compute_together(
                 Ok(submitted) => order(&mut engine, submitted),
                 Err(RecvTimeoutError::Timeout) => {
                     (others.check)()?;
+                    looks += 1;
+                    if looks.is_multiple_of(LOOKS) {
+                        others.rest()?;
+                    }
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => return others.end(),

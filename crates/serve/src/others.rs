@@ -1,5 +1,6 @@
-//! Other ranks that hold layers of the models: each has an engine of its own, which takes the same requests and
-//! does the same steps. The first rank answers clients, and tells the others what its engine does.
+//! Other ranks that hold parts of the models, layers or slices of all layers: each has an engine of its own, which
+//! takes the same requests and does the same steps. The first rank answers clients, and tells the others what its
+//! engine does.
 
 use std::sync::Arc;
 
@@ -18,6 +19,8 @@ pub struct Others {
     pub world: usize,
     /// Whether all of them are still there; otherwise what has happened.
     pub check: Box<dyn Fn() -> Result<(), String> + Send>,
+    /// Keeps the connections usable while nothing is computed.
+    pub rest: Box<dyn Fn() + Send>,
 }
 
 /// What the others are told before a step.
@@ -94,6 +97,13 @@ impl Others {
         self.tell(&Orders { settings, ..Orders::default() })
     }
 
+    /// Keeps all connections usable while nothing is computed.
+    pub(crate) fn rest(&self) -> Result<(), String> {
+        self.tell(&Orders::default())?;
+        (self.rest)();
+        Ok(())
+    }
+
     pub(crate) fn end(&self) -> Result<(), String> {
         self.tell(&Orders { is_end: true, ..Orders::default() })
     }
@@ -112,11 +122,11 @@ impl Listener for Nobody {
     }
 }
 
-/// Does what the first rank does, until that ends.
+/// Does what the first rank does, until that ends. `rest`: keeps connections usable while nothing is computed.
 ///
 /// # Errors
 /// If it is lost, or says what makes no sense.
-pub fn follow(served: &[Served], hops: &dyn Hops) -> Result<(), String> {
+pub fn follow(served: &[Served], hops: &dyn Hops, rest: &dyn Fn()) -> Result<(), String> {
     let mut engine: Option<Engine> = None;
     loop {
         let heard = hear(hops)?;
@@ -130,8 +140,9 @@ pub fn follow(served: &[Served], hops: &dyn Hops) -> Result<(), String> {
         for order in heard.requests {
             engine.submit(request(order, served)?, Box::new(Nobody)).map_err(|refusal| refusal.to_string())?;
         }
-        if heard.has_step {
-            engine.step_without(&heard.gone);
+        match heard.has_step {
+            true => engine.step_without(&heard.gone),
+            false => rest(),
         }
     }
 }

@@ -107,6 +107,9 @@ pub enum TrainError {
     /// The layers of the model cannot be spread over ranks.
     #[error("parallel.stages: {what}")]
     NotInStages { what: String },
+    /// The layers of the model cannot be split over so many ranks.
+    #[error("--parallel tensor: {what}")]
+    NotSplit { what: String },
     /// The recipe gives the ranks another number of layers than there are.
     #[error("parallel.layers = {counts:?} are {sum} layers, and the model has {layers}")]
     LayersOfRanks { counts: Vec<usize>, sum: usize, layers: usize },
@@ -196,6 +199,10 @@ impl From<ModelError> for TrainError {
             ModelError::Hop(error) => match error.downcast::<GroupError>() {
                 Ok(error) => TrainError::from(*error),
                 Err(error) => TrainError::Model(ModelError::Hop(error)),
+            },
+            ModelError::Sum(error) => match error.downcast::<GroupError>() {
+                Ok(error) => TrainError::from(*error),
+                Err(error) => TrainError::Model(ModelError::Sum(error)),
             },
             error => TrainError::Model(error),
         }
@@ -358,6 +365,9 @@ impl Advice for TrainError {
             }
             TrainError::UnevenStages { stages, .. } => {
                 vec![format!("start {stages} ranks, or twice or three times as many; or change parallel.stages")]
+            }
+            TrainError::NotSplit { .. } => {
+                vec!["--parallel stages, the default, gives each rank whole layers".to_owned()]
             }
             TrainError::NotInStages { .. } => {
                 vec!["leave parallel.stages out: each rank then holds all layers, in memory or on its disk".to_owned()]

@@ -56,6 +56,7 @@ mod step;
 mod stragglers;
 mod summary;
 mod tensorboard;
+mod together;
 mod train;
 mod validate;
 
@@ -81,8 +82,8 @@ pub use run::Run;
 pub use run_facts::{RowFile, RunFacts, RunStatus};
 pub use samples::{Answers, Sample};
 pub use schedule::Schedule;
-pub use stages::Together;
 pub use state::{Best, TrainState};
 pub use summary::Summary;
+pub use together::{OnRank, Parallel, Sizes, Together};
 pub use train::{Outcome, train};
 pub use validate::{DataSummary, Problem, Validation, validate};

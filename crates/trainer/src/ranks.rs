@@ -94,7 +94,7 @@ impl Ranks {
     /// # Errors
     /// If one cannot be reached.
     pub(crate) fn connect(&self, stage: &Stage) -> Result<Arc<Connections>, TrainError> {
-        let connections = Arc::new(Connections::new(self, stage, stage.links())?);
+        let connections = Arc::new(Connections::new(self, [stage.mine, stage.count()], stage.links())?);
         let _ = self.connections.set(Arc::clone(&connections));
         Ok(connections)
     }

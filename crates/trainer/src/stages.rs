@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use finetune_allreduce::{Group, GroupError};
-use finetune_model::{Adaptation, Hops, Model, ModelConfig, Stage};
+use finetune_model::{Hops, Model, ModelConfig, Stage};
 use finetune_recipe::{Recipe, StagesChoice};
 use finetune_store::failpoint;
 
@@ -98,7 +98,7 @@ fn asked(counts: &[usize], layers: usize) -> Result<Option<Dealt>, TrainError> {
     }
 }
 
-fn few_layers(config: &ModelConfig, stages: usize) -> TrainError {
+pub(crate) fn few_layers(config: &ModelConfig, stages: usize) -> TrainError {
     TrainError::NotInStages {
         what: format!("the model has {} layers, fewer than {stages} stages", config.layers.len()),
     }
@@ -167,61 +167,6 @@ pub(crate) struct Moved {
     pub(crate) waited: Vec<(usize, Duration)>,
 }
 
-/// Ranks that hold a model together to use it, without training it.
-pub struct Together {
-    /// The layers of this rank.
-    pub stage: Stage,
-    /// What connects the ranks: each with its neighbours, and the first with all.
-    pub hops: Arc<dyn Hops>,
-    ranks: Ranks,
-}
-
-impl Together {
-    /// Connects all ranks of a group, which hold a model of this config. All call it together.
-    ///
-    /// # Errors
-    /// If the model cannot be spread over so many ranks, or one cannot be reached.
-    pub fn connect(group: Group, config: &ModelConfig) -> Result<Together, TrainError> {
-        let (rank, world, layers) = (group.rank(), group.world(), config.layers.len());
-        let ranks = Ranks::new(group, None)?;
-        if let Some(what) = finetune_model::not_in_stages(config, &Adaptation::default()) {
-            return Err(TrainError::NotInStages { what });
-        }
-        if world > layers {
-            return Err(few_layers(config, world));
-        }
-        ranks.settle(world)?;
-        let stage = Stage::contiguous(layers, world, rank);
-        let mut links = stage.links();
-        links.extend((1..world).map(|other| (0, other)));
-        links.sort_unstable();
-        links.dedup();
-        let hops = Arc::new(Connections::new(&ranks, &stage, links)?);
-        Ok(Together { stage, hops, ranks })
-    }
-
-    /// This rank, and how many there are.
-    pub fn place(&self) -> (usize, usize) {
-        (self.ranks.group().rank(), self.ranks.group().world())
-    }
-
-    /// Whether all ranks are there. Looks without waiting.
-    ///
-    /// # Errors
-    /// If one is lost.
-    pub fn check(&self) -> Result<(), TrainError> {
-        Ok(self.ranks.group().check()?)
-    }
-
-    /// Returns when every rank has called it.
-    ///
-    /// # Errors
-    /// If one is lost.
-    pub fn barrier(&self) -> Result<(), TrainError> {
-        Ok(self.ranks.group().barrier()?)
-    }
-}
-
 /// A thread that sends what it is given, so that the next layer is computed meanwhile.
 struct Outgoing {
     group: Arc<Group>,
@@ -231,24 +176,29 @@ struct Outgoing {
 }
 
 impl Connections {
-    /// Connects all stages of all replicas. All ranks call it together.
+    /// Connects all ranks of each replica, which has `count` of them; this is the `mine`th of its own. All ranks
+    /// call it together.
     ///
     /// # Errors
     /// If a rank cannot be reached.
-    pub(crate) fn new(ranks: &Ranks, stage: &Stage, links: Vec<(usize, usize)>) -> Result<Connections, TrainError> {
+    pub(crate) fn new(
+        ranks: &Ranks,
+        [mine, count]: [usize; 2],
+        links: Vec<(usize, usize)>,
+    ) -> Result<Connections, TrainError> {
         let (world, rank) = (ranks.group().world(), ranks.group().rank());
         let mut connections = Connections { outgoing: BTreeMap::new(), incoming: BTreeMap::new() };
         for (from, to) in links {
             // Ranks that this link does not concern are in groups of their own.
-            let (color, key) = match stage.mine {
-                mine if mine == from => (rank / stage.count(), 0),
-                mine if mine == to => (rank / stage.count(), 1),
+            let (color, key) = match mine {
+                mine if mine == from => (rank / count, 0),
+                mine if mine == to => (rank / count, 1),
                 _ => (world + rank, 0),
             };
             let group = ranks.group().split(color as u64, key).map_err(TrainError::Stages)?;
-            if stage.mine == from {
+            if mine == from {
                 connections.outgoing.insert(to, Outgoing::start(group)?);
-            } else if stage.mine == to {
+            } else if mine == to {
                 connections.incoming.insert(from, group);
             }
         }

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::ModelArguments;
 use super::quantize::SchemeArgument;
-use super::using::{DeviceArgument, DtypeArgument, ResidencyArgument};
+use super::using::{DeviceArgument, DtypeArgument, ParallelArgument, ResidencyArgument};
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArguments {
@@ -66,6 +66,9 @@ pub(crate) struct ServeArguments {
     /// A rank that `finetune launch` started: its place comes on standard input
     #[arg(long, hide = true)]
     pub(crate) assigned: bool,
+    /// How the ranks hold the model together, as `launch` was told
+    #[arg(long, value_enum, hide = true, requires = "assigned", default_value_t = ParallelArgument::Stages)]
+    pub(crate) parallel: ParallelArgument,
 }
 
 impl ServeArguments {

@@ -49,6 +49,29 @@ pub(crate) enum ResidencyArgument {
     Disk,
 }
 
+/// How ranks hold a model together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ParallelArgument {
+    /// Whole layers on each rank: the bits of one process
+    #[default]
+    Stages,
+    /// A slice of every layer on each rank: all compute each token together
+    Tensor,
+    /// What should take less time a token, by the sizes and a measured sum
+    Auto,
+}
+
+impl ParallelArgument {
+    /// The word on the command line.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            ParallelArgument::Stages => "stages",
+            ParallelArgument::Tensor => "tensor",
+            ParallelArgument::Auto => "auto",
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum DeviceArgument {
     Auto,
@@ -142,4 +165,7 @@ pub(crate) struct GenerateArguments {
     /// A rank that `finetune launch` started: its place comes on standard input
     #[arg(long, hide = true)]
     pub(crate) assigned: bool,
+    /// How the ranks hold the model together, as `launch` was told
+    #[arg(long, value_enum, hide = true, requires = "assigned", default_value_t = ParallelArgument::Stages)]
+    pub(crate) parallel: ParallelArgument,
 }

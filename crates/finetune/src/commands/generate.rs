@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use finetune_dataset::{ChatTokenizer, Dataset};
-use finetune_model::{Generation, Model, ModelConfig, RowRequest, Sampling};
+use finetune_model::{Generation, Model, RowRequest, Sampling};
 use serde_json::json;
 
 use crate::cli::GenerateArguments;
@@ -51,8 +51,8 @@ fn answer_as(arguments: &GenerateArguments, verbosity: Verbosity, one: Option<&O
         None => Vec::new(),
         Some(asked) => tokens_of(asked, &tokenizer)?,
     };
-    let config = ModelConfig::load(&source.model)?;
-    let together = one.map(|one| one.join(&config)).transpose()?.flatten();
+    let join = |one: &OneOf| one.join(&source.model, &arguments.model, arguments.parallel, &say);
+    let together = one.map(join).transpose()?.flatten();
     let model = opening::open_together(&source, &arguments.model, together.as_ref(), &say)?;
     let speaks = one.is_none_or(OneOf::is_first);
     let asking = Asking { model: &model, tokenizer: &tokenizer, arguments, sampling, speaks, say: &say };

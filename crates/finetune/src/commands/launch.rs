@@ -63,6 +63,12 @@ pub(crate) fn launch(arguments: &LaunchArguments, verbosity: Verbosity) -> Resul
     if let Some(command) = command_of(&arguments.run) {
         return launch_model(command, arguments, verbosity);
     }
+    if arguments.parallel.is_some() {
+        return Err(Failure::arguments(
+            "--parallel is for `-- generate` and `-- serve`, and a recipe follows `--`",
+            "`[parallel] stages = N` in the recipe spreads the layers over N ranks",
+        ));
+    }
     let signals = Signals::listen()?;
     let run = run_arguments(&arguments.run)?;
     if arguments.copy && run.recipe.recipe.is_none() {

@@ -1,4 +1,4 @@
-//! `finetune launch -- generate …` and `-- serve …`: ranks that hold the layers of one model together.
+//! `finetune launch -- generate …` and `-- serve …`: ranks that hold one model together.
 
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
@@ -34,9 +34,11 @@ pub(super) fn launch_model(
     });
     let hosts = Hosts::choose(arguments)?;
     tell(verbosity, hosts.notices());
+    // In front: behind a `--` of the command's own they would be no option.
+    let how = ["--parallel", arguments.parallel.unwrap_or_default().word()].map(str::to_owned);
+    let words = [&how[..], &arguments.run[1..]].concat();
     for restarts in 0.. {
-        let words = &arguments.run[1..];
-        let Attempt { exits, heard_of, .. } = start(&hosts, arguments, command, words, verbosity, &signals)?;
+        let Attempt { exits, heard_of, .. } = start(&hosts, arguments, command, &words, verbosity, &signals)?;
         let stop = signals.stop.load(Ordering::SeqCst);
         let Some(culprit) = culprit(&exits, &heard_of, stop) else {
             let failed = stop > 0 && exits.iter().any(|exit| exit.code != 0);

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use finetune_model::adapter::{Adapter, BaseCheck};
-use finetune_model::{Model, ModelConfig, Placement, scheme_word};
+use finetune_model::{Model, ModelConfig, Placement, Scheme, scheme_word, slice_bytes};
 use finetune_recipe::{Quantization, ResidencyChoice};
 use finetune_trainer::{DevicePlan, ThisHost, Together, stored_type};
 
@@ -26,7 +26,7 @@ pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&st
     open_together(source, arguments, None, say)
 }
 
-/// As [`open`], with the layers of this rank.
+/// As [`open`], with what this rank holds.
 pub(super) fn open_together(
     source: &Source,
     arguments: &ModelArguments,
@@ -55,17 +55,7 @@ pub(super) fn open_base(
     say: &dyn Fn(&str),
 ) -> Result<Model, Failure> {
     let trained_over = adapter.and_then(|adapter| adapter.base.quantization);
-    let as_trained = trained_over.and_then(|scheme| Quantization::from_text(scheme_word(scheme)));
-    let quantization = arguments.quantization.map(Quantization::from).or(as_trained);
-    let wanted = finetune_recipe::Model {
-        path: directory.to_string_lossy().into_owned(),
-        device: arguments.device.into(),
-        dtype: arguments.dtype.into(),
-        quantization,
-        residency: ResidencyChoice::Memory,
-    };
-    let family = ModelConfig::load(directory)?.family;
-    let device_plan = DevicePlan::choose(&wanted, &ThisHost::default(), stored_type(directory), family)?;
+    let device_plan = device_plan(directory, arguments, trained_over)?;
     device_plan.notices.iter().for_each(|notice| say(notice));
     match (arguments.quantization, trained_over) {
         (None, Some(scheme)) => {
@@ -88,6 +78,24 @@ pub(super) fn open_base(
     Ok(model)
 }
 
+/// The device of a base, which is packed as `trained_over` says unless the arguments say it.
+pub(super) fn device_plan(
+    directory: &Path,
+    arguments: &ModelArguments,
+    trained_over: Option<Scheme>,
+) -> Result<DevicePlan, Failure> {
+    let as_trained = trained_over.and_then(|scheme| Quantization::from_text(scheme_word(scheme)));
+    let wanted = finetune_recipe::Model {
+        path: directory.to_string_lossy().into_owned(),
+        device: arguments.device.into(),
+        dtype: arguments.dtype.into(),
+        quantization: arguments.quantization.map(Quantization::from).or(as_trained),
+        residency: ResidencyChoice::Memory,
+    };
+    let family = ModelConfig::load(directory)?.family;
+    Ok(DevicePlan::choose(&wanted, &ThisHost::default(), stored_type(directory), family)?)
+}
+
 /// The placement with its layers where `--residency` says. `auto` leaves on the disk what would take more than
 /// four fifths of the memory.
 fn with_residency(
@@ -101,10 +109,13 @@ fn with_residency(
         return Ok(placement);
     }
     let held = placement.held(stored_type(model));
-    let layers = Model::form(model, placement.quantization())?.layers;
+    let form = Model::form(model, placement.quantization())?;
     let is_mine = |n: usize| placement.stage().is_none_or(|stage| stage.holds(n));
-    let mine = layers.iter().enumerate().filter(|(n, _)| is_mine(*n));
-    let bytes: u64 = mine.map(|(_, layer)| layer.bytes(held)).sum();
+    let mine = form.layers.iter().enumerate().filter(|(n, _)| is_mine(*n));
+    let bytes = match placement.slice() {
+        Some(slice) => slice_bytes(&ModelConfig::load(model)?, &form, held, slice.count),
+        None => mine.map(|(_, layer)| layer.bytes(held)).sum(),
+    };
     let host = ThisHost { memory: memory::machine_bytes(), ..ThisHost::default() };
     let available = device_plan.memory(&host);
     let is_too_large = available.is_some_and(|available| bytes > available - available / 5);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use finetune_dataset::ChatTokenizer;
-use finetune_model::{EngineSettings, Model, ModelConfig};
+use finetune_model::{EngineSettings, Model};
 use finetune_serve::{Bounds, Others, ServeError, Served, Server, Settings};
 use finetune_trainer::Together;
 
@@ -43,19 +43,21 @@ pub(crate) fn serve(arguments: &ServeArguments, verbosity: Verbosity) -> Result<
     })
 }
 
-/// A rank that holds layers, and computes what the first one does.
+/// A rank that holds a part of the model, and computes what the first one does.
 fn follow_first(arguments: &ServeArguments, signals: &Signals, one: &OneOf) -> Result<ExitCode, Failure> {
     let say = |_: &str| {};
     let source = Source::open(&arguments.model())?;
     let adapters = adapters(arguments, &source, &say)?;
-    let Some(together) = one.join(&ModelConfig::load(&source.model)?)? else { return Ok(ExitCode::SUCCESS) };
+    let joined = one.join(&source.model, &arguments.model(), arguments.parallel, &say)?;
+    let Some(together) = joined else { return Ok(ExitCode::SUCCESS) };
     let (base, mut served) = Base::open(arguments, &source, &adapters, Some(&together), &say)?;
     for (name, directory) in &adapters {
         served.push(base.with_adapter(name, directory, &say)?);
     }
     // The first rank says when it is over.
     signals.finish_steps_silently();
-    finetune_serve::follow(&served, together.hops.as_ref()).map_err(|what| lost(&together, what))?;
+    let rest = || together.keep_alive();
+    finetune_serve::follow(&served, together.hops.as_ref(), &rest).map_err(|what| lost(&together, what))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -83,8 +85,8 @@ fn serve_as(
         ));
     }
     source.notices.iter().for_each(|notice| say(notice));
-    let config = ModelConfig::load(&source.model)?;
-    let together = one.map(|one| one.join(&config)).transpose()?.flatten().map(Arc::new);
+    let join = |one: &OneOf| one.join(&source.model, &arguments.model(), arguments.parallel, &say);
+    let together = one.map(join).transpose()?.flatten().map(Arc::new);
     let (base, mut served) = Base::open(arguments, &source, &adapters, together.as_deref(), &say)?;
     for (name, directory) in &adapters {
         served.push(base.with_adapter(name, directory, &say)?);
@@ -125,12 +127,13 @@ fn serve_as(
 
 /// What the first rank needs to tell the others.
 fn others(together: &Arc<Together>, served: &[Served]) -> Others {
-    let looked_at = Arc::clone(together);
+    let (looked_at, kept_alive) = (Arc::clone(together), Arc::clone(together));
     Others {
         models: served.iter().map(Served::model).collect(),
         hops: Arc::clone(&together.hops),
         world: together.place().1,
         check: Box::new(move || looked_at.check().map_err(|error| error.to_string())),
+        rest: Box::new(move || kept_alive.keep_alive()),
     }
 }
 

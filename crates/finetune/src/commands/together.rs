@@ -1,11 +1,15 @@
-//! Ranks that hold the layers of one model together to use it: `finetune launch -- generate` and `-- serve`.
+//! Ranks that hold one model together to use it, by layers or by slices of all layers: `finetune launch -- generate`
+//! and `-- serve`.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use finetune_model::{Model, ModelConfig, Placement};
+use finetune_model::{Model, ModelConfig, Placement, slice_bytes};
 use finetune_rendezvous::Membership;
-use finetune_trainer::Together;
+use finetune_trainer::{OnRank, Parallel, Sizes, Together, stored_type};
 
+use crate::cli::{ModelArguments, ParallelArgument};
+use crate::commands::opening::device_plan;
 use crate::failure::Failure;
 use crate::membership::{self, Assignment};
 use crate::progress::Verbosity;
@@ -43,28 +47,59 @@ impl OneOf {
         membership::excuse(&self.membership, failure);
     }
 
-    /// Joins the others. `None` if there is only this rank.
-    pub(crate) fn join(&self, config: &ModelConfig) -> Result<Option<Together>, Failure> {
+    /// Joins the others, to hold the model in a directory together. `None` if there is only this rank. `say` gets
+    /// what the user should know of how they hold it.
+    pub(crate) fn join(
+        &self,
+        model: &Path,
+        arguments: &ModelArguments,
+        parallel: ParallelArgument,
+        say: &dyn Fn(&str),
+    ) -> Result<Option<Together>, Failure> {
+        let config = ModelConfig::load(model)?;
         let group = membership::join_to_use(&self.membership, &self.words)?;
-        if group.world() == 1 {
+        let world = group.world();
+        if world == 1 {
             return Ok(None);
         }
-        Ok(Some(Together::connect(group, config)?))
+        let sizes = || sizes(model, &config, arguments, world);
+        let together = Together::connect(group, &config, parallel.into(), sizes)?;
+        together.reason.iter().for_each(|reason| say(reason));
+        Ok(Some(together))
     }
 }
 
-/// The placement of this rank's layers.
+/// Bytes a second that a GPU is taken to read its weights with. Those of Apple's and of others' small machines
+/// have 100 to 1,000 GB/s.
+const OF_GPU: f64 = 200e9;
+
+/// What `--parallel auto` goes by, from the headers of the base.
+fn sizes(model: &Path, config: &ModelConfig, arguments: &ModelArguments, world: usize) -> Result<Sizes, Failure> {
+    let placement = device_plan(model, arguments, None)?.placement;
+    let form = Model::form(model, placement.quantization())?;
+    let held = placement.held(stored_type(model));
+    let layers = form.layers.iter().map(|layer| layer.bytes(held)).sum();
+    let elements: u64 = form.layers.iter().map(|layer| layer.dense + layer.packed.elements).sum();
+    let used = 1.0 - config.idle_parameters() as f64 / elements.max(1) as f64;
+    let bandwidth = (!placement.is_cpu()).then_some(OF_GPU);
+    Ok(Sizes { layers, slice: slice_bytes(config, &form, held, world), used, bandwidth })
+}
+
+/// The placement of this rank's layers, or of its slice of them.
 pub(crate) fn placed(placement: Placement, together: Option<&Together>) -> Placement {
-    match together {
+    match together.map(|together| &together.part) {
         None => placement,
-        Some(together) => placement.with_stage(Some(together.stage.clone())),
+        Some(OnRank::Stage(stage)) => placement.with_stage(Some(stage.clone())),
+        Some(OnRank::Slice(slice)) => placement.with_slice(Some(*slice)),
     }
 }
 
 /// Connects a loaded model with the other ranks.
 pub(crate) fn connect(model: &mut Model, together: Option<&Together>) {
-    if let Some(together) = together {
-        model.connect(Arc::clone(&together.hops));
+    let Some(together) = together else { return };
+    match together.part {
+        OnRank::Stage(_) => model.connect(Arc::clone(&together.hops)),
+        OnRank::Slice(_) => model.connect_slices(together.sums()),
     }
 }
 
@@ -72,5 +107,15 @@ pub(crate) fn connect(model: &mut Model, together: Option<&Together>) {
 pub(crate) fn tell_of(failure: &Failure) {
     if let Some(event) = rank_event::of_failure(failure) {
         rank_event::send(&event);
+    }
+}
+
+impl From<ParallelArgument> for Parallel {
+    fn from(parallel: ParallelArgument) -> Parallel {
+        match parallel {
+            ParallelArgument::Stages => Parallel::Stages,
+            ParallelArgument::Tensor => Parallel::Tensor,
+            ParallelArgument::Auto => Parallel::Auto,
+        }
     }
 }

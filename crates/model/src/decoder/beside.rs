@@ -6,17 +6,27 @@ use finetune_kernels::operations;
 use crate::decoder::adapted::Adapted;
 use crate::decoder::pass::{Context, norm};
 use crate::decoder::{experts, feed_forward};
+use crate::error::ModelError;
 use crate::tree::Beside;
 
 /// read [t, hidden], the residual stream through its norm, and x [t, hidden], the stream itself ->
 /// [t, hidden]
-pub(crate) fn forward(beside: &Beside, read: Tensor<2>, x: Tensor<2>, context: &Context) -> Tensor<2> {
+///
+/// # Errors
+/// As [`Context::summed`].
+pub(crate) fn forward(
+    beside: &Beside,
+    read: Tensor<2>,
+    x: Tensor<2>,
+    context: &Context,
+) -> Result<Tensor<2>, ModelError> {
     let hidden = x.dims()[1] as f32;
-    let dense = norm(&beside.dense_norm, feed_forward::forward(&beside.dense, read, context), context);
+    let dense = context.summed(feed_forward::forward(&beside.dense, read, context))?;
+    let dense = norm(&beside.dense_norm, dense, context);
     let of_router = norm(&beside.router_norm, x.clone(), context) * (1.0 / hidden.sqrt());
     let [before, behind] = &beside.experts_norms;
     let of_experts = experts::routed(&beside.experts, of_router, norm(before, x, context), context);
-    operations::residual(dense, norm(behind, of_experts, context))
+    Ok(operations::residual(dense, norm(behind, context.summed(of_experts)?, context)))
 }
 
 impl Beside {

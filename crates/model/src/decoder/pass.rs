@@ -10,7 +10,9 @@ use finetune_random::Stream;
 use crate::batch::Randomness;
 use crate::branch::{Dora, LoraBranch};
 use crate::decoder::expert_use::ExpertUse;
+use crate::error::ModelError;
 use crate::random_stream::RandomStream;
+use crate::slice::Sliced;
 use crate::tree::{Linear, Matrix, Norm};
 
 /// What a pass depends on besides weights and tokens.
@@ -28,6 +30,8 @@ pub(crate) struct Context {
     pub(crate) dropout: Option<BatchDropout>,
     /// Where choices of experts are counted; `None` outside of training.
     pub(crate) expert_use: Option<Arc<ExpertUse>>,
+    /// The slice of every layer that is here; `None`: all of it.
+    pub(crate) sliced: Option<Sliced>,
 }
 
 /// Dropout of a micro-batch. The modules differ in their random streams only.
@@ -42,6 +46,17 @@ pub(crate) struct BatchDropout {
 }
 
 impl Context {
+    /// What all slices of a part make together: x [t, hidden] -> [t, hidden]
+    ///
+    /// # Errors
+    /// If another process cannot be reached, or the device fails.
+    pub(crate) fn summed(&self, x: Tensor<2>) -> Result<Tensor<2>, ModelError> {
+        match &self.sliced {
+            Some(sliced) => sliced.sum(&x),
+            None => Ok(x),
+        }
+    }
+
     /// The same pass without a graph.
     pub(crate) fn untracked(&self) -> Context {
         Context { training: false, ..self.clone() }

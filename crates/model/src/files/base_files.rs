@@ -26,6 +26,7 @@ use crate::files::taking_turns::{OfStack, Slices};
 use crate::files::text::read_text;
 use crate::files::wrapper;
 use crate::gguf::read::{GgufBase, GgufStored};
+use crate::slice::Cut;
 use crate::tree::expected_tensors;
 
 mod tensor;
@@ -56,6 +57,8 @@ pub(crate) struct BaseTensor<'a> {
     stored: Stored<'a>,
     /// How it is packed while it is read. `None`: it stays as it is.
     quantization: Option<Scheme>,
+    /// The part of a matrix that is read. `None`: all of it.
+    cut: Option<Cut>,
 }
 
 /// How a tensor lies in the files.
@@ -151,7 +154,8 @@ impl BaseFiles {
             // It is read by row.
             || name == PER_LAYER_TABLE;
         let quantization = self.quantization.filter(|scheme| !stays && fits(scheme));
-        Ok(Some(BaseTensor { name: name.to_owned(), shape: shape.to_vec(), base: &self.path, stored, quantization }))
+        let (name, shape) = (name.to_owned(), shape.to_vec());
+        Ok(Some(BaseTensor { name, shape, base: &self.path, stored, quantization, cut: None }))
     }
 
     /// How the tensor of this name lies in the files.
@@ -252,6 +256,7 @@ impl BaseFiles {
             base: &self.path,
             stored: Stored::Dense(view),
             quantization: None,
+            cut: None,
         }));
         let place: BTreeMap<&str, usize> = files.names().zip(0..).collect();
         tensors.sort_by_key(|tensor| place.get(tensor.name_in_file()).copied());
@@ -354,7 +359,7 @@ fn of_experts<'a>(of_stacks: Vec<BaseTensor<'a>>) -> Vec<BaseTensor<'a>> {
         let (experts, part) = stack.rsplit_once('.')?;
         let (name, experts) = (format!("{experts}.{expert}.{part}.weight"), counts[&stack]);
         let stored = Stored::OfExpert(OfExpert { stack, experts, parts });
-        Some(BaseTensor { name, shape: vec![inputs, outputs], base, stored, quantization: None })
+        Some(BaseTensor { name, shape: vec![inputs, outputs], base, stored, quantization: None, cut: None })
     };
     parts.into_iter().filter_map(of_expert).collect()
 }

@@ -40,7 +40,7 @@ impl Fetched {
     }
 }
 
-/// Reads a matrix.
+/// Reads what is here of a matrix.
 ///
 /// # Errors
 /// If it cannot be read, or has a number that is not finite.
@@ -50,7 +50,7 @@ pub(crate) fn fetch(
     placement: &Placement,
     matrix: &Matrix,
 ) -> Result<Fetched, ModelError> {
-    let tensor = files.tensor(config, &matrix.name, &matrix.shape)?;
+    let tensor = files.tensor(config, &matrix.name, &matrix.whole_shape())?.part(matrix.cut.clone());
     let in_bf16 = placement.has_bf16_products();
     Ok(match tensor.packed()? {
         Some(packed) => Fetched::Packed(packed),

@@ -13,6 +13,7 @@ use crate::files::extra;
 use crate::files::fetch::fetch;
 use crate::placement::Placement;
 use crate::random_stream::RandomStream;
+use crate::slice::not_in_slices;
 use crate::tree::{Decoder, Matrix, Slot, Vector};
 
 /// Checks that the files hold every tensor of the config in its shape, dense or packed, and no other
@@ -76,6 +77,12 @@ const MOST_ON_THE_WAY: usize = 128 << 20;
 /// one.
 pub(crate) fn weights(config: &ModelConfig, source: &Source<'_>, placement: &Placement) -> Result<Decoder, ModelError> {
     let mut decoder = Decoder::new(config);
+    if let Some(slice) = placement.slice() {
+        if let Some(what) = not_in_slices(config, slice.count) {
+            return Err(ModelError::NotInSlices { what });
+        }
+        decoder.cut(slice);
+    }
     let mut on_the_way = 0;
     let mut elsewhere = decoder.names_in_layers(|n| !placement.holds(n));
     if !placement.holds_embedding(decoder.head.output.is_none()) {
@@ -113,7 +120,13 @@ struct Loader<'a> {
 impl Loader<'_> {
     fn vector(&self, vector: &Vector) -> Result<Tensor<1>, ModelError> {
         let values = match self.source {
-            Source::Files { files } => files.tensor(self.config, &vector.name, &[vector.length])?.values()?,
+            Source::Files { files } => {
+                let values = files.tensor(self.config, &vector.name, &[vector.whole_length()])?.values()?;
+                match &vector.cut {
+                    Some(cut) => cut.of(&values),
+                    None => values,
+                }
+            }
             Source::Fresh { .. } => vec![vector.fresh; vector.length],
         };
         Ok(Tensor::from_data(TensorData::new(values, [vector.length]), &self.placement.device))

@@ -181,6 +181,7 @@ impl Model {
             training: false,
             dropout: None,
             expert_use: None,
+            sliced: self.weights.sliced.clone(),
         };
         let mut pass = || {
             let (x, mut between) = decoder::begin(&self.weights, tokens, &context)?;
@@ -189,7 +190,11 @@ impl Model {
                 true => Some(data(head::logits(&self.weights, x.narrow(0, tokens.len() - last, last), &context))?),
                 false => None,
             };
-            self.weights.said_by_last(logits, last * self.weights.output().shape[0])
+            let logits = self.weights.said_by_last(logits, last * self.weights.output().shape[0])?;
+            if let Some(sliced) = &self.weights.sliced {
+                sliced.check_alike(&logits)?;
+            }
+            Ok(logits)
         };
         if self.placement().is_cpu() {
             // A token goes through hundreds of products of a few microseconds. From a thread outside

@@ -137,13 +137,18 @@ impl Model {
         CACHE_BYTES.max(parameters / PARAMETERS_OF_A_BYTE)
     }
 
-    /// Bytes of the keys and values of a row that comes to have so many tokens.
+    /// Bytes of the keys and values of a row that comes to have so many tokens: those of the heads that this
+    /// process has.
     pub fn row_bytes(&self, tokens: usize) -> usize {
         let config = &self.config;
         let of_layer = match config.latent {
-            // The short vector, and the elements of the keys that turn.
+            // The short vector, and the elements of the keys that turn: every slice has all of them.
             Some(latent) => latent.rank + latent.turned,
-            None => 2 * config.key_value_heads * config.head_dim,
+            None => {
+                let all = config.key_value_heads;
+                let heads = self.placement().slice().map_or(all, |slice| slice.heads(all).len());
+                2 * heads * config.head_dim
+            }
         };
         let of_token = config.layers.len() * of_layer;
         // A longer row than any memory holds has no power of two above it.

@@ -164,7 +164,7 @@ impl Model {
                 if n >= kept {
                     pass.inputs.push(pass.x.clone());
                 }
-                pass.x = decoder::layer(&layer, n, pass.x.clone(), &pass.context, &mut pass.between, None);
+                pass.x = decoder::layer(&layer, n, pass.x.clone(), &pass.context, &mut pass.between, None)?;
                 self.weights.leave(Some(n + 1), &pass.x)?;
                 submit(&pass.x.device());
             }
@@ -209,7 +209,7 @@ impl Model {
     ) -> Result<(), ModelError> {
         let input = leaf(way.inputs.pop().expect("an input for each layer"));
         let mut of_layer = way.handed.leaves(n);
-        let out = decoder::layer(layer, n, input.clone(), &way.context, &mut of_layer.between, None);
+        let out = decoder::layer(layer, n, input.clone(), &way.context, &mut of_layer.between, None)?;
         let seed = operations::gradient_seed(out, way.d_out.clone());
         let mut found = way.handed.seeded(n, seed, &of_layer.between).backward();
         self.look_at_memory();

@@ -37,6 +37,7 @@ impl Decoder {
             },
             source: None,
             stage: None,
+            sliced: None,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A tensor of a base: what is known of it before it is read, and its elements.
+//! A tensor of a base: what is known of it before it is read, and its elements, or the part of them that is here.
 
 use std::path::Path;
 
@@ -10,9 +10,11 @@ use super::{BaseTensor, OfExpert, Stored};
 use crate::error::ModelError;
 use crate::files::by_row::PER_LAYER_TABLE;
 use crate::files::finite::expect_finite;
-use crate::files::floats::{dtype_of, to_finite_f32};
+use crate::files::floats::{dtype_of, numbers, to_finite_f32};
 use crate::files::packing;
+use crate::files::part::bytes_of_part;
 use crate::gguf::read::GgufStored;
+use crate::slice::{Along, Cut};
 
 impl Stored<'_> {
     pub(super) fn is_packed(&self) -> bool {
@@ -22,6 +24,13 @@ impl Stored<'_> {
             Stored::OfExpert(expert) => expert.parts.iter().any(BaseTensor::is_packed_in_file),
             Stored::Dense(_) | Stored::Gguf(..) => false,
         }
+    }
+}
+
+impl<'a> BaseTensor<'a> {
+    /// The same, of which only a part is read.
+    pub(crate) fn part(self, cut: Option<Cut>) -> BaseTensor<'a> {
+        BaseTensor { cut, ..self }
     }
 }
 
@@ -86,7 +95,7 @@ impl BaseTensor<'_> {
         }
     }
 
-    /// The bytes of all elements in this number type, if the file has them so and they stay as they are.
+    /// The bytes of the elements in this number type, if the file has them so and they stay as they are.
     ///
     /// # Errors
     /// If the file cannot be read. A number that is not finite is an error if `must_be_finite`.
@@ -95,9 +104,16 @@ impl BaseTensor<'_> {
             return Ok(None);
         }
         if let Stored::Gguf(base, _) = &self.stored {
-            return Ok(Some(base.dense_bytes(&self.name)?));
+            let bytes = base.dense_bytes(&self.name)?;
+            return Ok(Some(match &self.cut {
+                Some(cut) => cut.wide(dtype.size()).of(&bytes),
+                None => bytes,
+            }));
         }
         let Some(view) = self.view() else { return Ok(None) };
+        if let Some(cut) = &self.cut {
+            return Ok(Some(bytes_of_part(view, cut, must_be_finite)?));
+        }
         let bytes = view.bytes()?;
         if must_be_finite {
             expect_finite(view, &bytes, 0)?;
@@ -145,11 +161,22 @@ impl BaseTensor<'_> {
         }
     }
 
-    /// The packed matrix, read or made. `None`: it is dense.
+    /// The packed matrix, read or made. `None`: it is dense. A part has the elements that the whole has there.
     ///
     /// # Errors
-    /// If the file cannot be read, or a number is not finite.
+    /// If the file cannot be read, or a number is not finite; if elements share scales with others that are not in
+    /// the part.
     pub(crate) fn packed(&self) -> Result<Option<PackedMatrix>, ModelError> {
+        let Some(whole) = self.whole_packed()? else { return Ok(None) };
+        let Some(Cut { along, .. }) = &self.cut else { return Ok(Some(whole)) };
+        let part = match along {
+            Along::Rows(ranges) => whole.rows(ranges),
+            Along::Columns(range) => whole.columns(range.clone()),
+        };
+        Ok(Some(part.map_err(|error| error.of(&self.name, Some(self.path())))?))
+    }
+
+    fn whole_packed(&self) -> Result<Option<PackedMatrix>, ModelError> {
         match &self.stored {
             Stored::Packed(packed) => return Ok(Some(packed.read()?)),
             Stored::OfStack(of_stack) if of_stack.is_packed() => return of_stack.packed(),
@@ -160,11 +187,11 @@ impl BaseTensor<'_> {
         else {
             return Ok(None);
         };
-        let made = quantize(scheme, &self.stored_values()?, [rows, columns], packing::stored(dtype));
+        let made = quantize(scheme, &self.whole_values()?, [rows, columns], packing::stored(dtype));
         Ok(Some(made.map_err(|error| error.of(&self.name, Some(self.path())))?))
     }
 
-    /// All elements in f32, decoded if they are packed.
+    /// The elements in f32, decoded if they are packed.
     ///
     /// # Errors
     /// If the file cannot be read, or a number is not finite.
@@ -175,8 +202,17 @@ impl BaseTensor<'_> {
         }
     }
 
-    /// All elements in f32 as the file has them.
+    /// The elements in f32 as the file has them.
     fn stored_values(&self) -> Result<Vec<f32>, ModelError> {
+        match (&self.stored, &self.cut) {
+            (Stored::Dense(view), Some(cut)) => Ok(numbers(&bytes_of_part(view, cut, true)?, view.dtype)),
+            (_, Some(cut)) => Ok(cut.of(&self.whole_values()?)),
+            (_, None) => self.whole_values(),
+        }
+    }
+
+    /// All elements in f32 as the file has them.
+    fn whole_values(&self) -> Result<Vec<f32>, ModelError> {
         match &self.stored {
             Stored::Dense(view) => to_finite_f32(view),
             Stored::Packed(packed) => Ok(packing::decoded(&packed.read()?)),

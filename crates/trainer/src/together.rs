@@ -1,0 +1,267 @@
+//! Ranks that hold a model together to use it, without training it: whole layers on each, or a slice of every layer.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use finetune_allreduce::{Group, GroupError, Reduction};
+use finetune_model::{Adaptation, Hops, ModelConfig, Slice, Stage, Sums, not_in_slices};
+use rayon::prelude::*;
+
+use crate::error::TrainError;
+use crate::ranks::Ranks;
+use crate::stages::{Connections, few_layers};
+
+/// How ranks hold a model together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Parallel {
+    /// Layers next to each other on the same rank. A token goes from rank to rank. The bits are those of one process.
+    Stages,
+    /// A slice of every layer on each. All compute each token together, and add up what they make of it.
+    Tensor,
+    /// What should take less time a token.
+    Auto,
+}
+
+/// What a rank holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OnRank {
+    /// Some of the layers.
+    Stage(Stage),
+    /// A slice of every layer.
+    Slice(Slice),
+}
+
+/// What [`Parallel::Auto`] goes by. All ranks have the same.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sizes {
+    /// Bytes of all layers.
+    pub layers: u64,
+    /// Bytes of the largest rank's slices of them.
+    pub slice: u64,
+    /// The part of them that a token goes through: less than 1 with experts.
+    pub used: f64,
+    /// Bytes that the device reads in a second; `None`: it is the CPU, which is measured.
+    pub bandwidth: Option<f64>,
+}
+
+/// All ranks, which hold a model together.
+pub struct Together {
+    /// What this rank holds.
+    pub part: OnRank,
+    /// What connects the ranks that a token goes to, and the first with all.
+    pub hops: Arc<dyn Hops>,
+    /// Why the ranks hold the model so, if that was chosen.
+    pub reason: Option<String>,
+    ranks: Arc<Ranks>,
+}
+
+/// Numbers that a rank of a group adds up with all others.
+struct GroupSums(Arc<Ranks>);
+
+impl Sums for GroupSums {
+    fn sum(&self, values: &mut [f32]) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(self.0.group().all_reduce(values, Reduction::Sum)?)
+    }
+
+    fn largest(&self, values: &mut [f32]) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(self.0.group().all_reduce(values, Reduction::Max)?)
+    }
+}
+
+impl Together {
+    /// Connects all ranks of a group, which hold a model of this config. All call it together. `sizes`: what
+    /// [`Parallel::Auto`] asks for, and nothing else.
+    ///
+    /// # Errors
+    /// If the model cannot be spread over so many ranks, one cannot be reached, or `sizes` fails.
+    pub fn connect<E: From<TrainError>>(
+        group: Group,
+        config: &ModelConfig,
+        parallel: Parallel,
+        sizes: impl FnOnce() -> Result<Sizes, E>,
+    ) -> Result<Together, E> {
+        let world = group.world();
+        let ranks = Arc::new(Ranks::new(group, None)?);
+        let (against_stages, against_slices) = (not_in_stages(config, world), not_in_slices(config, world));
+        let (is_tensor, reason) = match parallel {
+            Parallel::Stages => (false, None),
+            Parallel::Tensor => (true, None),
+            Parallel::Auto => match (&against_stages, &against_slices) {
+                (Some(error), None) => (true, Some(format!("--parallel auto takes tensor: {error}"))),
+                (_, Some(what)) => (false, Some(format!("--parallel auto takes stages: {what}"))),
+                (None, None) => {
+                    let costs = Costs::measure(&ranks, config, &sizes()?).map_err(TrainError::from)?;
+                    (costs.is_tensor, Some(costs.to_string()))
+                }
+            },
+        };
+        Ok(if is_tensor {
+            let slices = against_slices.map_or(Ok(()), |what| Err(TrainError::NotSplit { what }));
+            slices.and_then(|()| Together::in_slices(ranks, reason))?
+        } else {
+            let stages = against_stages.map_or(Ok(()), Err);
+            stages.and_then(|()| Together::in_stages(ranks, config.layers.len(), reason))?
+        })
+    }
+
+    fn in_stages(ranks: Arc<Ranks>, layers: usize, reason: Option<String>) -> Result<Together, TrainError> {
+        let (rank, world) = (ranks.group().rank(), ranks.group().world());
+        ranks.settle(world)?;
+        let stage = Stage::contiguous(layers, world, rank);
+        let mut links = stage.links();
+        links.extend((1..world).map(|other| (0, other)));
+        links.sort_unstable();
+        links.dedup();
+        let hops = Arc::new(Connections::new(&ranks, [rank, world], links)?);
+        Ok(Together { part: OnRank::Stage(stage), hops, reason, ranks })
+    }
+
+    fn in_slices(ranks: Arc<Ranks>, reason: Option<String>) -> Result<Together, TrainError> {
+        let (mine, count) = (ranks.group().rank(), ranks.group().world());
+        let links = (1..count).map(|other| (0, other)).collect();
+        let hops = Arc::new(Connections::new(&ranks, [mine, count], links)?);
+        Ok(Together { part: OnRank::Slice(Slice { mine, count }), hops, reason, ranks })
+    }
+
+    /// What adds up the numbers of all ranks.
+    pub fn sums(&self) -> Arc<dyn Sums> {
+        Arc::new(GroupSums(Arc::clone(&self.ranks)))
+    }
+
+    /// This rank, and how many there are.
+    pub fn place(&self) -> (usize, usize) {
+        (self.ranks.group().rank(), self.ranks.group().world())
+    }
+
+    /// Whether all ranks are there. Looks without waiting.
+    ///
+    /// # Errors
+    /// If one is lost.
+    pub fn check(&self) -> Result<(), TrainError> {
+        Ok(self.ranks.group().check()?)
+    }
+
+    /// Keeps links usable through a long rest: see [`Group::keep_alive`].
+    pub fn keep_alive(&self) {
+        self.ranks.group().keep_alive();
+    }
+
+    /// Returns when every rank has called it.
+    ///
+    /// # Errors
+    /// If one is lost.
+    pub fn barrier(&self) -> Result<(), TrainError> {
+        Ok(self.ranks.group().barrier()?)
+    }
+}
+
+/// Why so many ranks cannot hold whole layers of this model, if they cannot.
+fn not_in_stages(config: &ModelConfig, world: usize) -> Option<TrainError> {
+    let what = finetune_model::not_in_stages(config, &Adaptation::default());
+    let refused = what.map(|what| TrainError::NotInStages { what });
+    refused.or_else(|| (world > config.layers.len()).then(|| few_layers(config, world)))
+}
+
+/// What a token costs in either way, in seconds, as far as weights and messages make it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Costs {
+    stages: f64,
+    tensor: f64,
+    /// Seconds of a sum of one token's hidden state.
+    sum: f64,
+    /// How many of them a token takes.
+    sums: usize,
+    /// Bytes that a rank reads in a second.
+    bandwidth: f64,
+    is_tensor: bool,
+}
+
+/// Sums that are measured; the fastest counts.
+const TRIES: usize = 20;
+/// Bytes that are read to measure the memory: more than caches hold.
+const READ: usize = 256 << 20;
+
+impl Costs {
+    /// All ranks measure together, and come to the same.
+    fn measure(ranks: &Ranks, config: &ModelConfig, sizes: &Sizes) -> Result<Costs, GroupError> {
+        let group = ranks.group();
+        let mut hidden = vec![0f32; config.hidden_size];
+        let mut sum = f64::INFINITY;
+        for _ in 0..TRIES {
+            let began = Instant::now();
+            group.all_reduce(&mut hidden, Reduction::Sum)?;
+            sum = sum.min(began.elapsed().as_secs_f64());
+        }
+        let bandwidth = sizes.bandwidth.unwrap_or_else(|| READ as f64 / reading().as_secs_f64());
+        // The slowest rank's numbers count for all.
+        let mut slowest = [sum as f32, -bandwidth as f32];
+        group.all_reduce(&mut slowest, Reduction::Max)?;
+        let [sum, bandwidth] = [f64::from(slowest[0]), -f64::from(slowest[1])];
+        Ok(Costs::of(group.world(), config.layers.len(), sizes, sum, bandwidth))
+    }
+
+    /// Of `layers` layers on `world` ranks, if a sum takes `sum` seconds. With stages a token reads all layers one
+    /// after the other, and goes from rank to rank; a hop is taken to cost what a sum does.
+    fn of(world: usize, layers: usize, sizes: &Sizes, sum: f64, bandwidth: f64) -> Costs {
+        let read = |bytes: u64| bytes as f64 * sizes.used / bandwidth;
+        let sums = 2 * layers + 1;
+        let stages = read(sizes.layers) + world as f64 * sum;
+        let tensor = read(sizes.slice) + sums as f64 * sum;
+        Costs { stages, tensor, sum, sums, bandwidth, is_tensor: tensor < stages }
+    }
+}
+
+impl std::fmt::Display for Costs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Costs { stages, tensor, sum, sums, bandwidth, is_tensor } = self;
+        let [stages, tensor, sum] = [stages, tensor, sum].map(|seconds| format!("{:.2} ms", seconds * 1e3));
+        let taken = if *is_tensor { "tensor" } else { "stages" };
+        write!(
+            f,
+            "--parallel auto takes {taken}: a token takes about {tensor} with tensor ({sums} sums of {sum} each), {stages} with \
+             stages; weights are read at {:.1} GB/s",
+            bandwidth / 1e9
+        )
+    }
+}
+
+/// How long it takes to read [`READ`] bytes of memory with all threads; the fastest of three.
+fn reading() -> Duration {
+    let numbers = vec![1u64; READ / size_of::<u64>()];
+    let read = || {
+        let began = Instant::now();
+        let sum: u64 = numbers.par_chunks(1 << 16).map(|part| part.iter().fold(0u64, |a, b| a.wrapping_add(*b))).sum();
+        std::hint::black_box(sum);
+        began.elapsed()
+    };
+    (0..3).map(|_| read()).min().unwrap_or_default().max(Duration::from_micros(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// (ranks, layers, bytes of all layers, of a slice, the part that a token uses, seconds of a sum, whether tensor
+    /// takes less)
+    #[test]
+    fn auto_takes_what_takes_less() {
+        for (world, layers, all, slice, used, sum, is_tensor) in [
+            // A large model and a fast link.
+            (2, 32, 16_000_000_000, 8_000_000_000, 1.0, 50e-6, true),
+            // The same over a slow one.
+            (2, 32, 16_000_000_000, 8_000_000_000, 1.0, 20e-3, false),
+            // A small one.
+            (2, 30, 200_000_000, 100_000_000, 1.0, 400e-6, false),
+            (4, 30, 200_000_000, 50_000_000, 1.0, 50e-6, true),
+            // Experts of which a token uses few.
+            (2, 48, 16_000_000_000, 8_000_000_000, 0.01, 200e-6, false),
+        ] {
+            let sizes = Sizes { layers: all, slice, used, bandwidth: None };
+            let costs = Costs::of(world, layers, &sizes, sum, 10e9);
+            assert_eq!(costs.is_tensor, is_tensor, "{costs}");
+            let words = if is_tensor { "takes tensor" } else { "takes stages" };
+            assert!(costs.to_string().contains(words), "{costs}");
+        }
+    }
+}
