@@ -488,7 +488,8 @@ FAMILIES = {
             ).to_dict(),
             vision_config=dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
                                patch_size=2, pos_emb_height=2, pos_emb_width=2),
-            out_hidden_size=32, projector_hidden_size=8, image_token_id=92, video_token_id=91,
+            # Tokens of images are replaced by token 0, so rows have none.
+            out_hidden_size=32, projector_hidden_size=8, image_token_id=1000, video_token_id=1001,
         ),
         lora=dict(target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"),
         full=True,

@@ -60,7 +60,13 @@ fn assert_close(name: &str, got: &[Vec<f32>], want: &[Vec<f32>], bound: f64) {
         let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
         let difference = norm(&mut got.iter().zip(want).map(|(a, b)| f64::from(*a) - f64::from(*b)));
         let size = norm(&mut want.iter().map(|v| f64::from(*v)));
-        assert!(got.len() == want.len() && size > 0.01, "{name}: result {n} of another size");
+        assert_eq!(got.len(), want.len(), "{name}: result {n} of another size");
+        // Single tokens have no state that could be forgotten: a gradient of zeros.
+        if size == 0.0 {
+            assert!(got.iter().all(|value| value.abs() < 1e-6), "{name}: result {n} is not zero");
+            continue;
+        }
+        assert!(size > 0.01, "{name}: result {n} is too small to compare");
         assert!(difference <= bound * size, "{name}: result {n}: relative difference {:e}", difference / size);
     }
 }

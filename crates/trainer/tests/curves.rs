@@ -84,7 +84,10 @@ fn run_on(world: usize, recipe: impl Fn() -> Recipe + Sync) -> Vec<StepRow> {
 fn adapter_sets(family: &str) -> Vec<String> {
     let mut config = json(&goldens(family).join("adapter/adapter_config.json"));
     // PEFT names the parameters of experts apart.
-    if let (true, Some(modules)) = (config["target_parameters"].is_array(), config["target_modules"].as_array_mut()) {
+    if let (true, Some(modules)) = (
+        config["target_parameters"].as_array().is_some_and(|list| !list.is_empty()),
+        config["target_modules"].as_array_mut(),
+    ) {
         modules.push("experts".into());
     }
     vec![

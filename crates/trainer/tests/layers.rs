@@ -15,7 +15,12 @@ fn layers_over_several_ranks_give_the_bits_of_one_process() {
         ["llama", "qwen3", "qwen3_moe", "gemma3", "deepseek_v3", "qwen3_5", "gpt_oss_mxfp4", "gpt_oss_mxfp4_experts"];
     for family in families {
         let of_experts = r#"lora.target_modules=["v_proj", "experts"]"#;
-        let lora = if family.ends_with("_experts") { of_experts } else { "lora.dropout=0.1" };
+        // Experts have no dropout, as in PEFT.
+        let lora = if family.ends_with("_experts") {
+            [of_experts, "lora.dropout=0"]
+        } else {
+            ["lora.rank=4", "lora.dropout=0.1"]
+        };
         let folder = tempfile::tempdir().expect("a directory");
         let rows = goldens(family).join("rows.jsonl");
         let paths = [("model.path", goldens(family)), ("data.train", rows.clone()), ("data.eval", rows)];
@@ -26,7 +31,7 @@ fn layers_over_several_ranks_give_the_bits_of_one_process() {
             let of_rank = |rank: usize| {
                 let residency = if on_disk(rank) { "model.residency=disk" } else { "model.residency=memory" };
                 let stages = format!("parallel.stages={stages}");
-                let more = ["model.device=cpu", lora, "distributed.virtual_ranks=2", residency, &stages];
+                let more = ["model.device=cpu", lora[0], lora[1], "distributed.virtual_ranks=2", residency, &stages];
                 recipe(&output, &paths.iter().map(String::as_str).chain(more).collect::<Vec<_>>())
             };
             let (told, outcomes) = run(world, None, &Resume::No, of_rank, |_, _| 0);
@@ -78,7 +83,7 @@ fn uneven_layers_give_the_bits_of_one_process() {
         };
         let spread = [format!("parallel.stages={}", counts.len()), format!("parallel.layers={counts:?}")];
         let told = |world: usize, more: &[String], on_disk: fn(usize) -> bool| {
-            let output = folder.path().join(format!("{world} {} {}", more.len(), on_disk(0)));
+            let output = folder.path().join(format!("{world} {} {} {}", more.len(), on_disk(0), on_disk(1)));
             let of_rank = |rank: usize| {
                 let residency = if on_disk(rank) { "model.residency=disk" } else { "model.residency=memory" };
                 recipe_of(&output, &[more, &[residency.to_owned()]].concat())

@@ -54,13 +54,15 @@ fn machines_that_differ_hold_different_numbers_of_layers() {
     };
     let alike = spread(&plan("64G"));
     assert!(alike["layers"].is_null() && alike["fits"] == true, "{alike}");
-    // Rank 0 would have three layers and the logits. It has room for one and a half, if it has the logits.
-    let needed = alike["memory"].as_u64().expect("bytes");
+    // With less memory layers are computed again. Rank 0 would have three of them: it gets room for two and a half.
     let layer = plan("64G")["layers"].as_u64().expect("bytes") / 5;
-    let small = needed - layer - layer / 2;
+    let needed = |memory: u64| spread(&plan(&format!("{memory},64G")))["memory"].as_u64().expect("bytes");
+    let small = needed(alike["memory"].as_u64().expect("bytes") - layer) - layer / 2;
     let found = plan(&format!("{small},64G"));
     let uneven = spread(&found);
-    assert_eq!(uneven["layers"], serde_json::json!([1, 4]), "{found}");
+    let layers: Vec<u64> =
+        uneven["layers"].as_array().expect("layers").iter().filter_map(serde_json::Value::as_u64).collect();
+    assert!(layers.len() == 2 && layers[0] < layers[1] && layers.iter().sum::<u64>() == 5, "{found}");
     assert_eq!(uneven["fits"], true, "{found}");
     assert!(uneven["memory"].as_u64().expect("bytes") > small, "the larger one holds more: {found}");
     let text = crate::program::run(
@@ -68,7 +70,7 @@ fn machines_that_differ_hold_different_numbers_of_layers() {
             .args(["--set", "train.micro_batch_size=1", "--set", "train.global_batch_size=1"])
             .current_dir(folder.path("")),
     );
-    assert!(text.stdout.contains("in memory: 1, 4"), "{}", text.stdout);
+    assert!(text.stdout.contains(&format!("in memory: {}, {}", layers[0], layers[1])), "{}", text.stdout);
 }
 
 /// Nothing fits: exit code 5, and what would take less.

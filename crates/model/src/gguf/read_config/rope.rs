@@ -20,7 +20,7 @@ const SHORT: &str = ROPE_FACTORS[2];
 const LOW_FREQ_FACTOR: f64 = 1.0;
 const HIGH_FREQ_FACTOR: f64 = 4.0;
 /// Contexts, in tokens, that a model may have had before it was stretched: powers of two.
-const CONTEXTS: std::ops::RangeInclusive<u32> = 10..=20;
+const CONTEXTS: std::ops::RangeInclusive<u32> = 4..=20;
 /// How far factors may differ from those of the config, relative to them. They are rounded to f32
 /// in another order by the program that wrote them.
 const TOLERANCE: f32 = 1e-4;
