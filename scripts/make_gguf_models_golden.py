@@ -62,7 +62,6 @@ CASES = [
     ("ministral3", "ministral3", "f32", {}),
     ("olmo3", "olmo3", "f32", {}),
     ("granite", "granite", "f32", {}),
-    ("granitemoehybrid", "granitemoehybrid_rope", "f32", {}),
     ("qwen3_next", "qwen3_next", "f32", {}),
     ("qwen3_5", "qwen3_5", "f32", {}),
     ("qwen3_5_q8_0", "qwen3_5", "q8_0", {}),
@@ -126,12 +125,6 @@ def logits(directory, family):
 
 def convert(directory, family, kind, path, conversion, gguf):
     hparams = conversion.ModelBase.load_hparams(directory, False)
-    if family == "granitemoehybrid_rope":
-        # As the hub's files spell it.
-        hparams["layer_types"] = ["attention"] * len(hparams["layer_types"])
-        config = json.loads((directory / "config.json").read_text())
-        config["layer_types"] = hparams["layer_types"]
-        (directory / "config.json").write_text(json.dumps(config))
     cls = conversion.get_model_class(conversion.get_model_architecture(hparams, conversion.ModelType.TEXT))
     types = {"f32": gguf.LlamaFileType.ALL_F32, "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}
     nothing = lambda self: None
