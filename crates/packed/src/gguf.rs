@@ -82,8 +82,7 @@ impl BlockType {
     pub fn packed_bytes(self, [rows, columns]: [usize; 2]) -> usize {
         let Layout { elements, bits, group, minimum, .. } = self.layout();
         if self == BlockType::Mxfp4 {
-            // Codes, exponents, and the table of the sixteen values.
-            return rows * columns / 2 + rows * columns / 32 + 64;
+            return rows * columns / 2 + rows * columns / 32;
         }
         let numbers = if minimum.is_some() { 2 } else { 1 };
         let factors = if group == elements { 0 } else { elements / group };

@@ -39,7 +39,9 @@ fn values_are_those_of_gguf_py_bit_for_bit() {
     for (name, kind) in TYPES {
         let (shape, blocks, values) = of(&golden, name);
         let matrix = from_blocks(kind, shape, &blocks).expect(name);
-        assert_eq!(matrix.bytes(), kind.packed_bytes(shape), "{name}");
+        // Sixteen values of a table come to those of MXFP4, whatever the shape.
+        let table = if kind == BlockType::Mxfp4 { 64 } else { 0 };
+        assert_eq!(matrix.bytes(), kind.packed_bytes(shape) + table, "{name}");
         let places = (0..shape[0]).flat_map(|row| (0..shape[1]).map(move |column| (row, column)));
         for ((row, column), value) in places.zip(&values) {
             let found = matrix.value(row, column);
