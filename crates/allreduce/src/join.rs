@@ -22,7 +22,7 @@ use crate::listener::{self, Arrival, Listener};
 use crate::notice::Notice;
 use crate::random_bytes::random_bytes;
 use crate::roster::{Answer, Member};
-use crate::same_machine::{DataLink, data_links};
+use crate::same_machine::{Connections, DataLink, data_links};
 use crate::waiting::WaitNotices;
 
 /// How long rank 0 waits for another rank in place of one that it turned away, if runs have no
@@ -107,7 +107,7 @@ fn connect_all(
     config: &Config,
     session: u64,
     streams: usize,
-) -> Result<(BTreeMap<usize, Trusted>, Vec<(usize, Vec<Trusted>)>), JoinError> {
+) -> Result<(BTreeMap<usize, Trusted>, Connections), JoinError> {
     let Config { rank, world, .. } = *config;
     let mut control = BTreeMap::new();
     for peer in (1..world).filter(|&peer| peer != rank && rank != 0) {

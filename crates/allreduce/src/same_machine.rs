@@ -33,6 +33,9 @@ pub(crate) struct DataLink {
     pub(crate) pipe: Option<Pipe>,
 }
 
+/// The connections to each rank that are to carry data.
+pub(crate) type Connections = Vec<(usize, Vec<Trusted>)>;
+
 /// What the caller says first.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -58,7 +61,7 @@ enum Answer {
 /// If a rank ends, says nothing until the deadline, or the group has failed.
 pub(crate) fn data_links(
     config: &Config,
-    connections: Vec<(usize, Vec<Trusted>)>,
+    connections: Connections,
     deadline: Instant,
     check: &dyn Fn() -> Result<(), JoinError>,
 ) -> Result<Vec<Vec<DataLink>>, JoinError> {

@@ -42,6 +42,7 @@ impl Hops for Threads {
 }
 
 /// The lines of each of so many processes.
+#[expect(clippy::needless_range_loop, reason = "a line has two ends, in two lists")]
 fn lines(processes: usize) -> Vec<Lines> {
     let mut all: Vec<Vec<_>> = (0..processes).map(|_| (0..processes).map(|_| (None, None)).collect()).collect();
     for from in 0..processes {

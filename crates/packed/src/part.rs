@@ -52,7 +52,7 @@ impl PackedMatrix {
             }
             Groups::Blocks { .. } | Groups::Flat { .. } | Groups::OfColumns { .. } => {}
         }
-        Ok(self.part(&[0..rows], range))
+        Ok(self.part(std::slice::from_ref(&(0..rows)), range))
     }
 
     /// A part whose groups are whole, or all in one.
@@ -206,6 +206,7 @@ mod tests {
 
     /// Parts have the values of the whole, in every form that can be cut so; and some forms can.
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "lists of ranges, some of one")]
     fn parts_have_the_values_of_the_whole() {
         let (mut cut_rows, mut cut_columns, mut refused) = (0, 0, 0);
         for_all(|matrix| {

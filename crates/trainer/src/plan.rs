@@ -218,7 +218,7 @@ impl Planner<'_> {
         let sizings: Vec<Sizing> = sizings.into_iter().map(|sizing| Sizing { at_once, ..sizing }).collect();
         let needed = |sizing: &Sizing| Subject { sizing, ..subject }.estimate().total;
         let needed: Vec<u64> = sizings.iter().map(needed).collect();
-        let fits = needed.iter().zip(&machines).map(|(needed, (_, memory))| memory.map(|memory| *needed <= memory));
+        let mut fits = needed.iter().zip(&machines).map(|(needed, (_, memory))| memory.map(|memory| *needed <= memory));
         let groups = micro_batches.div_ceil(at_once);
         let read =
             sizings.iter().map(|sizing| if from_disk { self.read(sizing, groups) } else { 0 }).max().unwrap_or(0);
@@ -237,7 +237,7 @@ impl Planner<'_> {
             name,
             settings,
             memory: needed.iter().copied().max().unwrap_or(0),
-            fits: fits.fold(Some(true), |all, one| all.zip(one).map(|(all, one)| all && one)),
+            fits: fits.try_fold(true, |all, one| one.map(|one| all && one)),
             at_once,
             read,
             sent: gradients + hops,

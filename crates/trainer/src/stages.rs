@@ -72,7 +72,7 @@ pub(crate) fn choose(
         false => deal(layers, &of_each_stage(&offers, stages)),
     });
     if let Some(ranks) = ranks {
-        dealt = dealt.as_first_says(ranks)?;
+        dealt = dealt.told_by_first(ranks)?;
         dealt.stage.mine = ranks.group().rank() % stages;
     }
     Ok(Some((dealt.stage, dealt.why)))

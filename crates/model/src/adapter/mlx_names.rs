@@ -305,6 +305,7 @@ mod tests {
         };
         let (gate, up) = (taken(&[1.0, 2.0], &[5.0]), taken(&[1.0, 2.0], &[6.0]));
         let other = taken(&[3.0, 4.0, 7.0, 8.0], &[9.0, 10.0]);
+        #[expect(clippy::type_complexity, reason = "a table of cases")]
         let cases: [(Option<&Taken>, Option<&Taken>, &[f32], &[f32]); 4] = [
             (Some(&gate), Some(&up), &[1.0, 2.0], &[5.0, 6.0]),
             (Some(&gate), Some(&other), &[1.0, 2.0, 3.0, 4.0, 7.0, 8.0], &[5.0, 0.0, 0.0, 0.0, 9.0, 10.0]),

@@ -34,7 +34,10 @@ pub(crate) struct Slices {
 }
 
 /// The slices of some experts, by stack and expert, the oldest first.
-struct Kept<T>(Mutex<Vec<((String, usize), Arc<Vec<T>>)>>);
+struct Kept<T>(Mutex<Vec<KeptSlice<T>>>);
+
+/// A stack's name, an expert's number and its slice.
+type KeptSlice<T> = ((String, usize), Arc<Vec<T>>);
 
 /// As many as threads read layers: what one of them reads is taken when the next matrix is read.
 const MOST_KEPT: usize = 4;

@@ -108,8 +108,8 @@ impl Gated {
         self.up.keep_outputs(vec![columns.clone()]);
         if let Some(both) = &mut self.gate_up {
             // Its outputs take turns, so those of the same columns lie together.
-            let whole = both.weight.shape;
-            both.weight.keep(Cut { whole, along: Along::Rows(vec![2 * columns.start..2 * columns.end]) });
+            let (whole, rows) = (both.weight.shape, 2 * columns.start..2 * columns.end);
+            both.weight.keep(Cut { whole, along: Along::Rows([rows].into()) });
         }
         self.down.keep_inputs(columns, slice);
     }

@@ -111,7 +111,7 @@ impl Offer {
 impl Dealt {
     /// What rank 0 has dealt, for all: rounding may differ between processors. All ranks call it together, with
     /// as many layers.
-    pub(crate) fn as_first_says(self, ranks: &Ranks) -> Result<Dealt, TrainError> {
+    pub(crate) fn told_by_first(self, ranks: &Ranks) -> Result<Dealt, TrainError> {
         let whys = [Why::Alike, Why::Recipe, Why::Speed, Why::Memory];
         let why = whys.iter().position(|why| *why == self.why).unwrap_or(0);
         let mut told: Vec<i32> = self.stage.of_layer.iter().chain([&why]).map(|number| *number as i32).collect();
@@ -306,6 +306,7 @@ mod tests {
     /// (layers, (rate, room) of each rank, layers of each rank, why)
     #[test]
     fn layers_follow_speed_and_memory() {
+        #[expect(clippy::type_complexity, reason = "a table of cases")]
         let cases: [(usize, &[(f64, usize)], &[usize], Why); 12] = [
             (5, &[(1.0, 99), (1.0, 99)], &[3, 2], Why::Alike),
             // Less than a quarter is noise, in either order.
