@@ -75,18 +75,18 @@ class Report:
     """The table: one line per check, printed as it is known."""
 
     def __init__(self):
-        self.failures = 0
+        self.failures = []
         print(f"{'family or case':<21}{'check':<12}{'rows':<6}{'theirs':>14}{'ours':>14}{'difference':>12}")
 
     def compare(self, family, check, rows, theirs, ours, tolerance=TOLERANCE):
         difference = abs(theirs - ours)
         wrong = not difference <= tolerance  # not `>`: NaN is wrong too
-        self.failures += wrong
+        self.failures += [f"{family}: {check} {rows}"] * wrong
         print(f"{family:<21}{check:<12}{rows:<6}{theirs:>14.8f}{ours:>14.8f}{difference:>12.1e}{'  WRONG' * wrong}",
               flush=True)
 
     def note(self, family, check, text, wrong=False):
-        self.failures += wrong
+        self.failures += [f"{family}: {check} {text}"] * wrong
         print(f"{family:<21}{check:<12}{text}{'  WRONG' * wrong}", flush=True)
 
     def skipped(self, family, check, packages):
@@ -452,7 +452,7 @@ def main():
         if arguments.smollm2:
             check_smollm2(run_finetune, binary, arguments.smollm2.resolve(), root, report)
     if report.failures:
-        sys.exit(f"{report.failures} checks failed")
+        sys.exit("\n".join([f"{len(report.failures)} checks failed:", *report.failures]))
     print(f"every difference is within {TOLERANCE}")
 
 

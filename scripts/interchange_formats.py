@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file as load_numpy
+from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -106,10 +107,20 @@ def save_mlx_adapter(directory, output):
 
 # Model types whose keys mlx-lm wants in the older spelling, also where a golden has no config.hub.json.
 RENAMED = ("qwen3_moe",)
+# Families whose wrapper mlx-lm strips of `model.language_model` only: it is given the text part alone.
+TEXT_ONLY = ("muse_glimmer",)
 
 
 def in_hub_spelling(family):
     """The model as mlx-lm reads it: `rope_scaling` and `rope_theta`, not transformers' newer `rope_parameters`."""
+    directory = family.work / "hub"
+    if family.name in TEXT_ONLY:
+        directory.mkdir(exist_ok=True)
+        shutil.copy(family.directory / "config.json", directory)
+        tensors = load_numpy(family.directory / "model.safetensors")
+        text = {name: value for name, value in tensors.items() if not name.startswith("model.vision_")}
+        save_numpy(text, directory / "model.safetensors", metadata={"format": "pt"})
+        return directory
     config = family.directory / "config.hub.json"
     if config.is_file():
         spelt = json.loads(config.read_text())
@@ -120,7 +131,6 @@ def in_hub_spelling(family):
         spelt["rope_theta"] = spelt["rope_parameters"]["rope_theta"]
         spelt["num_experts"] = spelt["num_local_experts"]
         spelt.setdefault("head_dim", spelt["hidden_size"] // spelt["num_attention_heads"])
-    directory = family.work / "hub"
     directory.mkdir(exist_ok=True)
     (directory / "config.json").write_text(json.dumps(spelt))
     shutil.copy(family.directory / "model.safetensors", directory)
