@@ -98,6 +98,12 @@ impl Model {
         self.reads_layers() || self.placement.stage().is_some()
     }
 
+    /// How many passes of answers may be under way at once: one on the layers of each process that this one is
+    /// connected with.
+    pub(crate) fn passes_at_once(&self) -> usize {
+        self.weights.stage.as_ref().map_or(1, |connected| connected.stage.passes_at_once())
+    }
+
     /// What the process that has the losses says. All that hold layers of the model ask together.
     ///
     /// # Errors

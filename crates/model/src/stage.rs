@@ -2,6 +2,22 @@
 //!
 //! Only what goes from layer to layer travels: [t, hidden] on the way forward, and its gradient on the way
 //! back, in the number type that is computed in. So every number has the bits of one process.
+//!
+//! **Several passes of an answer may be under way**, one behind the other: a process begins a pass, which sends
+//! what its layers make, and begins others before it takes the logits of the first ([`Said`]). Three rules hold:
+//!
+//! 1. All processes begin the same passes and take the same logits, in the same order.
+//! 2. Logits are taken in the order in which their passes were begun.
+//! 3. No more than [`Stage::passes_at_once`] passes, here n, are begun and not taken.
+//!
+//! *Nobody waits for ever.* Number these acts by their place in the common order. To begin pass i, a process waits
+//! for the process before it, in the same act, and for no other. To take the logits of pass i, it waits for the
+//! last process to begin pass i, which is an earlier act. So a process only waits for earlier acts, or for an
+//! earlier process in the same act: there is no circle.
+//!
+//! *No line holds more than n messages.* A process sends to the next one in pass i after it has taken the logits of
+//! pass i - n. For these the next process has received what belongs to pass i - n. The last process sends the
+//! logits of pass i once all have begun pass i, and each has taken those of pass i - n before.
 
 mod schedule;
 
@@ -100,6 +116,12 @@ impl Stage {
         self.of_layer.last().copied().unwrap_or(0)
     }
 
+    /// How many passes may be under way at once, one on the layers of each process. Where layers go round the
+    /// processes, one pass keeps all of them waiting, and it is one.
+    pub fn passes_at_once(&self) -> usize {
+        if self.of_layer.is_sorted() { self.count() } else { 1 }
+    }
+
     /// From which process to which one numbers travel, on the way forward or back. Each pair once.
     pub fn links(&self) -> Vec<(usize, usize)> {
         let pairs = self.of_layer.windows(2).flat_map(|pair| [(pair[0], pair[1]), (pair[1], pair[0])]);
@@ -141,6 +163,19 @@ impl Connected {
     pub(crate) fn new(stage: Stage, hops: Arc<dyn Hops>) -> Connected {
         Connected { stage, hops }
     }
+}
+
+/// What a pass has come to: numbers, or where they come from.
+#[must_use = "each process takes what the last one has sent"]
+#[derive(Debug)]
+pub(crate) enum Said {
+    /// These.
+    Here(Vec<f32>),
+    /// So many, from the process of the last layer.
+    ByLast {
+        /// How many numbers.
+        length: usize,
+    },
 }
 
 /// Where a tensor goes to or comes from.
@@ -208,17 +243,31 @@ impl Decoder {
 
     /// Numbers that the process of the last layer has, for all.
     pub(crate) fn said_by_last(&self, mine: Option<Vec<f32>>, length: usize) -> Result<Vec<f32>, ModelError> {
-        let Some(Connected { stage, hops }) = &self.stage else { return Ok(mine.unwrap_or_default()) };
-        let Some(numbers) = mine else {
-            let bytes = hops.receive(stage.last(), length * size_of::<f32>()).map_err(ModelError::Hop)?;
-            let number = |four: &[u8]| f32::from_le_bytes(four.try_into().expect("four bytes"));
-            return Ok(bytes.chunks_exact(size_of::<f32>()).map(number).collect());
-        };
+        self.taken(self.say(mine, length)?)
+    }
+
+    /// Sends numbers to all others, if this is the process of the last layer. Waits for nobody: [`Self::taken`]
+    /// does.
+    pub(crate) fn say(&self, mine: Option<Vec<f32>>, length: usize) -> Result<Said, ModelError> {
+        let Some(Connected { stage, hops }) = &self.stage else { return Ok(Said::Here(mine.unwrap_or_default())) };
+        let Some(numbers) = mine else { return Ok(Said::ByLast { length }) };
         let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
         for other in (0..stage.count()).filter(|&other| other != stage.mine) {
             hops.send(other, bytes.clone()).map_err(ModelError::Hop)?;
         }
-        Ok(numbers)
+        Ok(Said::Here(numbers))
+    }
+
+    /// The numbers that were said. They are taken in the order in which they were said.
+    pub(crate) fn taken(&self, said: Said) -> Result<Vec<f32>, ModelError> {
+        let (length, Connected { stage, hops }) = match (said, &self.stage) {
+            (Said::Here(numbers), _) => return Ok(numbers),
+            (Said::ByLast { length }, Some(connected)) => (length, connected),
+            (Said::ByLast { .. }, None) => return Err(ModelError::Hop("this process holds no part of a model".into())),
+        };
+        let bytes = hops.receive(stage.last(), length * size_of::<f32>()).map_err(ModelError::Hop)?;
+        let number = |four: &[u8]| f32::from_le_bytes(four.try_into().expect("four bytes"));
+        Ok(bytes.chunks_exact(size_of::<f32>()).map(number).collect())
     }
 
     fn hops(&self) -> &dyn Hops {

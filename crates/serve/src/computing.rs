@@ -153,22 +153,31 @@ fn compute_together(
                     }
                     continue;
                 }
-                Err(RecvTimeoutError::Disconnected) => return others.end(),
+                Err(RecvTimeoutError::Disconnected) => return end_together(&mut engine, others),
             }
         }
         loop {
             match requests.try_recv() {
                 Ok(submitted) => order(&mut engine, submitted),
                 Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => return others.end(),
+                Err(TryRecvError::Disconnected) => return end_together(&mut engine, others),
             }
         }
         orders.gone = engine.gone();
         others.tell(&orders)?;
         engine.step_without(&orders.gone);
         (others.check)()?;
+        // The group may not know yet what a connection has come to.
+        engine.lost().map_or(Ok(()), |what| Err(what.to_owned()))?;
         *shown.lock().unwrap_or_else(PoisonError::into_inner) = engine.counts();
     }
+}
+
+/// Tells the others to end, and takes with them what is under way: their last logits have to go somewhere.
+fn end_together(engine: &mut Engine, others: &Others) -> Result<(), String> {
+    others.end()?;
+    engine.drain();
+    Ok(())
 }
 
 fn take(engine: &mut Engine, all: Vec<Submitted>) {

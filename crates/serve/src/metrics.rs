@@ -66,9 +66,11 @@ impl Metrics {
         let cached = plain(of(&self.cached_tokens));
         metric("cached_prompt_tokens_total", "counter", "Tokens of prompts that were known from before.", &cached);
         metric("answer_tokens_total", "counter", "Tokens of answers.", &plain(of(&self.answer_tokens)));
-        let EngineCounts { waiting, running, prefix_bytes, speculated } = counts;
+        let EngineCounts { waiting, running, prefix_bytes, speculated, most_passes } = counts;
         metric("requests_waiting", "gauge", "Requests that wait.", &plain(waiting as u64));
         metric("requests_running", "gauge", "Requests that are answered.", &plain(running as u64));
+        let help = "Most passes under way at once, where several ranks hold layers.";
+        metric("passes_at_once_max", "gauge", help, &plain(most_passes as u64));
         let bytes = plain(prefix_bytes as u64);
         metric("prefix_bytes", "gauge", "Bytes of keys and values of earlier prompts.", &bytes);
         let proposed = plain(speculated.proposed);
@@ -109,12 +111,14 @@ mod tests {
             running: 2,
             prefix_bytes: 3,
             speculated: Speculated { proposed: 9, accepted: 4 },
+            most_passes: 3,
         });
         for line in [
             "finetune_responses_total{status=\"2xx\"} 1",
             "finetune_responses_total{status=\"4xx\"} 1",
             "finetune_prompt_tokens_total 7",
             "finetune_requests_waiting 1",
+            "finetune_passes_at_once_max 3",
             "# TYPE finetune_first_token_seconds histogram",
             "finetune_first_token_seconds_bucket{le=\"0.25\"} 0",
             "finetune_first_token_seconds_bucket{le=\"0.5\"} 1",

@@ -134,6 +134,8 @@ pub fn follow(served: &[Served], hops: &dyn Hops, rest: &dyn Fn()) -> Result<(),
             engine = Some(Engine::new(EngineSettings { slots, queue, cache_bytes, prefix_bytes, speculate }));
         }
         if heard.is_end {
+            // The first rank does so too.
+            engine.iter_mut().for_each(Engine::drain);
             return Ok(());
         }
         let engine = engine.as_mut().ok_or("the first rank has not said how it computes")?;
@@ -143,6 +145,9 @@ pub fn follow(served: &[Served], hops: &dyn Hops, rest: &dyn Fn()) -> Result<(),
         match heard.has_step {
             true => engine.step_without(&heard.gone),
             false => rest(),
+        }
+        if let Some(what) = engine.lost() {
+            return Err(what.to_owned());
         }
     }
 }

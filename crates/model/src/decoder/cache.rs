@@ -48,7 +48,7 @@ impl KeyValueCache {
     }
 
     /// Whether it holds states, which cannot go back to an earlier token.
-    pub(crate) fn has_states(&self) -> bool {
+    fn has_states(&self) -> bool {
         self.layers.iter().any(|layer| layer.recurrent.is_some())
     }
 
@@ -147,6 +147,14 @@ impl RowsCache {
         self.layers = before.into_iter().zip(row.layers).map(|(all, row)| all.with(row, count, end)).collect();
         self.lengths.push(length);
         self.end = end;
+    }
+
+    /// Some of the rows, which are copied.
+    pub(crate) fn part(&self, rows: &[usize]) -> RowsCache {
+        let RowsCache { layers, lengths, end } = self;
+        let mut part = RowsCache { layers: layers.clone(), lengths: lengths.clone(), end: *end };
+        part.keep_and_shrink(rows);
+        part
     }
 
     /// As [`Self::keep`]. The places that no row needs any more are given back, too: rows come and

@@ -10,8 +10,11 @@
 //!
 //! An answer that is alone may look ahead: tokens that followed the last ones before are proposed, and go through
 //! the model with the next one (see `lookup`). They are taken as long as they are what is chosen anyway.
+//!
+//! Where several processes hold the layers, as many passes are under way as there are processes (see `over_stages`).
 
 mod group;
+mod over_stages;
 mod prefixes;
 
 use std::collections::VecDeque;
@@ -20,8 +23,10 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use self::group::{Group, Job};
+use self::over_stages::{Flights, Part, begin_alike};
 use self::prefixes::Prefixes;
 use crate::decoder::cache::KeyValueCache;
+use crate::error::ModelError;
 use crate::model::Model;
 use crate::passes::form::Form;
 use crate::passes::generate::PROMPT_PART;
@@ -150,6 +155,8 @@ pub struct EngineCounts {
     pub prefix_bytes: usize,
     /// Tokens that were proposed, and those of them that were taken.
     pub speculated: Speculated,
+    /// The most passes that were under way at once, where several processes hold the layers of the model.
+    pub most_passes: usize,
 }
 
 impl EngineSettings {
@@ -205,6 +212,8 @@ pub struct Engine {
     speculated: Speculated,
     /// Requests that were taken.
     taken: u64,
+    /// The passes that are under way, where several processes hold the layers.
+    flights: Flights,
 }
 
 impl Engine {
@@ -218,6 +227,7 @@ impl Engine {
             prefixes: Prefixes::new(settings.prefix_bytes),
             speculated: Speculated::default(),
             taken: 0,
+            flights: Flights::default(),
         }
     }
 
@@ -235,6 +245,7 @@ impl Engine {
         let (chooser, number) = (Chooser::new(rules, &prompt).with_form(form), self.taken);
         let lookup = Lookup::new(&prompt, self.settings.speculate.min(MOST_AHEAD));
         self.taken += 1;
+        self.flights.may_be(model.passes_at_once());
         let (next, is_left) = (0, false);
         self.waiting.push_back(Job {
             model,
@@ -253,7 +264,7 @@ impl Engine {
 
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.reading.is_none() && self.groups.is_empty()
+        self.waiting.is_empty() && self.reading.is_none() && self.groups.is_empty() && self.flights.is_empty()
     }
 
     /// What it is doing.
@@ -261,14 +272,23 @@ impl Engine {
         let rows: usize = self.groups.iter().map(Group::len).sum();
         EngineCounts {
             waiting: self.waiting.len(),
-            running: rows + usize::from(self.reading.is_some()),
+            running: rows + self.being_read().count(),
             prefix_bytes: self.prefixes.bytes(),
             speculated: self.speculated,
+            most_passes: self.flights.most(),
         }
+    }
+
+    /// The requests whose prompts are read, the one whose parts are begun last.
+    fn being_read(&self) -> impl Iterator<Item = &Job> {
+        self.flights.last_parts().chain(self.reading.as_ref().map(|reading| &reading.job))
     }
 
     /// Does a piece of the work: reads at most one part of one prompt, and makes one token of each
     /// answer, or more if it looks ahead. Requests that nobody waits for end first.
+    ///
+    /// Where several processes hold the layers, it begins as many passes as may be under way, and makes the tokens
+    /// of the oldest.
     pub fn step(&mut self) {
         let gone = self.gone();
         self.step_without(&gone);
@@ -285,8 +305,15 @@ impl Engine {
     /// same requests and have done the same steps are in the same state.
     pub fn step_without(&mut self, gone: &[u64]) {
         self.leave(gone);
+        if self.flights.at_once() > 1 {
+            self.step_over_stages();
+            return;
+        }
         self.begin_next();
-        self.read_part();
+        if let Some(reading) = self.reading.take() {
+            // The request has heard of an error.
+            let _ = self.begin_part(reading).and_then(|part| self.finish_part(part));
+        }
         for group in &mut self.groups {
             let Speculated { proposed, accepted } = group.step();
             self.speculated.proposed += proposed;
@@ -308,7 +335,9 @@ impl Engine {
     /// Lets the first of the waiting requests begin, if there is room for it.
     fn begin_next(&mut self) {
         while self.reading.is_none() && self.counts().running < self.settings.slots {
-            let fits = self.waiting.front().is_some_and(|job| self.has_room(job));
+            let may_begin =
+                |job: &Job| self.has_room(job) && !self.flights.last_parts().any(|other| begin_alike(other, job));
+            let fits = self.waiting.front().is_some_and(may_begin);
             let Some(mut job) = fits.then(|| self.waiting.pop_front()).flatten() else { return };
             let cache = match is_read_again(&job.model) {
                 true => KeyValueCache::default(),
@@ -325,6 +354,13 @@ impl Engine {
     /// Whether the keys and values of a request fit beside those of the running ones. One request
     /// alone always fits.
     fn has_room(&self, job: &Job) -> bool {
+        if let Some(longest) = self.being_read().map(Job::bytes).max() {
+            // Nobody knows yet which group those join that are read: each row may get the room of the longest.
+            let of_groups =
+                self.groups.iter().map(|group| group.bytes_with(None).checked_div(group.len()).unwrap_or(0));
+            let longest = of_groups.chain([longest, job.bytes()]).max().unwrap_or(0);
+            return longest.saturating_mul(self.counts().running + 1) <= self.settings.cache_bytes;
+        }
         let place = self.place_of(&job.model);
         let mut bytes = if place.is_none() { job.bytes() } else { 0 };
         for (n, group) in self.groups.iter().enumerate() {
@@ -333,39 +369,57 @@ impl Engine {
         self.groups.is_empty() || bytes <= self.settings.cache_bytes
     }
 
-    /// The group that a request joins.
+    /// The group that a request joins: the first with a place. Where several passes may be under way, a request has
+    /// a group of its own until there are so many, and joins the smallest then.
     fn place_of(&self, model: &Arc<Model>) -> Option<usize> {
-        self.groups.iter().position(|group| group.takes(model))
+        let mut takes = (0..self.groups.len()).filter(|&n| self.groups[n].takes(model));
+        match self.flights.at_once() {
+            1 => takes.next(),
+            at_once if self.groups.len() < at_once => None,
+            _ => takes.min_by_key(|&n| self.groups[n].len()),
+        }
     }
 
-    /// Reads the next part of the prompt whose turn it is. Behind the last one comes the first
-    /// token.
-    fn read_part(&mut self) {
-        let Some(mut reading) = self.reading.take() else { return };
+    /// Begins to read the next part of the prompt whose turn it is. The request hears of an error.
+    fn begin_part(&mut self, mut reading: Reading) -> Result<Part, ModelError> {
         let (begin, length) = (reading.end, reading.job.prompt.len());
         reading.end = length.min(begin - begin % PROMPT_PART + PROMPT_PART);
         let is_last = reading.end == length;
         let Reading { job, cache, end } = &mut reading;
-        if is_last && cache.has_states() {
+        if is_last && job.model.has_states() {
             // A state cannot go back, so it is kept where the last whole part ends.
             self.prefixes.put(&job.model, cache.clone());
         }
-        let logits = match job.model.read(&job.prompt[begin..*end], cache) {
-            Ok(logits) => logits,
+        let model = Arc::clone(&job.model);
+        let said = match model.begin_read(&job.prompt[begin..*end], cache) {
+            Ok(said) => said,
             Err(error) => {
-                job.listener.hear(EngineEvent::Ended(EngineEnd::Failed(error.to_string())));
-                return;
+                job.fail(&error);
+                return Err(error);
             }
         };
-        if !is_last {
-            self.reading = Some(reading);
-            return;
+        if is_last {
+            return Ok(Part { model, said, last: Some(reading) });
         }
-        let Reading { job, cache, .. } = reading;
-        if !cache.has_states() && !is_read_again(&job.model) {
-            self.prefixes.put(&job.model, cache.clone());
+        self.reading = Some(reading);
+        Ok(Part { model, said, last: None })
+    }
+
+    /// Waits for a part. Behind the last one comes the first token. The request hears of an error.
+    fn finish_part(&mut self, Part { model, said, last }: Part) -> Result<(), ModelError> {
+        let logits = model.logits_of(said);
+        let Some(Reading { mut job, cache, .. }) = last else { return logits.map(drop) };
+        let logits = match logits {
+            Ok(logits) => logits,
+            Err(error) => {
+                job.fail(&error);
+                return Err(error);
+            }
+        };
+        if !model.has_states() && !is_read_again(&model) {
+            self.prefixes.put(&model, cache.clone());
         }
-        let (model, prompt) = (Arc::clone(&job.model), job.prompt.clone());
+        let prompt = job.prompt.clone();
         self.answer(job, cache.clone(), &logits);
         // Requests of the same prompt behind this one go on from here.
         while let Some(mut job) = self.next_of(&model, &prompt) {
@@ -374,6 +428,7 @@ impl Engine {
                 self.answer(job, cache.clone(), &logits);
             }
         }
+        Ok(())
     }
 
     /// The first of the waiting requests, if it has this prompt and there is room for it.

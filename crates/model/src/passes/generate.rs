@@ -11,6 +11,7 @@ use crate::model::Model;
 use crate::passes::lookup::Speculated;
 use crate::passes::sampling::{Sampling, all_finite, choose};
 use crate::readback::data;
+use crate::stage::Said;
 
 /// Tokens of a prompt that [`Model::generate_cached`] reads at once. Between two such parts it can
 /// be stopped.
@@ -148,20 +149,31 @@ impl Model {
     ///
     /// Where the text becomes so long that its positions are others, all of it is read again.
     pub(crate) fn read(&self, tokens: &[u32], cache: &mut KeyValueCache) -> Result<Vec<f32>, ModelError> {
+        self.logits_of(self.begin_read(tokens, cache)?)
+    }
+
+    /// The logits of a pass that was begun. Where several processes hold the layers, they are taken in the order
+    /// in which their passes were begun.
+    pub(crate) fn logits_of(&self, said: Said) -> Result<Vec<f32>, ModelError> {
+        self.weights.taken(said)
+    }
+
+    /// As [`Self::read`], without waiting for the logits.
+    pub(crate) fn begin_read(&self, tokens: &[u32], cache: &mut KeyValueCache) -> Result<Said, ModelError> {
         let is_long = self.config.is_long(cache.tokens().len() + tokens.len());
         if is_long != cache.is_long && !cache.tokens().is_empty() {
             let all = [cache.tokens(), tokens].concat();
             *cache = KeyValueCache::default();
-            return self.read(&all, cache);
+            return self.begin_read(&all, cache);
         }
-        let logits = cache.read(tokens, self.weights.layers.len(), |past, layers| {
+        let said = cache.read(tokens, self.weights.layers.len(), |past, layers| {
             let all = past + tokens.len();
             let positions: Vec<u32> = (past..all).map(|p| p as u32).collect();
             let ropes = self.rope_tables(&positions, std::iter::once((tokens.len(), all)));
             self.next_logits(tokens, ropes, Segments::cached(tokens.len(), all), layers, 1)
         })?;
         cache.is_long = is_long;
-        Ok(logits)
+        Ok(said)
     }
 
     /// Logits [last, v] of the tokens after the last ones of these. The caches hold what was before
@@ -173,7 +185,7 @@ impl Model {
         segments: Segments,
         caches: &mut [LayerCache],
         last: usize,
-    ) -> Result<Vec<f32>, ModelError> {
+    ) -> Result<Said, ModelError> {
         let context = Context {
             ropes,
             segments,
@@ -190,11 +202,11 @@ impl Model {
                 true => Some(data(head::logits(&self.weights, x.narrow(0, tokens.len() - last, last), &context))?),
                 false => None,
             };
-            let logits = self.weights.said_by_last(logits, last * self.weights.output().shape[0])?;
-            if let Some(sliced) = &self.weights.sliced {
-                sliced.check_alike(&logits)?;
+            let said = self.weights.say(logits, last * self.weights.output().shape[0])?;
+            if let (Some(sliced), Said::Here(logits)) = (&self.weights.sliced, &said) {
+                sliced.check_alike(logits)?;
             }
-            Ok(logits)
+            Ok(said)
         };
         if self.placement().is_cpu() {
             // A token goes through hundreds of products of a few microseconds. From a thread outside

@@ -4,6 +4,8 @@
 //! On the CPU an answer has the bits that it would have alone: no sum goes over more than one row,
 //! and products of up to [`ROWS`] rows have one order of sums.
 
+use std::collections::VecDeque;
+
 use finetune_kernels::Segments;
 use rayon::prelude::*;
 
@@ -13,6 +15,7 @@ use crate::error::ModelError;
 use crate::model::Model;
 use crate::passes::generate::{Generation, next_token};
 use crate::passes::sampling::Sampling;
+use crate::stage::Said;
 use crate::tree::expected_tensors;
 
 /// Most rows of a pass. With more, products on the CPU change to the order of sums that suits many.
@@ -80,39 +83,17 @@ impl Model {
         requests: &[RowRequest<'_>],
         each: &mut dyn FnMut(usize, u32) -> bool,
     ) -> Result<Vec<Generation>, ModelError> {
-        let mut generations = vec![Generation::default(); requests.len()];
-        // Adds a token to its row, and returns whether the row goes on.
-        let mut take = |(row, token): Running, generations: &mut [Generation]| {
-            let goes_on = generations[row].take(token, requests[row].end_ids, &mut |token| each(row, token));
-            goes_on && generations[row].tokens.len() < requests[row].max_new_tokens
-        };
-        let (mut running, mut caches) = (Vec::new(), Vec::new());
-        for (row, request) in requests.iter().enumerate() {
-            if request.max_new_tokens == 0 || request.prompt.is_empty() {
-                continue;
-            }
-            // Prompts are long enough to use the processor well alone.
-            let mut cache = KeyValueCache::default();
-            let logits = self.read(request.prompt, &mut cache)?;
-            generations[row].prompt_computed = request.prompt.len();
-            let next = (row, next_token(&logits, request.sampling, 0)?);
-            if take(next, &mut generations) {
-                running.push(next);
-                caches.push(cache);
-            }
+        let generations = vec![Generation::default(); requests.len()];
+        let mut answers = Answers { model: self, requests, each, generations };
+        let (running, caches) = answers.read_prompts()?;
+        let mut under_way = VecDeque::new();
+        let result = answers.begin(running, caches, &mut under_way);
+        if let Err(error) = result.and_then(|()| answers.go_on(&mut under_way)) {
+            // What others have sent or will send is taken, so that nobody's line is left full.
+            under_way.into_iter().for_each(|group| drop(self.logits_of(group.said)));
+            return Err(error);
         }
-        let mut cache = RowsCache::join(caches);
-        while !running.is_empty() {
-            let tokens: Vec<u32> = running.iter().map(|&(_, token)| token).collect();
-            let logits = self.read_rows(&tokens, &mut cache)?;
-            let next = chosen(&logits, &running, requests, &generations)?;
-            let going: Vec<usize> = (0..next.len()).filter(|&n| take(next[n], &mut generations)).collect();
-            if !going.is_empty() && going.len() < running.len() {
-                cache.keep(&going);
-            }
-            running = going.into_iter().map(|n| next[n]).collect();
-        }
-        Ok(generations)
+        Ok(answers.generations)
     }
 
     /// How many of the first requests are well carried out together: at most eight, and no more
@@ -156,7 +137,13 @@ impl Model {
     }
 
     /// Logits [rows, v] after the next token of each row, which is added to the cache.
+    #[cfg(test)]
     pub(crate) fn read_rows(&self, tokens: &[u32], cache: &mut RowsCache) -> Result<Vec<f32>, ModelError> {
+        self.logits_of(self.begin_rows(tokens, cache)?)
+    }
+
+    /// As [`Self::read_rows`], without waiting for the logits.
+    pub(crate) fn begin_rows(&self, tokens: &[u32], cache: &mut RowsCache) -> Result<Said, ModelError> {
         let positions: Vec<u32> = cache.lengths().iter().map(|&length| length as u32).collect();
         let ropes = self.rope_tables(&positions, cache.lengths().iter().map(|&length| (1, length + 1)));
         let segments = Segments::next_tokens(cache.next_keys());
@@ -166,14 +153,25 @@ impl Model {
     /// Whether tokens may be proposed and taken back: a state cannot go back, and a text that is read again when
     /// it becomes long (LongRoPE) is continued alone, a token at a time.
     pub(crate) fn takes_back(&self) -> bool {
+        !self.config.is_long(usize::MAX) && !self.has_states()
+    }
+
+    /// Whether some of its layers have states, which cannot go back to an earlier token. This process may have none
+    /// of those layers.
+    pub(crate) fn has_states(&self) -> bool {
         let has_state = |layer: &LayerConfig| matches!(layer.mixer, MixerKind::Delta | MixerKind::Convolution);
-        !self.config.is_long(usize::MAX) && !self.config.layers.iter().any(has_state)
+        self.config.layers.iter().any(has_state)
     }
 
     /// Logits [t, v] after each of t tokens that follow the only row of the cache, to which they are added. There
     /// are at most [`ROWS`], and on the CPU the logits have the bits of t passes of one token: products have one
     /// order of sums, and attention goes over each query's own keys as if it were a row.
     pub(crate) fn read_ahead(&self, tokens: &[u32], cache: &mut RowsCache) -> Result<Vec<f32>, ModelError> {
+        self.logits_of(self.begin_ahead(tokens, cache)?)
+    }
+
+    /// As [`Self::read_ahead`], without waiting for the logits.
+    pub(crate) fn begin_ahead(&self, tokens: &[u32], cache: &mut RowsCache) -> Result<Said, ModelError> {
         let past = cache.lengths()[0];
         let positions: Vec<u32> = (past..past + tokens.len()).map(|position| position as u32).collect();
         let ropes = self.rope_tables(&positions, (1..=tokens.len()).map(|own| (1, past + own)));
@@ -182,15 +180,112 @@ impl Model {
     }
 }
 
-/// The next token of each row, from the logits [rows, v].
-fn chosen(
-    logits: &[f32],
-    running: &[Running],
-    requests: &[RowRequest<'_>],
-    generations: &[Generation],
-) -> Result<Vec<Running>, ModelError> {
-    let of_row = |(logits, &(row, _)): (&[f32], &Running)| {
-        next_token(logits, requests[row].sampling, generations[row].tokens.len()).map(|token| (row, token))
-    };
-    logits.par_chunks(logits.len() / running.len()).zip(running).map(of_row).collect()
+/// Rows that go through the model together, and the pass that is under way.
+struct Group {
+    running: Vec<Running>,
+    cache: RowsCache,
+    said: Said,
+}
+
+/// Rows that are answered. Where several processes hold the layers, as many passes are under way as there are
+/// processes, one behind the other: prompts first, then groups of rows. Otherwise there is one pass, of all rows.
+struct Answers<'a> {
+    model: &'a Model,
+    requests: &'a [RowRequest<'a>],
+    each: &'a mut dyn FnMut(usize, u32) -> bool,
+    generations: Vec<Generation>,
+}
+
+impl Answers<'_> {
+    /// Adds a token to its row, and returns whether the row goes on.
+    fn take(&mut self, (row, token): Running) -> bool {
+        let (request, generation, each) = (&self.requests[row], &mut self.generations[row], &mut self.each);
+        let goes_on = generation.take(token, request.end_ids, &mut |token| each(row, token));
+        goes_on && generation.tokens.len() < request.max_new_tokens
+    }
+
+    /// The rows that go on behind their prompts, with their first tokens and their caches.
+    fn read_prompts(&mut self) -> Result<(Vec<Running>, Vec<KeyValueCache>), ModelError> {
+        let (mut running, mut caches, mut under_way) = (Vec::new(), Vec::new(), VecDeque::new());
+        let requests = self.requests;
+        let is_asked =
+            |(_, request): &(usize, &RowRequest<'_>)| request.max_new_tokens > 0 && !request.prompt.is_empty();
+        let mut asked = requests.iter().enumerate().filter(is_asked);
+        loop {
+            while under_way.len() < self.model.passes_at_once()
+                && let Some((row, request)) = asked.next()
+            {
+                // Prompts are long enough to use the processor well alone.
+                let mut cache = KeyValueCache::default();
+                let said = self.model.begin_read(request.prompt, &mut cache)?;
+                under_way.push_back((row, cache, said));
+            }
+            let Some((row, cache, said)) = under_way.pop_front() else { return Ok((running, caches)) };
+            let request = &self.requests[row];
+            let next = self.model.logits_of(said).and_then(|logits| next_token(&logits, request.sampling, 0));
+            let next = match next {
+                Ok(token) => (row, token),
+                Err(error) => {
+                    under_way.into_iter().for_each(|(.., said)| drop(self.model.logits_of(said)));
+                    return Err(error);
+                }
+            };
+            self.generations[row].prompt_computed = request.prompt.len();
+            if self.take(next) {
+                running.push(next);
+                caches.push(cache);
+            }
+        }
+    }
+
+    /// Begins the passes of the rows, which are put into as many groups as passes may be under way.
+    fn begin(
+        &self,
+        mut running: Vec<Running>,
+        mut caches: Vec<KeyValueCache>,
+        under_way: &mut VecDeque<Group>,
+    ) -> Result<(), ModelError> {
+        let groups = self.model.passes_at_once().min(running.len());
+        for left in (1..=groups).rev() {
+            let rows = running.len().div_ceil(left);
+            let (others, others_caches) = (running.split_off(rows), caches.split_off(rows));
+            let mut cache = RowsCache::join(std::mem::replace(&mut caches, others_caches));
+            let running = std::mem::replace(&mut running, others);
+            let said = self.model.begin_rows(&tokens(&running), &mut cache)?;
+            under_way.push_back(Group { running, cache, said });
+        }
+        Ok(())
+    }
+
+    /// Takes the logits of the oldest pass and begins the next one of its rows, until none goes on.
+    fn go_on(&mut self, under_way: &mut VecDeque<Group>) -> Result<(), ModelError> {
+        while let Some(Group { running, mut cache, said }) = under_way.pop_front() {
+            let logits = self.model.logits_of(said)?;
+            let next = self.chosen(&logits, &running)?;
+            let going: Vec<usize> = (0..next.len()).filter(|&n| self.take(next[n])).collect();
+            if going.is_empty() {
+                continue;
+            }
+            if going.len() < running.len() {
+                cache.keep(&going);
+            }
+            let running: Vec<Running> = going.into_iter().map(|n| next[n]).collect();
+            let said = self.model.begin_rows(&tokens(&running), &mut cache)?;
+            under_way.push_back(Group { running, cache, said });
+        }
+        Ok(())
+    }
+
+    /// The next token of each row, from the logits [rows, v].
+    fn chosen(&self, logits: &[f32], running: &[Running]) -> Result<Vec<Running>, ModelError> {
+        let (requests, generations) = (self.requests, &self.generations);
+        let of_row = |(logits, &(row, _)): (&[f32], &Running)| {
+            next_token(logits, requests[row].sampling, generations[row].tokens.len()).map(|token| (row, token))
+        };
+        logits.par_chunks(logits.len() / running.len()).zip(running).map(of_row).collect()
+    }
+}
+
+fn tokens(running: &[Running]) -> Vec<u32> {
+    running.iter().map(|&(_, token)| token).collect()
 }

@@ -11,6 +11,7 @@ use crate::model::Model;
 use crate::passes::generate_rows::ROWS;
 use crate::passes::lookup::{Lookup, Speculated};
 use crate::passes::token_rules::{Chooser, ChosenToken};
+use crate::stage::Said;
 
 /// A request, and what has become of it.
 pub(super) struct Job {
@@ -48,16 +49,19 @@ impl Job {
         self.next = chosen.token;
         self.lookup.push(chosen.token);
         if self.end_ids.contains(&chosen.token) {
-            self.listener.hear(EngineEvent::Ended(EngineEnd::EndToken(chosen.token)));
+            self.tell(EngineEvent::Ended(EngineEnd::EndToken(chosen.token)));
             return false;
         }
         self.tell(EngineEvent::Token(chosen));
         self.end_if_full()
     }
 
-    /// Tells the listener, and remembers whether more is wanted.
+    /// Tells the listener, and remembers whether more is wanted. One that wants no more hears no more: a pass may
+    /// still be under way.
     pub(super) fn tell(&mut self, event: EngineEvent) {
-        self.is_left |= !self.listener.hear(event);
+        if !self.is_left {
+            self.is_left = !self.listener.hear(event);
+        }
     }
 
     /// Whether nobody waits for the answer any more.
@@ -69,13 +73,14 @@ impl Job {
     pub(super) fn end_if_full(&mut self) -> bool {
         let is_full = self.chooser.chosen() >= self.max_new_tokens;
         if is_full {
-            self.listener.hear(EngineEvent::Ended(EngineEnd::Length));
+            self.tell(EngineEvent::Ended(EngineEnd::Length));
         }
         !is_full
     }
 
-    fn fail(&mut self, error: &ModelError) {
-        self.listener.hear(EngineEvent::Ended(EngineEnd::Failed(error.to_string())));
+    /// Tells the listener that the model failed.
+    pub(super) fn fail(&mut self, error: &ModelError) {
+        self.tell(EngineEvent::Ended(EngineEnd::Failed(error.to_string())));
     }
 }
 
@@ -85,11 +90,24 @@ enum Caches {
     Alone(KeyValueCache),
 }
 
+/// A pass that was begun.
+struct Pass {
+    said: Said,
+    /// The first so many requests are in it. Others may have joined since.
+    rows: usize,
+    /// Tokens that were proposed.
+    proposed: Vec<u32>,
+}
+
 /// At most [`ROWS`] requests of one model.
 pub(super) struct Group {
     model: Arc<Model>,
     jobs: Vec<Job>,
     caches: Caches,
+    /// The pass that is under way. Its keys and values are in the caches already.
+    pass: Option<Pass>,
+    /// The number of the last pass among all of the engine. 0: there was none.
+    begun: u64,
 }
 
 impl Group {
@@ -98,17 +116,49 @@ impl Group {
             true => Caches::Alone(cache),
             false => Caches::Together(RowsCache::join(vec![cache])),
         };
-        Group { model: Arc::clone(&job.model), jobs: vec![job], caches }
+        Group { model: Arc::clone(&job.model), jobs: vec![job], caches, pass: None, begun: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
         self.jobs.len()
     }
 
-    /// Whether a request of this model may join.
+    /// The number of the last pass that was begun.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun
+    }
+
+    /// Whether a pass is under way.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.pass.is_some()
+    }
+
+    pub(super) fn is_of(&self, model: &Arc<Model>) -> bool {
+        Arc::ptr_eq(&self.model, model)
+    }
+
+    pub(super) fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Whether a request of this model may join. Proposed tokens may have to be taken back, in all rows.
     pub(super) fn takes(&self, model: &Arc<Model>) -> bool {
         let has_place = matches!(self.caches, Caches::Together(_)) && self.jobs.len() < ROWS;
-        has_place && Arc::ptr_eq(&self.model, model)
+        has_place && self.is_of(model) && self.pass.as_ref().is_none_or(|pass| pass.proposed.is_empty())
+    }
+
+    /// The requests that become a group of their own, so that two passes go one behind the other; `None`: there is
+    /// only one request, or a pass is under way. Their keys and values are copied.
+    pub(super) fn split(&mut self) -> Option<Group> {
+        let (Caches::Together(caches), None) = (&mut self.caches, &self.pass) else { return None };
+        let (all, stay) = (self.jobs.len(), self.jobs.len().div_ceil(2));
+        if stay == all {
+            return None;
+        }
+        let others = Caches::Together(caches.part(&(stay..all).collect::<Vec<_>>()));
+        caches.keep_and_shrink(&(0..stay).collect::<Vec<_>>());
+        let (model, jobs) = (Arc::clone(&self.model), self.jobs.split_off(stay));
+        Some(Group { model, jobs, caches: others, pass: None, begun: self.begun })
     }
 
     /// Bytes of keys and values at their longest, perhaps with one more request. All rows get the
@@ -129,39 +179,85 @@ impl Group {
 
     /// Makes one token of each answer, or perhaps several of the only one. Returns what was proposed.
     pub(super) fn step(&mut self) -> Speculated {
-        if let ([job], Caches::Together(rows)) = (self.jobs.as_mut_slice(), &mut self.caches)
-            && self.model.takes_back()
-        {
-            // One token at least is made anyway.
-            let room = (job.max_new_tokens - job.chooser.chosen() - 1).min(ROWS - 1);
-            let proposed = job.lookup.propose(room);
-            if !proposed.is_empty() {
-                let (goes_on, speculated) = step_ahead(&self.model, job, rows, &proposed);
-                self.keep(&[goes_on]);
-                return speculated;
-            }
-        }
-        self.step_one();
-        Speculated::default()
+        self.begin(0, true).and_then(|()| self.finish()).unwrap_or_else(|error| {
+            self.fail(&error);
+            Speculated::default()
+        })
     }
 
-    fn step_one(&mut self) {
-        let tokens: Vec<u32> = self.jobs.iter().map(|job| job.next).collect();
-        let logits = match &mut self.caches {
-            Caches::Together(rows) => self.model.read_rows(&tokens, rows),
-            Caches::Alone(cache) => self.model.read(&tokens, cache),
+    /// Begins the next pass, which has this number. `looks_ahead`: an only answer may get several tokens of it.
+    pub(super) fn begin(&mut self, number: u64, looks_ahead: bool) -> Result<(), ModelError> {
+        let proposed = if looks_ahead { self.proposed() } else { Vec::new() };
+        let tokens: Vec<u32> = self.jobs.iter().map(|job| job.next).chain(proposed.iter().copied()).collect();
+        let said = match &mut self.caches {
+            Caches::Together(rows) if proposed.is_empty() => self.model.begin_rows(&tokens, rows)?,
+            Caches::Together(rows) => self.model.begin_ahead(&tokens, rows)?,
+            Caches::Alone(cache) => self.model.begin_read(&tokens, cache)?,
         };
-        let logits = match logits {
-            Ok(logits) => logits,
-            Err(error) => {
-                self.jobs.drain(..).for_each(|mut job| job.fail(&error));
-                return;
+        self.begun = number;
+        self.pass = Some(Pass { said, rows: self.jobs.len(), proposed });
+        Ok(())
+    }
+
+    /// What may come behind the next token, if there is only one answer.
+    fn proposed(&self) -> Vec<u32> {
+        match (self.jobs.as_slice(), &self.caches) {
+            ([job], Caches::Together(_)) if self.model.takes_back() => {
+                // One token at least is made anyway.
+                let room = (job.max_new_tokens - job.chooser.chosen() - 1).min(ROWS - 1);
+                job.lookup.propose(room)
             }
-        };
-        let of_rows = logits.par_chunks(logits.len() / tokens.len());
-        let chosen: Vec<_> = self.jobs.par_iter_mut().zip(of_rows).map(|(job, row)| job.chooser.next(row)).collect();
-        let goes_on: Vec<bool> = self.jobs.iter_mut().zip(chosen).map(|(job, chosen)| job.take(chosen)).collect();
+            _ => Vec::new(),
+        }
+    }
+
+    /// Waits for the pass that is under way, and takes its tokens. Returns what was proposed.
+    pub(super) fn finish(&mut self) -> Result<Speculated, ModelError> {
+        let Some(Pass { said, rows, proposed }) = self.pass.take() else { return Ok(Speculated::default()) };
+        let logits = self.model.logits_of(said)?;
+        if !proposed.is_empty() {
+            return Ok(self.take_ahead(&logits, &proposed));
+        }
+        let jobs = &mut self.jobs[..rows];
+        let of_rows = logits.par_chunks(logits.len() / rows);
+        let chosen: Vec<_> = jobs.par_iter_mut().zip(of_rows).map(|(job, row)| job.chooser.next(row)).collect();
+        let mut goes_on: Vec<bool> = jobs.iter_mut().zip(chosen).map(|(job, chosen)| job.take(chosen)).collect();
+        goes_on.resize(self.jobs.len(), true);
         self.keep(&goes_on);
+        Ok(Speculated::default())
+    }
+
+    /// Takes tokens of the only answer as long as they are the proposed ones. Each is chosen from the logits that it
+    /// has without proposals.
+    fn take_ahead(&mut self, logits: &[f32], proposed: &[u32]) -> Speculated {
+        let ([job], Caches::Together(rows)) = (self.jobs.as_mut_slice(), &mut self.caches) else {
+            return Speculated::default();
+        };
+        let (mut accepted, mut goes_on) = (0, true);
+        for logits in logits.chunks(logits.len() / (1 + proposed.len())) {
+            let chosen = job.chooser.next(logits);
+            goes_on = job.take(chosen);
+            // The listener hears nothing more once it has left.
+            if !goes_on || job.is_left || proposed.get(accepted) != Some(&job.next) {
+                break;
+            }
+            accepted += 1;
+        }
+        rows.forget_last(proposed.len() - accepted);
+        job.lookup.judge(proposed.len(), accepted);
+        self.keep(&[goes_on]);
+        Speculated { proposed: proposed.len() as u64, accepted: accepted as u64 }
+    }
+
+    /// Ends all answers, as the model failed.
+    pub(super) fn fail(&mut self, error: &ModelError) {
+        self.pass = None;
+        self.jobs.drain(..).for_each(|mut job| job.fail(error));
+    }
+
+    /// Drops the pass that is under way. Returns what it says, if it is.
+    pub(super) fn leave_pass(&mut self) -> Option<Said> {
+        self.pass.take().map(|pass| pass.said)
     }
 
     /// The requests.
@@ -169,8 +265,11 @@ impl Group {
         &self.jobs
     }
 
-    /// Ends the requests with these numbers.
+    /// Ends the requests with these numbers. Those whose pass is under way stay until it is over.
     pub(super) fn leave(&mut self, gone: &[u64]) {
+        if self.is_under_way() {
+            return;
+        }
         let stays: Vec<bool> = self.jobs.iter().map(|job| !gone.contains(&job.number)).collect();
         self.keep(&stays);
     }
@@ -188,30 +287,4 @@ impl Group {
             caches.keep_and_shrink(&rows);
         }
     }
-}
-
-/// Lets a token and those that were proposed behind it go through the model, and takes tokens as long as they are the
-/// proposed ones. Each is chosen from the logits that it has without proposals. Returns whether the answer goes on.
-fn step_ahead(model: &Model, job: &mut Job, rows: &mut RowsCache, proposed: &[u32]) -> (bool, Speculated) {
-    let tokens = [&[job.next], proposed].concat();
-    let logits = match model.read_ahead(&tokens, rows) {
-        Ok(logits) => logits,
-        Err(error) => {
-            job.fail(&error);
-            return (false, Speculated::default());
-        }
-    };
-    let (mut accepted, mut goes_on) = (0, true);
-    for logits in logits.chunks(logits.len() / tokens.len()) {
-        let chosen = job.chooser.next(logits);
-        goes_on = job.take(chosen);
-        // The listener hears nothing more once it has left.
-        if !goes_on || job.is_left || proposed.get(accepted) != Some(&job.next) {
-            break;
-        }
-        accepted += 1;
-    }
-    rows.forget_last(proposed.len() - accepted);
-    job.lookup.judge(proposed.len(), accepted);
-    (goes_on, Speculated { proposed: proposed.len() as u64, accepted: accepted as u64 })
 }

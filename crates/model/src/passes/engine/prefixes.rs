@@ -29,6 +29,8 @@ const RANK: usize = 8;
 struct Prefix {
     model: Weak<Model>,
     cache: KeyValueCache,
+    /// What counts for [`Prefixes::most_bytes`].
+    bytes: usize,
 }
 
 /// The prompts that were read last, the latest at the end.
@@ -43,7 +45,7 @@ impl Prefixes {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.kept.iter().map(|prefix| prefix.cache.bytes()).sum()
+        self.kept.iter().map(|prefix| prefix.bytes).sum()
     }
 
     /// Forgets prompts of models that are not there any more.
@@ -63,7 +65,7 @@ impl Prefixes {
             let common = tokens.iter().zip(prompt).take_while(|(known, token)| known == token).count();
             let length = usable(common.min(prompt.len().saturating_sub(1)), prompt.len(), has_pieces);
             // A state cannot go back.
-            if prefix.cache.has_states() && length < tokens.len() { 0 } else { length }
+            if model.has_states() && length < tokens.len() { 0 } else { length }
         };
         let longest = self.kept.iter().enumerate().map(|(n, prefix)| (known(prefix), n)).max();
         let Some((length, n)) = longest.filter(|(length, _)| *length > 0) else { return KeyValueCache::default() };
@@ -81,22 +83,32 @@ impl Prefixes {
     /// Keeps what can be used again of a prompt. What was used longest ago goes, if there is no room.
     pub(super) fn put(&mut self, model: &Arc<Model>, mut cache: KeyValueCache) {
         let length = kept(cache.tokens().len(), has_pieces(model));
-        if length == 0 || cache.has_states() && length < cache.tokens().len() {
+        if length == 0 || model.has_states() && length < cache.tokens().len() {
             return;
         }
         cache.truncate(length);
-        let model = Arc::downgrade(model);
+        // Processes that hold some of the layers each have other bytes of it. All keep the same prompts, so they
+        // count what all layers would take.
+        let has_some = model.placement().stage().is_some();
+        let bytes = if has_some { model.row_bytes(length) } else { cache.bytes() };
+        let (has_states, model) = (model.has_states(), Arc::downgrade(model));
         // One that begins another is of no use beside it, unless it has states.
         self.kept.retain(|prefix| {
             let is_beginning = cache.tokens().starts_with(prefix.cache.tokens());
             let is_same = prefix.cache.tokens().len() == cache.tokens().len();
-            !(prefix.model.ptr_eq(&model) && is_beginning && (is_same || !cache.has_states()))
+            !(prefix.model.ptr_eq(&model) && is_beginning && (is_same || !has_states))
         });
-        self.kept.push(Prefix { model, cache });
+        self.kept.push(Prefix { model, cache, bytes });
         while self.bytes() > self.most_bytes {
             self.kept.remove(0);
         }
     }
+}
+
+/// Whether a prompt may begin with what is kept of another one, or is the same.
+pub(super) fn is_known_from(read: &[u32], prompt: &[u32]) -> bool {
+    let common = read.iter().zip(prompt).take_while(|(read, token)| read == token).count();
+    common >= BLOCK || read == prompt
 }
 
 /// Whether pieces of a part can be used again.
