@@ -159,6 +159,27 @@ fn serves_as_one_process(launch: &[&str]) {
     together.wait().says("starting all ranks again (restart 1 of 2)");
 }
 
+/// Four answers to one prompt are on three ranks at once. The last rank ends while it receives.
+#[test]
+fn a_lost_rank_ends_all_answers_under_way() {
+    let serve = ["launch", "-n", "3", "--", "serve", BASE, "--port", "0", "--device", "cpu"];
+    let mut together = start(in_repository(&serve).env("FINETUNE_FAILPOINT", "hops.receive:400@2"));
+    let at = address(&mut together, 1);
+    let ask_for = |tokens: usize| {
+        // Without the end token.
+        let asked =
+            json!({"prompt": "Hello, Leon", "n": 4, "max_tokens": tokens, "seed": 3, "logit_bias": {"0": -100}});
+        ask(&at, "POST", "/v1/completions", "", &asked.to_string())
+    };
+    let (status, body) = ask_for(8);
+    assert_eq!(status, 200, "{body}");
+    let (_, metrics) = ask(&at, "GET", "/metrics", "", "");
+    assert!(metrics.lines().any(|line| line == "finetune_passes_at_once_max 3"), "{metrics}");
+    let (status, body) = ask_for(400);
+    assert!(status >= 500 && body.contains("error"), "{status} {body}");
+    together.wait().expect(3);
+}
+
 /// (words, what the refusal says)
 #[test]
 fn what_ranks_cannot_do_together_is_refused() {
