@@ -181,8 +181,11 @@ fn answers(model: &Arc<Model>, settings: EngineSettings, rows: usize, steps: usi
 /// The first rows without an engine.
 fn generated(model: &Model, rows: usize) -> Vec<Generation> {
     let prompts: Vec<Vec<u32>> = (0..rows).map(prompt).collect();
-    let asked = |(row, prompt)| RowRequest { prompt, max_new_tokens: ROWS[row].1, sampling: DRAWN, end_ids: &[] };
-    let requests: Vec<RowRequest<'_>> = prompts.iter().map(Vec::as_slice).enumerate().map(asked).collect();
+    let requests: Vec<RowRequest<'_>> = prompts
+        .iter()
+        .zip(ROWS)
+        .map(|(prompt, (_, max_new_tokens))| RowRequest { prompt, max_new_tokens, sampling: DRAWN, end_ids: &[] })
+        .collect();
     model.generate_rows(&requests, &mut |_, _| true).expect("answers")
 }
 

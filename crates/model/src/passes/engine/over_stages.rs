@@ -28,7 +28,7 @@ pub(super) struct Part {
 }
 
 enum Flight {
-    Part(Part),
+    Part(Box<Part>),
     /// Of the group whose last pass has this number.
     Group(u64),
 }
@@ -70,8 +70,8 @@ impl Flights {
     /// The requests whose prompts are read to their ends, the oldest first.
     pub(super) fn last_parts(&self) -> impl Iterator<Item = &Job> {
         self.all.iter().filter_map(|flight| match flight {
-            Flight::Part(Part { last: Some(reading), .. }) => Some(&reading.job),
-            Flight::Part(_) | Flight::Group(_) => None,
+            Flight::Part(part) => part.last.as_ref().map(|reading| &reading.job),
+            Flight::Group(_) => None,
         })
     }
 
@@ -99,7 +99,10 @@ impl Engine {
     pub fn drain(&mut self) {
         while let Some(flight) = self.flights.all.pop_front() {
             let (model, said) = match flight {
-                Flight::Part(Part { model, said, .. }) => (model, said),
+                Flight::Part(part) => {
+                    let Part { model, said, .. } = *part;
+                    (model, said)
+                }
                 Flight::Group(number) => {
                     let Some(group) = self.group_of(number) else { continue };
                     let Some(said) = group.leave_pass() else { continue };
@@ -139,7 +142,7 @@ impl Engine {
                 self.flights.push(Flight::Group(number));
             } else if let Some(reading) = self.reading.take() {
                 let part = self.begin_part(reading)?;
-                self.flights.push(Flight::Part(part));
+                self.flights.push(Flight::Part(Box::new(part)));
                 self.flights.last_part = number;
             } else {
                 return Ok(());
@@ -152,7 +155,7 @@ impl Engine {
     fn finish_pass(&mut self) -> Result<(), ModelError> {
         match self.flights.all.pop_front() {
             None => Ok(()),
-            Some(Flight::Part(part)) => self.finish_part(part),
+            Some(Flight::Part(part)) => self.finish_part(*part),
             Some(Flight::Group(number)) => {
                 let finished = self.group_of(number).map_or(Ok(Speculated::default()), Group::finish);
                 let Speculated { proposed, accepted } = finished?;
@@ -185,7 +188,9 @@ impl Engine {
     /// Ends all answers that were begun, and drops all passes that are under way.
     fn fail_all(&mut self, error: &ModelError) {
         for flight in std::mem::take(&mut self.flights.all) {
-            if let Flight::Part(Part { last: Some(mut reading), .. }) = flight {
+            if let Flight::Part(part) = flight
+                && let Some(mut reading) = part.last
+            {
                 reading.job.fail(error);
             }
         }
