@@ -32,8 +32,10 @@ fn bits(tensor: Tensor<2>) -> Vec<u32> {
     vec_of(tensor).into_iter().map(f32::to_bits).collect()
 }
 
-/// (tokens, inputs, outputs, the rows and the rank of each branch)
-fn cases() -> [(usize, usize, usize, Vec<(Range<usize>, usize)>); 4] {
+/// Tokens, inputs, outputs, and the rows and the rank of each branch.
+type Case = (usize, usize, usize, Vec<(Range<usize>, usize)>);
+
+fn cases() -> [Case; 4] {
     [
         (1, 20, 12, vec![(0..1, 3)]),
         (8, 70, 33, vec![(0..1, 16), (1..5, 2), (6..8, 8)]),
@@ -51,9 +53,8 @@ fn branches_of_some_rows_are_added_to_them_alone() {
             let (a, b) = (normal(seed, [rank, inputs]), normal(100 + seed, [outputs, rank]));
             got = add_low_rank(got, x.clone(), a.clone(), b.clone(), rows.clone(), 0.7);
             let low = vec_of(composed::linear(composed::linear(x.clone(), a), b) * 0.7);
-            for n in rows.start * outputs..rows.end * outputs {
-                want[n] += low[n];
-            }
+            let some = rows.start * outputs..rows.end * outputs;
+            want[some.clone()].iter_mut().zip(&low[some]).for_each(|(want, low)| *want += low);
         }
         let got = vec_of(got);
         let size = want.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();

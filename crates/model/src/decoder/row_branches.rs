@@ -86,19 +86,20 @@ impl RowBranches {
 mod tests {
     use super::*;
 
-    /// (the numbers of the rows, how many of them are in each of three parts)
+    /// (the numbers of the rows, what becomes of three parts: first row and number of rows)
     #[test]
     fn parts_of_some_rows() {
         let parts = [0..2, 2..3, 5..9].map(|rows| (rows, Arc::default()));
         let branches = RowBranches::new(parts.into());
         for (rows, want) in [
-            (vec![0, 1, 2, 3, 4, 5, 6, 7, 8], vec![0..2, 2..3, 5..9]),
-            (vec![1, 2, 8], vec![0..1, 1..2, 2..3]),
-            (vec![3, 4, 6], vec![2..3]),
+            (vec![0, 1, 2, 3, 4, 5, 6, 7, 8], vec![(0, 2), (2, 1), (5, 4)]),
+            (vec![1, 2, 8], vec![(0, 1), (1, 1), (2, 1)]),
+            (vec![3, 4, 6], vec![(2, 1)]),
             (vec![4], vec![]),
             (vec![], vec![]),
         ] {
-            let got: Vec<Range<usize>> = branches.of_rows(&rows).0.into_iter().map(|(rows, _)| rows).collect();
+            let parts = branches.of_rows(&rows).0;
+            let got: Vec<(usize, usize)> = parts.into_iter().map(|(rows, _)| (rows.start, rows.len())).collect();
             assert_eq!(got, want, "{rows:?}");
         }
     }
