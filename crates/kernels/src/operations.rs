@@ -7,6 +7,7 @@
 //! The functions are generated from the table below, see `extension.rs`. A new operation is a row
 //! here, an `impl Fused` in `cpu` and another in `gpu`, and its reference in [`crate::composed`].
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
@@ -29,6 +30,17 @@ crate::extension::operations! {
         x: Tensor<2>, w: Tensor<2>, a: Tensor<2>, b: Tensor<2>;
         scale: f32, dropout: Option<Dropout>
     ) -> Tensor<2> = LoraLinear;
+
+    /// `y` with `scale · x Aᵀ Bᵀ` added to some rows: y [t, o], x [t, i], a [r, i], b [o, r] -> [t, o].
+    ///
+    /// On the CPU a row has the bits that it has in [`lora_linear`] of these rows alone, if it has those of
+    /// [`linear`] in `y`. See [`crate::row_branch`].
+    ///
+    /// # Panics
+    /// If a gradient is asked for, or a row is beyond y. On a GPU: it is composed there.
+    fn add_low_rank(
+        y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>; rows: Range<usize>, scale: f32
+    ) -> Tensor<2> = AddLowRank;
 
     /// `z · m / n`, output by output (Liu et al. 2024, "DoRA"): z [t, o], magnitudes m [o], norms
     /// n [o] -> [t, o].

@@ -14,6 +14,7 @@ pub(crate) mod head;
 pub(crate) mod kept;
 mod latent;
 pub(crate) mod pass;
+pub(crate) mod row_branches;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use finetune_kernels::devices::submit;

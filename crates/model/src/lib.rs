@@ -64,7 +64,7 @@ pub use merge::quantize_model;
 pub use model::Model;
 pub use passes::backward::{Backward, Coefficients, Part};
 pub use passes::engine::{
-    Engine, EngineCounts, EngineEnd, EngineEvent, EngineRequest, EngineSettings, Listener, Refusal,
+    Engine, EngineCounts, EngineEnd, EngineEvent, EngineRequest, EngineSettings, Listener, PassCounts, Refusal,
 };
 pub use passes::form::Form;
 pub use passes::generate::{Generation, GenerationStep};

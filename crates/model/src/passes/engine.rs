@@ -3,16 +3,21 @@
 //! Owns: which request is read, which are continued together, and the memory of their keys and
 //! values. Must never know: text, connections, threads. Start reading at [`Engine::step`].
 //!
-//! **On the CPU an answer does not depend on what else is under way.** Prompts are read alone, in
-//! parts of 512 tokens that always begin at the same places. At most eight rows are continued in
-//! one pass, and products of up to eight rows have one order of sums (see `generate_rows`). What
-//! was read of an earlier prompt is used again where that changes no bit (see `prefixes`).
+//! **On the CPU an answer does not depend on what else is under way.** Prompts are read in parts of
+//! 512 tokens that always begin at the same places; several short ones are a part together where that
+//! changes no bit (see `reading`). At most eight rows are continued in one pass, and products of up to
+//! eight rows have one order of sums (see `generate_rows`). What was read of an earlier prompt is used
+//! again where that changes no bit (see `prefixes`).
+//!
+//! Requests with different adapters of one base share passes, unless an adapter is more than branches
+//! beside the base's products (see `sharing`).
 //!
 //! An answer that is alone may look ahead: tokens that followed the last ones before are proposed, and go through
 //! the model with the next one (see `lookup`). They are taken as long as they are what is chosen anyway.
 
 mod group;
 mod prefixes;
+mod reading;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,10 +26,9 @@ use thiserror::Error;
 
 use self::group::{Group, Job};
 use self::prefixes::Prefixes;
-use crate::decoder::cache::KeyValueCache;
+use self::reading::Reading;
 use crate::model::Model;
 use crate::passes::form::Form;
-use crate::passes::generate::PROMPT_PART;
 use crate::passes::generate_rows::MOST_AHEAD;
 use crate::passes::lookup::{Lookup, Speculated};
 use crate::passes::token_rules::{Chooser, ChosenToken, TokenRules};
@@ -46,7 +50,8 @@ pub struct EngineSettings {
 
 /// A prompt, and how it is continued.
 pub struct EngineRequest {
-    /// The model with its adapter. Requests of the same one are continued together.
+    /// The model with its adapter. Requests of the same one are continued together, and so are those of clones of
+    /// one base with plain LoRA.
     pub model: Arc<Model>,
     /// The tokens that are continued.
     pub prompt: Vec<u32>,
@@ -150,6 +155,23 @@ pub struct EngineCounts {
     pub prefix_bytes: usize,
     /// Tokens that were proposed, and those of them that were taken.
     pub speculated: Speculated,
+    /// Passes since the start.
+    pub passes: PassCounts,
+}
+
+/// How often tokens have gone through a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PassCounts {
+    /// Passes over parts of prompts.
+    pub prompt_passes: u64,
+    /// The parts of single prompts in them.
+    pub prompt_parts: u64,
+    /// Passes over the next tokens of answers.
+    pub answer_passes: u64,
+    /// The answers in them.
+    pub answer_rows: u64,
+    /// Passes of both kinds with requests of different adapters, or of the base and an adapter.
+    pub mixed_passes: u64,
 }
 
 impl EngineSettings {
@@ -188,21 +210,16 @@ impl EngineSettings {
     }
 }
 
-/// A request whose prompt is read.
-struct Reading {
-    job: Job,
-    cache: KeyValueCache,
-    end: usize,
-}
-
 /// Answers requests, a step at a time.
 pub struct Engine {
     settings: EngineSettings,
     waiting: VecDeque<Job>,
-    reading: Option<Reading>,
+    /// Those whose prompts are read, in the order in which they have come.
+    reading: Vec<Reading>,
     groups: Vec<Group>,
     prefixes: Prefixes,
     speculated: Speculated,
+    passes: PassCounts,
     /// Requests that were taken.
     taken: u64,
 }
@@ -213,10 +230,11 @@ impl Engine {
         Engine {
             settings,
             waiting: VecDeque::new(),
-            reading: None,
+            reading: Vec::new(),
             groups: Vec::new(),
             prefixes: Prefixes::new(settings.prefix_bytes),
             speculated: Speculated::default(),
+            passes: PassCounts::default(),
             taken: 0,
         }
     }
@@ -253,7 +271,7 @@ impl Engine {
 
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.reading.is_none() && self.groups.is_empty()
+        self.waiting.is_empty() && self.reading.is_empty() && self.groups.is_empty()
     }
 
     /// What it is doing.
@@ -261,14 +279,15 @@ impl Engine {
         let rows: usize = self.groups.iter().map(Group::len).sum();
         EngineCounts {
             waiting: self.waiting.len(),
-            running: rows + usize::from(self.reading.is_some()),
+            running: rows + self.reading.len(),
             prefix_bytes: self.prefixes.bytes(),
             speculated: self.speculated,
+            passes: self.passes,
         }
     }
 
-    /// Does a piece of the work: reads at most one part of one prompt, and makes one token of each
-    /// answer, or more if it looks ahead. Requests that nobody waits for end first.
+    /// Does a piece of the work: reads at most one part of one prompt, or several short ones in one pass, and makes
+    /// one token of each answer, or more if it looks ahead. Requests that nobody waits for end first.
     pub fn step(&mut self) {
         let gone = self.gone();
         self.step_without(&gone);
@@ -277,7 +296,7 @@ impl Engine {
     /// The requests that nobody waits for any more, by the order in which they were taken.
     pub fn gone(&self) -> Vec<u64> {
         let running = self.groups.iter().flat_map(Group::jobs);
-        let jobs = self.waiting.iter().chain(self.reading.as_ref().map(|reading| &reading.job)).chain(running);
+        let jobs = self.waiting.iter().chain(self.reading.iter().map(|reading| &reading.job)).chain(running);
         jobs.filter(|job| job.is_gone()).map(|job| job.number).collect()
     }
 
@@ -286,9 +305,9 @@ impl Engine {
     pub fn step_without(&mut self, gone: &[u64]) {
         self.leave(gone);
         self.begin_next();
-        self.read_part();
+        self.read_parts();
         for group in &mut self.groups {
-            let Speculated { proposed, accepted } = group.step();
+            let Speculated { proposed, accepted } = group.step(&mut self.passes);
             self.speculated.proposed += proposed;
             self.speculated.accepted += accepted;
         }
@@ -298,101 +317,12 @@ impl Engine {
     fn leave(&mut self, gone: &[u64]) {
         self.prefixes.leave_unloaded();
         self.waiting.retain(|job| !gone.contains(&job.number));
-        if let Some(Reading { job, cache, .. }) = self.reading.take_if(|reading| gone.contains(&reading.job.number)) {
-            self.prefixes.put(&job.model, cache);
-        }
+        let is_gone = |reading: &Reading| gone.contains(&reading.job.number);
+        let (gone_ones, stay): (Vec<_>, Vec<_>) = std::mem::take(&mut self.reading).into_iter().partition(is_gone);
+        self.reading = stay;
+        gone_ones.into_iter().for_each(|reading| self.prefixes.put(&reading.job.model, reading.cache));
         self.groups.iter_mut().for_each(|group| group.leave(gone));
         self.groups.retain(|group| group.len() > 0);
-    }
-
-    /// Lets the first of the waiting requests begin, if there is room for it.
-    fn begin_next(&mut self) {
-        while self.reading.is_none() && self.counts().running < self.settings.slots {
-            let fits = self.waiting.front().is_some_and(|job| self.has_room(job));
-            let Some(mut job) = fits.then(|| self.waiting.pop_front()).flatten() else { return };
-            let cache = match is_read_again(&job.model) {
-                true => KeyValueCache::default(),
-                false => self.prefixes.take(&job.model, &job.prompt),
-            };
-            job.tell(EngineEvent::Begun { cached: cache.tokens().len() });
-            match job.end_if_full() {
-                true => self.reading = Some(Reading { end: cache.tokens().len(), job, cache }),
-                false => self.prefixes.put(&job.model, cache),
-            }
-        }
-    }
-
-    /// Whether the keys and values of a request fit beside those of the running ones. One request
-    /// alone always fits.
-    fn has_room(&self, job: &Job) -> bool {
-        let place = self.place_of(&job.model);
-        let mut bytes = if place.is_none() { job.bytes() } else { 0 };
-        for (n, group) in self.groups.iter().enumerate() {
-            bytes += group.bytes_with((place == Some(n)).then_some(job));
-        }
-        self.groups.is_empty() || bytes <= self.settings.cache_bytes
-    }
-
-    /// The group that a request joins.
-    fn place_of(&self, model: &Arc<Model>) -> Option<usize> {
-        self.groups.iter().position(|group| group.takes(model))
-    }
-
-    /// Reads the next part of the prompt whose turn it is. Behind the last one comes the first
-    /// token.
-    fn read_part(&mut self) {
-        let Some(mut reading) = self.reading.take() else { return };
-        let (begin, length) = (reading.end, reading.job.prompt.len());
-        reading.end = length.min(begin - begin % PROMPT_PART + PROMPT_PART);
-        let is_last = reading.end == length;
-        let Reading { job, cache, end } = &mut reading;
-        if is_last && cache.has_states() {
-            // A state cannot go back, so it is kept where the last whole part ends.
-            self.prefixes.put(&job.model, cache.clone());
-        }
-        let logits = match job.model.read(&job.prompt[begin..*end], cache) {
-            Ok(logits) => logits,
-            Err(error) => {
-                job.listener.hear(EngineEvent::Ended(EngineEnd::Failed(error.to_string())));
-                return;
-            }
-        };
-        if !is_last {
-            self.reading = Some(reading);
-            return;
-        }
-        let Reading { job, cache, .. } = reading;
-        if !cache.has_states() && !is_read_again(&job.model) {
-            self.prefixes.put(&job.model, cache.clone());
-        }
-        let (model, prompt) = (Arc::clone(&job.model), job.prompt.clone());
-        self.answer(job, cache.clone(), &logits);
-        // Requests of the same prompt behind this one go on from here.
-        while let Some(mut job) = self.next_of(&model, &prompt) {
-            job.tell(EngineEvent::Begun { cached: prompt.len() });
-            if job.end_if_full() {
-                self.answer(job, cache.clone(), &logits);
-            }
-        }
-    }
-
-    /// The first of the waiting requests, if it has this prompt and there is room for it.
-    fn next_of(&mut self, model: &Arc<Model>, prompt: &[u32]) -> Option<Job> {
-        let has_slot = self.counts().running < self.settings.slots;
-        let fits = |job: &Job| has_slot && Arc::ptr_eq(&job.model, model) && job.prompt == prompt && self.has_room(job);
-        let fits = self.waiting.front().is_some_and(fits);
-        fits.then(|| self.waiting.pop_front()).flatten()
-    }
-
-    /// Chooses the first token of an answer, from the logits behind its prompt.
-    fn answer(&mut self, mut job: Job, cache: KeyValueCache, logits: &[f32]) {
-        let chosen = job.chooser.next(logits);
-        if job.take(chosen) {
-            match self.place_of(&job.model) {
-                Some(place) => self.groups[place].add(job, cache),
-                None => self.groups.push(Group::new(job, cache)),
-            }
-        }
     }
 }
 

@@ -57,6 +57,7 @@ impl Model {
             dropout,
             expert_use: training.map(|_| self.expert_use.clone()),
             sliced: self.weights.sliced.clone(),
+            branches: None,
         }
     }
 

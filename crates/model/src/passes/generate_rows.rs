@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use crate::config::{LayerConfig, MixerKind};
 use crate::decoder::cache::{KeyValueCache, RowsCache, room};
+use crate::decoder::row_branches::RowBranches;
 use crate::error::ModelError;
 use crate::model::Model;
 use crate::passes::generate::{Generation, next_token};
@@ -104,7 +105,7 @@ impl Model {
         let mut cache = RowsCache::join(caches);
         while !running.is_empty() {
             let tokens: Vec<u32> = running.iter().map(|&(_, token)| token).collect();
-            let logits = self.read_rows(&tokens, &mut cache)?;
+            let logits = self.read_rows(&tokens, &mut cache, None)?;
             let next = chosen(&logits, &running, requests, &generations)?;
             let going: Vec<usize> = (0..next.len()).filter(|&n| take(next[n], &mut generations)).collect();
             if !going.is_empty() && going.len() < running.len() {
@@ -155,12 +156,19 @@ impl Model {
         room(tokens.min(usize::MAX / 4)).saturating_mul(of_token * self.placement().compute().bytes())
     }
 
-    /// Logits [rows, v] after the next token of each row, which is added to the cache.
-    pub(crate) fn read_rows(&self, tokens: &[u32], cache: &mut RowsCache) -> Result<Vec<f32>, ModelError> {
+    /// Logits [rows, v] after the next token of each row, which is added to the cache. `branches`: those of each row,
+    /// in the place of this model's.
+    pub(crate) fn read_rows(
+        &self,
+        tokens: &[u32],
+        cache: &mut RowsCache,
+        branches: Option<RowBranches>,
+    ) -> Result<Vec<f32>, ModelError> {
         let positions: Vec<u32> = cache.lengths().iter().map(|&length| length as u32).collect();
         let ropes = self.rope_tables(&positions, cache.lengths().iter().map(|&length| (1, length + 1)));
         let segments = Segments::next_tokens(cache.next_keys());
-        cache.read(1, |layers| self.next_logits(tokens, ropes, segments, layers, tokens.len()))
+        let wanted: Vec<usize> = (0..tokens.len()).collect();
+        cache.read(1, |layers| self.next_logits(tokens, ropes, segments, layers, &wanted, branches))
     }
 
     /// Whether tokens may be proposed and taken back: a state cannot go back, and a text that is read again when
@@ -178,7 +186,8 @@ impl Model {
         let positions: Vec<u32> = (past..past + tokens.len()).map(|position| position as u32).collect();
         let ropes = self.rope_tables(&positions, (1..=tokens.len()).map(|own| (1, past + own)));
         let segments = Segments::next_tokens(cache.keys_ahead(tokens.len()));
-        cache.read(tokens.len(), |layers| self.next_logits(tokens, ropes, segments, layers, tokens.len()))
+        let wanted: Vec<usize> = (0..tokens.len()).collect();
+        cache.read(tokens.len(), |layers| self.next_logits(tokens, ropes, segments, layers, &wanted, None))
     }
 }
 

@@ -1,10 +1,10 @@
-//! Requests of one model that are continued together.
+//! Requests that are continued together: of one model, or of models that share passes.
 
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{EngineEnd, EngineEvent, Listener, is_read_again};
+use super::{EngineEnd, EngineEvent, Listener, PassCounts, is_read_again};
 use crate::decoder::cache::{KeyValueCache, RowsCache};
 use crate::error::ModelError;
 use crate::model::Model;
@@ -74,7 +74,7 @@ impl Job {
         !is_full
     }
 
-    fn fail(&mut self, error: &ModelError) {
+    pub(super) fn fail(&mut self, error: &ModelError) {
         self.listener.hear(EngineEvent::Ended(EngineEnd::Failed(error.to_string())));
     }
 }
@@ -85,9 +85,8 @@ enum Caches {
     Alone(KeyValueCache),
 }
 
-/// At most [`ROWS`] requests of one model.
+/// At most [`ROWS`] requests of models that share passes. Those of one model lie next to each other.
 pub(super) struct Group {
-    model: Arc<Model>,
     jobs: Vec<Job>,
     caches: Caches,
 }
@@ -98,7 +97,7 @@ impl Group {
             true => Caches::Alone(cache),
             false => Caches::Together(RowsCache::join(vec![cache])),
         };
-        Group { model: Arc::clone(&job.model), jobs: vec![job], caches }
+        Group { jobs: vec![job], caches }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -108,7 +107,7 @@ impl Group {
     /// Whether a request of this model may join.
     pub(super) fn takes(&self, model: &Arc<Model>) -> bool {
         let has_place = matches!(self.caches, Caches::Together(_)) && self.jobs.len() < ROWS;
-        has_place && Arc::ptr_eq(&self.model, model)
+        has_place && self.jobs.first().is_some_and(|job| share(&job.model, model))
     }
 
     /// Bytes of keys and values at their longest, perhaps with one more request. All rows get the
@@ -122,21 +121,28 @@ impl Group {
     /// Lets a request join that has read its prompt.
     pub(super) fn add(&mut self, job: Job, cache: KeyValueCache) {
         if let Caches::Together(rows) = &mut self.caches {
-            rows.add(cache);
-            self.jobs.push(job);
+            let last = self.jobs.iter().rposition(|other| Arc::ptr_eq(&other.model, &job.model));
+            let at = last.map_or(self.jobs.len(), |last| last + 1);
+            rows.insert(cache, at);
+            self.jobs.insert(at, job);
         }
     }
 
-    /// Makes one token of each answer, or perhaps several of the only one. Returns what was proposed.
-    pub(super) fn step(&mut self) -> Speculated {
+    /// Makes one token of each answer, or perhaps several of the only one. Counts the pass, and returns what was
+    /// proposed.
+    pub(super) fn step(&mut self, passes: &mut PassCounts) -> Speculated {
+        passes.answer_passes += 1;
+        passes.answer_rows += self.jobs.len() as u64;
+        passes.mixed_passes += u64::from(self.is_mixed());
         if let ([job], Caches::Together(rows)) = (self.jobs.as_mut_slice(), &mut self.caches)
-            && self.model.takes_back()
+            && job.model.takes_back()
         {
             // One token at least is made anyway.
             let room = (job.max_new_tokens - job.chooser.chosen() - 1).min(ROWS - 1);
             let proposed = job.lookup.propose(room);
             if !proposed.is_empty() {
-                let (goes_on, speculated) = step_ahead(&self.model, job, rows, &proposed);
+                let model = Arc::clone(&job.model);
+                let (goes_on, speculated) = step_ahead(&model, job, rows, &proposed);
                 self.keep(&[goes_on]);
                 return speculated;
             }
@@ -145,11 +151,19 @@ impl Group {
         Speculated::default()
     }
 
+    /// Whether its requests have different models.
+    fn is_mixed(&self) -> bool {
+        self.jobs.windows(2).any(|jobs| !Arc::ptr_eq(&jobs[0].model, &jobs[1].model))
+    }
+
     fn step_one(&mut self) {
+        let is_mixed = self.is_mixed();
         let tokens: Vec<u32> = self.jobs.iter().map(|job| job.next).collect();
+        let models: Vec<&Arc<Model>> = self.jobs.iter().map(|job| &job.model).collect();
         let logits = match &mut self.caches {
-            Caches::Together(rows) => self.model.read_rows(&tokens, rows),
-            Caches::Alone(cache) => self.model.read(&tokens, cache),
+            Caches::Together(rows) if is_mixed => Model::read_mixed_rows(&models, &tokens, rows),
+            Caches::Together(rows) => models[0].read_rows(&tokens, rows, None),
+            Caches::Alone(cache) => models[0].read(&tokens, cache),
         };
         let logits = match logits {
             Ok(logits) => logits,
@@ -188,6 +202,11 @@ impl Group {
             caches.keep_and_shrink(&rows);
         }
     }
+}
+
+/// Whether requests of two models may be answered in one pass.
+pub(super) fn share(one: &Arc<Model>, other: &Arc<Model>) -> bool {
+    Arc::ptr_eq(one, other) || one.shares_passes_with(other)
 }
 
 /// Lets a token and those that were proposed behind it go through the model, and takes tokens as long as they are the
