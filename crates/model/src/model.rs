@@ -48,6 +48,8 @@ pub struct Model {
     device_peak: u64,
     /// Counted in training.
     pub(crate) expert_use: Arc<ExpertUse>,
+    /// The coefficient of the routers' auxiliary loss in what is minimised; 0: it counts nothing.
+    pub(crate) router_loss: f64,
 }
 
 impl Model {
@@ -183,6 +185,7 @@ impl Model {
             has_own_vocabulary: false,
             device_peak: 0,
             expert_use: Arc::default(),
+            router_loss: 0.0,
         })
     }
 

@@ -58,6 +58,9 @@ pub enum TrainError {
     /// A value that no run can have.
     #[error("{key} = {value}: {what}")]
     Beyond { key: &'static str, value: String, what: String },
+    /// The auxiliary loss of routers is asked for, and cannot be had here.
+    #[error("train.router_aux_loss_coef = {coefficient:?}: {what}")]
+    RouterLoss { coefficient: f64, what: String, hint: &'static str },
     /// The checkpoint has done more steps than the recipe has.
     #[error("{path}: step {step} is past the last step of the recipe, {last}", path = path.display())]
     PastTheEnd { path: PathBuf, step: u64, last: u64 },
@@ -369,6 +372,7 @@ impl Advice for TrainError {
             TrainError::NotSplit { .. } => {
                 vec!["--parallel stages, the default, gives each rank whole layers".to_owned()]
             }
+            TrainError::RouterLoss { hint, .. } => vec![(*hint).to_owned()],
             TrainError::NotInStages { .. } => {
                 vec!["leave parallel.stages out: each rank then holds all layers, in memory or on its disk".to_owned()]
             }

@@ -181,6 +181,7 @@ impl Model {
             training: false,
             dropout: None,
             expert_use: None,
+            balance: None,
             sliced: self.weights.sliced.clone(),
         };
         let mut pass = || {

@@ -184,6 +184,7 @@ impl Model {
         let Pass { batch, tokens, context, x, between, inputs } = pass;
         // Choices of experts were counted on the way forward.
         let context = Context { expert_use: None, ..context.tracked() };
+        let router_loss = backward.settled(&context);
         let handed = Handed::new(&self.weights, &between);
         if !self.weights.holds_head() {
             let way = WayBack { part, tokens, context, inputs, handed, d_out: x };
@@ -195,7 +196,8 @@ impl Model {
         self.look_at_memory();
         let d_out = last.grad_remove(&mut found).expect("the loss depends on the last layer");
         self.collect(found, backward.loss_scale, sums[part.sum])?;
-        Ok((batch.sums(losses.inner())?, WayBack { part, tokens, context, inputs, handed, d_out }))
+        let sums = LossSum { router_loss, ..batch.sums(losses.inner())? };
+        Ok((sums, WayBack { part, tokens, context, inputs, handed, d_out }))
     }
 
     /// Layer `n` again, and its backward pass.
