@@ -27,7 +27,7 @@ fn golden_rows(family: &str) -> Rows {
     rows(&json(&directory(family).join("golden.json")))
 }
 
-const PLAIN: Backward<'_> =
+const PLAIN: Backward<'static> =
     Backward { randomness: ANY, checkpointing: false, loss_scale: 1.0, coefficients: Coefficients::Ones };
 
 fn gradients(model: &mut Model, batch: &Batch<'_>, backward: Backward<'_>) -> (LossSum, Vec<f32>) {

@@ -60,7 +60,7 @@ pub enum TrainError {
     Beyond { key: &'static str, value: String, what: String },
     /// The auxiliary loss of routers is asked for, and cannot be had here.
     #[error("train.router_aux_loss_coef = {coefficient:?}: {what}")]
-    RouterLoss { coefficient: f64, what: String, hint: &'static str },
+    RouterLoss { coefficient: f64, what: String },
     /// The checkpoint has done more steps than the recipe has.
     #[error("{path}: step {step} is past the last step of the recipe, {last}", path = path.display())]
     PastTheEnd { path: PathBuf, step: u64, last: u64 },
@@ -269,6 +269,9 @@ impl TrainError {
             TrainError::OnlyLora { .. } => {
                 &["train.method = \"lora\" trains an adapter; \"experts\" in lora.target_modules trains experts too"]
             }
+            TrainError::RouterLoss { .. } => {
+                &["leave train.router_aux_loss_coef out: it is for models with experts whose routers have such a loss"]
+            }
             TrainError::Occupied { .. } => &["`--resume` goes on with it; `--output-dir` starts another"],
             TrainError::Changed { .. } => &[
                 "output_dir, [log], [checkpoint], [eval], the number of steps, optimizer.learning_rate, train.max_grad_norm and train.micro_batch_size may change; for anything else start a new run with `--output-dir`",
@@ -372,7 +375,6 @@ impl Advice for TrainError {
             TrainError::NotSplit { .. } => {
                 vec!["--parallel stages, the default, gives each rank whole layers".to_owned()]
             }
-            TrainError::RouterLoss { hint, .. } => vec![(*hint).to_owned()],
             TrainError::NotInStages { .. } => {
                 vec!["leave parallel.stages out: each rank then holds all layers, in memory or on its disk".to_owned()]
             }

@@ -14,7 +14,6 @@ use crate::examine::{Examined, Extent, examine};
 use crate::memory::{Precision, Sizes, Sizing, Subject, sizes};
 use crate::residency::{choose, micro_batches};
 use crate::resume::Resume;
-use crate::router_loss;
 use crate::stages::{Offer, Why, deal, of_each_stage};
 use crate::validate::operations;
 
@@ -182,8 +181,7 @@ impl Planner<'_> {
             return ways;
         }
         ways.push(self.way("layers from the disk", set(&["model.residency=disk"]), Form { from_disk: true, ..whole }));
-        let can_be_spread = adaptation.as_ref().is_some_and(|adaptation| not_in_stages(config, adaptation).is_none())
-            && router_loss::not_in_stages(self.subject.recipe, config).is_none();
+        let can_be_spread = adaptation.as_ref().is_some_and(|adaptation| not_in_stages(config, adaptation).is_none());
         let hosts = self.machines.hosts;
         for stages in (2..=hosts.min(layers.len())).filter(|stages| can_be_spread && hosts.is_multiple_of(*stages)) {
             let spread = format!("parallel.stages={stages}");

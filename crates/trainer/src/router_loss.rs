@@ -1,4 +1,4 @@
-//! The auxiliary loss of routers: whether a run has it, and what it cannot be combined with.
+//! The auxiliary loss of routers: whether a run has it, and which models have none.
 
 use finetune_model::ModelConfig;
 use finetune_recipe::Recipe;
@@ -21,7 +21,7 @@ pub(crate) fn check(recipe: &Recipe, config: &ModelConfig) -> Result<Option<Stri
         return Ok(None);
     }
     if let Some(what) = config.no_router_loss() {
-        return Err(TrainError::RouterLoss { coefficient, what, hint: "leave train.router_aux_loss_coef out" });
+        return Err(TrainError::RouterLoss { coefficient, what });
     }
     Ok(recipe.train.router_aux_loss_coef.is_none().then(|| {
         format!(
@@ -29,17 +29,6 @@ pub(crate) fn check(recipe: &Recipe, config: &ModelConfig) -> Result<Option<Stri
              train.router_aux_loss_coef = 0 leaves it out"
         )
     }))
-}
-
-/// Why several ranks cannot hold the layers of a model together, if this run has the loss.
-pub(crate) fn not_in_stages(recipe: &Recipe, config: &ModelConfig) -> Option<TrainError> {
-    let coefficient = coefficient(recipe, config);
-    (coefficient != 0.0).then(|| TrainError::RouterLoss {
-        coefficient,
-        what: "the loss needs the choices of all layers together, and with parallel.stages each rank has some of them"
-            .to_owned(),
-        hint: "leave parallel.stages out, or write train.router_aux_loss_coef = 0",
-    })
 }
 
 #[cfg(test)]
@@ -90,7 +79,6 @@ mod tests {
             assert!((found - want).abs() < 1e-12, "{family} {keys:?} {set:?}: {found}");
             let notice = check(&recipe, &config).unwrap_or_else(|error| panic!("{family} {keys:?} {set:?}: {error}"));
             assert_eq!(notice.is_some(), set.is_none() && want > 0.0, "{family} {keys:?} {set:?}: {notice:?}");
-            assert_eq!(not_in_stages(&recipe, &config).is_some(), want > 0.0, "{family} {keys:?} {set:?}");
         }
     }
 

@@ -20,7 +20,6 @@ use finetune_store::failpoint;
 use crate::error::TrainError;
 use crate::memory::{Sizing, Subject};
 use crate::ranks::Ranks;
-use crate::router_loss;
 
 use self::dealing::Dealt;
 pub(crate) use self::dealing::{Offer, Why, deal, of_each_stage};
@@ -42,8 +41,6 @@ pub(crate) fn choose(
         return ranks.map_or(Ok(()), |ranks| ranks.settle(1)).map(|()| None);
     }
     let refusal = adaptation.as_ref().and_then(|adaptation| finetune_model::not_in_stages(config, adaptation));
-    let refusal = refusal.map(|what| TrainError::NotInStages { what });
-    let refusal = refusal.or_else(|| router_loss::not_in_stages(subject.recipe, config));
     let can_choose = adaptation.is_some() && refusal.is_none();
     // Looking at memory and speed takes a moment, so it is only done where something depends on it.
     let depends = subject.recipe.parallel.layers.is_empty() && can_choose;
@@ -64,8 +61,8 @@ pub(crate) fn choose(
     if stages == 1 {
         return Ok(None);
     }
-    if let Some(refusal) = refusal {
-        return Err(refusal);
+    if let Some(what) = refusal {
+        return Err(TrainError::NotInStages { what });
     }
     if stages > layers {
         return Err(few_layers(config, stages));

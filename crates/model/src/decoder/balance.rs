@@ -51,11 +51,9 @@ impl Model {
     /// mean of the rows' losses as transformers computes them row by row. 0: nothing is added.
     ///
     /// # Panics
-    /// If it is not 0, and the model has no such loss ([`crate::ModelConfig::no_router_loss`]) or other processes
-    /// hold some of its layers.
+    /// If it is not 0, and the model has no such loss ([`crate::ModelConfig::no_router_loss`]).
     pub fn add_router_loss(&mut self, coefficient: f64) {
-        let is_possible = self.config.no_router_loss().is_none() && self.placement().stage().is_none();
-        assert!(coefficient == 0.0 || is_possible, "a loss of all routers");
+        assert!(coefficient == 0.0 || self.config.no_router_loss().is_none(), "a loss of routers");
         self.router_loss = coefficient;
     }
 
@@ -129,6 +127,27 @@ impl Balance {
             }
             start = end;
         }
+    }
+
+    /// Bytes of [`Balance::carried`].
+    pub(crate) fn carried_bytes(&self) -> usize {
+        self.rows.len() * self.experts * (size_of::<u64>() + size_of::<f64>())
+    }
+
+    /// What the layers have added so far, for the process that goes on with the next one.
+    pub(crate) fn carried(&self) -> Vec<u8> {
+        let counted = self.counted();
+        let choices = counted.choices.iter().flat_map(|choices| choices.to_le_bytes());
+        choices.chain(counted.probabilities.iter().flat_map(|sum| sum.to_le_bytes())).collect()
+    }
+
+    /// Goes on from what another process has carried here. Its sums begin with those that were made here before.
+    pub(crate) fn go_on_from(&self, carried: &[u8]) {
+        let mut counted = self.counted();
+        let (choices, probabilities) = carried.split_at(carried.len() / 2);
+        let eight = |bytes: &[u8]| bytes.try_into().expect("eight bytes");
+        counted.choices = choices.chunks_exact(8).map(|bytes| u64::from_le_bytes(eight(bytes))).collect();
+        counted.probabilities = probabilities.chunks_exact(8).map(|bytes| f64::from_le_bytes(eight(bytes))).collect();
     }
 
     /// Ends the forward pass: all layers are counted, and gradients are known. `scale`: the loss scale of the
