@@ -44,6 +44,7 @@ pub use cpu::matmul;
 pub use delta::DeltaShape;
 pub use devices::{DeviceKind, FloatType, FoundDevice};
 pub use dispatch::{Dispatch, ExpertWeights, Scores};
+pub use extension::LatePart;
 pub use mixers::attention;
 pub use segments::{Segment, Segments};
 pub use weight::{FrozenValues, PackedWeight, Weight};

@@ -14,6 +14,7 @@ use crate::arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
 use crate::by_head::HeadRows;
 use crate::delta::DeltaShape;
 use crate::dispatch::{Dispatch, ExpertWeights};
+use crate::extension::LatePart;
 use crate::weight::PackedWeight;
 
 crate::extension::operations! {
@@ -132,6 +133,14 @@ crate::extension::operations! {
     ///
     /// `gradient_seed(y, d_y).backward()` continues a backward pass that was cut at y.
     fn gradient_seed(y: Tensor<2>, d_y: Tensor<2>) -> Tensor<1> = GradientSeed;
+
+    /// y, to whose gradient `part` is added in the backward pass: y [t, o], part t · o numbers -> [t, o].
+    ///
+    /// So a gradient can depend on what is known only behind the forward pass. y and `part` are f32.
+    ///
+    /// # Panics
+    /// In the backward pass: if `part` is not set by then, or has another length.
+    fn late_gradient(y: Tensor<2>; part: LatePart) -> Tensor<2> = LateGradient;
 
     /// [`linear`] of a packed w [o, i], which gets no gradient.
     fn packed_linear(x: Tensor<2>; w: PackedWeight) -> Tensor<2> = PackedLinear;

@@ -2,6 +2,7 @@
 
 pub(crate) mod adapted;
 pub(crate) mod attention;
+pub(crate) mod balance;
 mod beside;
 pub(crate) mod between;
 pub(crate) mod cache;

@@ -53,6 +53,8 @@ pub struct Model {
     pub(crate) base: Arc<()>,
     /// The branches as passes with rows of other adapters need them, made when the first such pass does.
     pub(crate) branches: OnceLock<Arc<BranchTable>>,
+    /// The coefficient of the routers' auxiliary loss in what is minimised; 0: it counts nothing.
+    pub(crate) router_loss: f64,
 }
 
 impl Model {
@@ -190,6 +192,7 @@ impl Model {
             expert_use: Arc::default(),
             base: Arc::default(),
             branches: OnceLock::new(),
+            router_loss: 0.0,
         })
     }
 

@@ -58,6 +58,9 @@ pub enum TrainError {
     /// A value that no run can have.
     #[error("{key} = {value}: {what}")]
     Beyond { key: &'static str, value: String, what: String },
+    /// The auxiliary loss of routers is asked for, and cannot be had here.
+    #[error("train.router_aux_loss_coef = {coefficient:?}: {what}")]
+    RouterLoss { coefficient: f64, what: String },
     /// The checkpoint has done more steps than the recipe has.
     #[error("{path}: step {step} is past the last step of the recipe, {last}", path = path.display())]
     PastTheEnd { path: PathBuf, step: u64, last: u64 },
@@ -265,6 +268,9 @@ impl TrainError {
             ],
             TrainError::OnlyLora { .. } => {
                 &["train.method = \"lora\" trains an adapter; \"experts\" in lora.target_modules trains experts too"]
+            }
+            TrainError::RouterLoss { .. } => {
+                &["leave train.router_aux_loss_coef out: it is for models with experts whose routers have such a loss"]
             }
             TrainError::Occupied { .. } => &["`--resume` goes on with it; `--output-dir` starts another"],
             TrainError::Changed { .. } => &[

@@ -18,6 +18,7 @@ use crate::limits;
 use crate::memory::{self, Estimate, Sizing, Subject};
 use crate::ranks::Ranks;
 use crate::residency;
+use crate::router_loss;
 use crate::rows::{RowReader, open_tokenizer, rows_notices, vocabulary};
 use crate::stages;
 
@@ -198,6 +199,8 @@ impl Examiner<'_> {
             if let Some(what) = only_lora.filter(|_| self.recipe.train.method == Method::Full) {
                 self.found.problems.push(TrainError::OnlyLora { what });
             }
+            let of_routers = kept(&mut self.found.problems, router_loss::check(self.recipe, config));
+            self.found.notices.extend(of_routers.flatten());
             self.stored = stored_type(&directory);
             let device_plan = DevicePlan::choose(&self.recipe.model, self.host, self.stored, config.family);
             self.found.device_plan = self.found.keep(device_plan);

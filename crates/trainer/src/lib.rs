@@ -42,6 +42,7 @@ mod read_run;
 mod report;
 mod residency;
 mod resume;
+mod router_loss;
 mod rows;
 mod run;
 mod run_directory;

@@ -25,6 +25,7 @@ use crate::names::CHECKPOINTS;
 use crate::objective::Objective;
 use crate::ranks::Ranks;
 use crate::resume::Resume;
+use crate::router_loss;
 use crate::run::Run;
 use crate::run_directory::{LockedDirectory, RunDirectory, publishes_best};
 use crate::schedule::Schedule;
@@ -102,7 +103,7 @@ fn put_together(
     ranks.share_state(&mut state)?;
     model.set_parameters(&state.parameters);
     let run = Run {
-        objective: Objective::CrossEntropy,
+        objective: Objective::new(&recipe, &model.config),
         schedule: Schedule::new(&recipe.schedule, recipe.optimizer.learning_rate, steps),
         base: base_name(&recipe, &directory),
         base_digest,
@@ -139,6 +140,7 @@ fn open_connected(
     let opened = open_model(subject.recipe, directory, start, config.vocabulary, placement);
     let (mut model, digest) = opened.map_err(|error| error.with_cheaper_settings(|| subject.cheaper_settings()))?;
     stages::connect(&mut model, ranks)?;
+    model.add_router_loss(router_loss::coefficient(subject.recipe, config));
     Ok((model, digest))
 }
 

@@ -9,6 +9,7 @@ use finetune_random::Stream;
 
 use crate::batch::Randomness;
 use crate::branch::{Dora, LoraBranch};
+use crate::decoder::balance::Balance;
 use crate::decoder::expert_use::ExpertUse;
 use crate::decoder::row_branches::RowBranches;
 use crate::error::ModelError;
@@ -31,6 +32,8 @@ pub(crate) struct Context {
     pub(crate) dropout: Option<BatchDropout>,
     /// Where choices of experts are counted; `None` outside of training.
     pub(crate) expert_use: Option<Arc<ExpertUse>>,
+    /// The balance of the routers, where it is part of what is minimised.
+    pub(crate) balance: Option<Arc<Balance>>,
     /// The slice of every layer that is here; `None`: all of it.
     pub(crate) sliced: Option<Sliced>,
     /// The branches of each row, in the place of those of the tree; `None`: all rows have those.

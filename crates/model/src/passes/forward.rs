@@ -56,6 +56,7 @@ impl Model {
             training: training.is_some(),
             dropout,
             expert_use: training.map(|_| self.expert_use.clone()),
+            balance: training.and_then(|_| self.balance(batch)),
             sliced: self.weights.sliced.clone(),
             branches: None,
         }

@@ -187,6 +187,7 @@ impl Model {
             training: false,
             dropout: None,
             expert_use: None,
+            balance: None,
             sliced: self.weights.sliced.clone(),
             branches: branches.map(Arc::new),
         };
