@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod absent;
 mod cache;
 mod directory;
 mod disk;
@@ -43,6 +44,7 @@ mod tensor_set;
 mod tensors;
 mod unique_map;
 
+pub use absent::{has_header, header_bytes, keep_header, missing_shards, no_shard, shards};
 pub use cache::{Cache, EntryLock};
 pub use directory::{NewFile, Staging, commit_directory, ensure_directory};
 pub use disk::{Disk, RealDisk};
@@ -62,5 +64,5 @@ pub use retention::{Rejected, newest_verified, numbered, remove_directory, set_a
 pub use shards::write_shards;
 pub use size::human_bytes;
 pub use stand_in::{START_BYTES, StandIn};
-pub use tensor_set::{MAX_INDEX_BYTES, TensorPart, TensorSet};
+pub use tensor_set::{FileDigest, MAX_INDEX_BYTES, TensorPart, TensorSet};
 pub use tensors::{FileRows, PIECE, TensorFile, TensorView};

@@ -4,6 +4,7 @@
 //! such model is a replica, which computes shares of a step as one rank without stages does.
 
 mod dealing;
+mod files;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -23,6 +24,7 @@ use crate::ranks::Ranks;
 
 use self::dealing::Dealt;
 pub(crate) use self::dealing::{Offer, Why, deal, of_each_stage};
+pub(crate) use self::files::{digest_together, fetch_missing};
 
 /// The layers of this rank, if the recipe spreads a model over several, and why there are so many. `available`:
 /// bytes of memory that this rank may take, if that can be told. All ranks call it together; `None`: there is
