@@ -224,7 +224,9 @@ fn each_rank_fetches_the_files_of_its_layers() {
 
     // Without a network: the same again, and what is missing for anything else is named.
     let words = [&["--output-dir", "again"], &layers[..]].concat();
-    on_two_hosts(&server, &folder, true, &words).map(|ended| ended.expect(0));
+    for ended in on_two_hosts(&server, &folder, true, &words) {
+        ended.expect(0);
+    }
     let says = "model-00003-of-00005.safetensors is not here; it holds layer 1";
     let words = ["--output-dir", "other", "--set", "parallel.layers=[1, 2]"];
     let [first, second] = on_two_hosts(&server, &folder, true, &words);
