@@ -213,6 +213,11 @@ fn each_rank_fetches_the_files_of_its_layers() {
     run(&mut on_host(&server, &folder, "cache-one", &["run", "recipe.toml", "--output-dir", "one"])).expect(0);
     assert_eq!(weights_in(&folder, "cache-one"), [1, 2, 3, 4, 5]);
 
+    // A plan takes the headers.
+    let plan = ["plan", "recipe.toml", "--memory", "64G", "--json"];
+    run(&mut on_host(&server, &folder, "cache-plan", &plan)).expect(0);
+    assert!(weights_in(&folder, "cache-plan").is_empty());
+
     // Layers 0 and 2 are on rank 0, with embedding and output layer. The last norm is everywhere.
     let layers = ["--set", "parallel.layers=[2, 1]"];
     let words = [&["--output-dir", "two", "--set", "train.max_steps=4"], &layers[..]].concat();

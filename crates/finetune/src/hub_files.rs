@@ -139,6 +139,15 @@ pub(crate) fn localize(recipe: &mut Recipe, need: &Need) -> Result<(), Failure> 
     localize_at(recipe, need, None)
 }
 
+/// The same with the headers of the weights alone, if nothing else is asked of them.
+pub(crate) fn localize_headers(recipe: &mut Recipe) -> Result<(), Failure> {
+    if recipe.lora.init_from.is_some() {
+        return localize(recipe, &Need::Model);
+    }
+    localize(recipe, &Need::Headers)?;
+    if headers_suffice(recipe) { Ok(()) } else { localize(recipe, &Need::Model) }
+}
+
 fn localize_at(recipe: &mut Recipe, need: &Need, commit: Option<&str>) -> Result<(), Failure> {
     if let Some(id) = model(recipe) {
         let shown = Transfer::default();

@@ -1,11 +1,11 @@
 //! The files of a base whose layers several ranks hold together: each rank has those of its own layers, and together
 //! they have the whole base, by whose digest a run and an adapter know it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use finetune_model::{Model, Placement, base_digest_of, base_files};
 use finetune_recipe::Recipe;
-use finetune_store::{FileDigest, missing_shards, no_shard};
+use finetune_store::{FileDigest, missing_shards, no_shard, read_rate};
 
 use crate::device_plan::ThisHost;
 use crate::error::TrainError;
@@ -36,6 +36,17 @@ pub(crate) fn fetch_missing(
         ranks.group().barrier()?;
     }
     Ok(())
+}
+
+/// Bytes per second of the disk that a base is on, measured on its largest file. `None`: that is too small, or not here
+/// yet.
+pub(crate) fn disk_rate(base: &Path) -> Option<f64> {
+    if base.is_file() {
+        return read_rate(base);
+    }
+    let is_weights = |path: &PathBuf| path.extension().is_some_and(|end| end == "safetensors" || end == "gguf");
+    let files = std::fs::read_dir(base).ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(is_weights);
+    read_rate(&files.max_by_key(|path| path.metadata().map_or(0, |found| found.len()))?)
 }
 
 /// The digest of a base whose files are on several ranks: that of one process with all of them. All ranks call it
