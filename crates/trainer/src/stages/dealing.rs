@@ -157,8 +157,14 @@ fn measured(placement: &Placement) -> f64 {
 }
 
 /// Ranks of one host that compute on its CPU are equally fast: they were measured while the others computed, or not.
+/// So are their disks, which count as the slowest of them was measured.
 fn share_hosts(offers: &mut [Offer], hosts: &[&str]) {
     let before = offers.to_vec();
+    for (offer, host) in offers.iter_mut().zip(hosts) {
+        for (other, _) in before.iter().zip(hosts).filter(|(_, of)| *of == host) {
+            offer.reads.iter_mut().zip(other.reads).for_each(|(reads, other)| *reads = reads.min(other));
+        }
+    }
     for (offer, host) in offers.iter_mut().zip(hosts).filter(|(offer, _)| offer.on_cpu) {
         let there =
             || before.iter().zip(hosts).filter(|(other, of)| other.on_cpu && *of == host).map(|(other, _)| other);
@@ -449,6 +455,9 @@ mod tests {
         offers[0].on_cpu = false;
         share_hosts(&mut offers, &["a", "a", "a"]);
         assert_eq!(offers.map(|offer| offer.rate), [2.0, 5.0, 5.0]);
+        offers[0].reads[2] = 4.0;
+        share_hosts(&mut offers, &["a", "b", "a"]);
+        assert_eq!(offers.map(|offer| offer.reads[2]), [4.0, f64::INFINITY, 4.0]);
     }
 
     /// Of several models, the weakest rank of each stage counts.
