@@ -38,7 +38,7 @@ mod tree;
 mod vocabulary;
 
 pub use adaptation::{Adaptation, TargetLayer, choose, target_layers};
-pub use adapter::{BaseCheck, BaseName, RecordedBase, base_digest};
+pub use adapter::{BaseCheck, BaseName, RecordedBase, base_digest, base_digest_of, base_files};
 pub use batch::{Batch, BatchRow, LossSum, Randomness};
 pub use burn::tensor::Device;
 pub use config::ModelConfig;

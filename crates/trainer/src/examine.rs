@@ -418,7 +418,9 @@ impl Examiner<'_> {
         let sizing = sizing(text.as_deref().unwrap_or_default());
         let available = device_plan.memory(self.host);
         let subject = Subject { recipe, train, eval: found.eval.as_ref(), sizing: &sizing };
-        let Some(chosen) = kept(&mut found.problems, stages::choose(&subject, available, self.ranks)) else { return };
+        let disk = || stages::disk_rate(found.directory.as_deref()?);
+        let chosen = stages::choose(&subject, available, &disk, self.ranks);
+        let Some(chosen) = kept(&mut found.problems, chosen) else { return };
         let replicas = self.ranks.map_or(1, Ranks::replicas);
         let of_stage = chosen.as_ref().map(|(stage, why)| stages::notice(stage, *why, replicas));
         let stage = chosen.map(|(stage, _)| stage);

@@ -63,9 +63,9 @@ mod validate;
 
 pub use adamw::AdamW;
 pub use base_model::{model_directory, stored_type};
-pub use device_plan::{DevicePlan, ThisHost};
+pub use device_plan::{DevicePlan, Fetch, ThisHost};
 pub use disk_need::DiskNeed;
-pub use error::{Fault, TrainError};
+pub use error::{Fault, NotFetched, TrainError};
 pub use evaluate::evaluate;
 pub use events::Event;
 pub use memory::Estimate;
