@@ -28,7 +28,8 @@ def parsed():
     parser.add_argument("--finetune", default=os.environ.get("FINETUNE", "target/release/finetune"))
     parser.add_argument("--model", required=True, type=pathlib.Path)
     parser.add_argument("--python", default=sys.executable, help="the Python that has the peers")
-    parser.add_argument("--text", default=str(pathlib.Path(__file__).parents[1] / "ARCHITECTURE.md"))
+    parser.add_argument("--text", default=str(pathlib.Path(__file__).parents[1] / "ARCHITECTURE.md"),
+                        help="a file of some thousand tokens, or `random` for models of random weights")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rows", type=int, nargs="*", default=[1, 8])

@@ -9,7 +9,7 @@
 A measurement prints `RESULT {json}`. The prompts are read first and not counted. Every further token
 is the most likely one; all rows go through the model in one pass.
 """
-import json, os, sys, time
+import json, os, pathlib, sys, time
 
 
 def measured(step, tokens):
@@ -23,7 +23,17 @@ def measured(step, tokens):
 
 
 def prompts(model, text, rows, length, output):
-    """The beginning of a text as `rows` prompts of `length` tokens."""
+    """The beginning of a text as `rows` prompts of `length` tokens; random ones for the text "random"."""
+    if text == "random":
+        import random
+
+        with open(os.path.join(model, "config.json")) as file:
+            config = json.load(file)
+        size = config.get("text_config", config)["vocab_size"]
+        draw = random.Random(1)
+        parts = [[draw.randrange(3, size) for _ in range(length)] for _ in range(rows)]
+        json.dump(parts, open(output, "w"))
+        return
     from transformers import AutoTokenizer
 
     ids = AutoTokenizer.from_pretrained(model)(open(text).read())["input_ids"]
@@ -107,11 +117,11 @@ def llama(model, parts, tokens, threads):
 
 def mlx(model, parts, tokens, threads):
     import mlx.core as mx
-    from mlx_lm import load
+    from mlx_lm.utils import load_model
     from mlx_lm.models.cache import make_prompt_cache
 
     mx.set_default_device(mx.cpu)
-    network, _ = load(model)
+    network, _ = load_model(pathlib.Path(model))
     cache = make_prompt_cache(network)
     now = mx.argmax(network(mx.array(parts), cache=cache)[:, -1], axis=-1)
     mx.eval(now)

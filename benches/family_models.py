@@ -2,9 +2,12 @@
 """Models of random weights in the shapes that benches/results/*-families-step.json names, and a file of tokens, for
 lora_step.py. Needs torch and transformers.
 
-    benches/family_models.py DIR [NAME ...]
+    benches/family_models.py DIR [--bf16] [NAME ...]
+
+With --bf16 they are for decoding.py (--text random): in bf16, with a tokenizer of made-up words, and a config.json that
+mlx-lm reads too.
 """
-import pathlib, sys
+import argparse, json, pathlib
 
 import torch
 import transformers
@@ -39,12 +42,40 @@ def gemma3_270m():
 
 SHAPES = {"moe-100m": moe_100m, "qwen3_5": qwen3_5, "gemma3-270m": gemma3_270m}
 
-if __name__ == "__main__":
-    directory = pathlib.Path(sys.argv[1])
-    directory.mkdir(parents=True, exist_ok=True)
-    make_tokens(directory / "tokens-257.npy", VOCABULARY)
-    for name in sys.argv[2:] or SHAPES:
+
+def for_generation(model, directory):
+    """The model in bf16, with what `generate` and mlx-lm need beside it."""
+    import tokenizers
+
+    model.bfloat16().save_pretrained(directory)
+    size = model.config.vocab_size
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({f"w{n}": n for n in range(size)}, unk_token="w0"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.save(str(directory / "tokenizer.json"))
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    if config["model_type"] == "qwen3_moe":
+        config |= {"rope_theta": config["rope_parameters"]["rope_theta"], "num_experts": config["num_local_experts"]}
+    path.write_text(json.dumps(config, indent=1))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", type=pathlib.Path)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SHAPES))
+    parser.add_argument("--bf16", action="store_true")
+    options = parser.parse_args()
+    options.directory.mkdir(parents=True, exist_ok=True)
+    make_tokens(options.directory / "tokens-257.npy", VOCABULARY)
+    for name in options.names or SHAPES:
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(SHAPES[name]())
-        model.save_pretrained(directory / name)
+        if options.bf16:
+            for_generation(model, options.directory / name)
+        else:
+            model.save_pretrained(options.directory / name)
         print(f"{name}: {model.num_parameters():,} parameters")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ programs lay the cache out alike, and that each finds what the other one has fet
 import argparse
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from pathlib import Path
 
 TOKEN = "hf_tester"
 ID = "acme/tiny"
+SPLIT = "acme/split"
+GOLDEN = Path(__file__).resolve().parents[1] / "tests/goldens/models/qwen3_moe"
 # The files that ours takes of the model; Python takes all.
 NEEDED = ["config.json", "tokenizer.json", "sub/chat_template.jinja", "model.safetensors", "README.md"]
 
@@ -31,9 +34,35 @@ def write_repositories(root: Path) -> None:
     (model / "sub" / "chat_template.jinja").write_text("{{ messages }}")
     (model / "model.safetensors").write_bytes(bytes(range(256)) * 2000)
     (model / "pytorch_model.bin").write_bytes(b"a pickle")
+    write_split(root / "models" / SPLIT)
     rows = root / "datasets" / "acme" / "rows"
     rows.mkdir(parents=True)
     (rows / "train.jsonl").write_text('{"text": "a"}\n')
+
+
+def write_split(model: Path) -> None:
+    """A golden model with its weights in two files: layer 0 and what is in no layer, and the other layers."""
+    model.mkdir(parents=True)
+    (model / "config.json").write_bytes((GOLDEN / "config.json").read_bytes())
+    whole = (GOLDEN / "model.safetensors").read_bytes()
+    start = 8 + struct.unpack("<Q", whole[:8])[0]
+    tensors = {name: at for name, at in json.loads(whole[8:start]).items() if name != "__metadata__"}
+    shards, weight_map = {1: ({}, b""), 2: ({}, b"")}, {}
+    for name, at in tensors.items():
+        number = 2 if any(f"layers.{layer}." in name for layer in [1, 2]) else 1
+        header, data = shards[number]
+        begin, end = at["data_offsets"]
+        header[name] = {**at, "data_offsets": [len(data), len(data) + end - begin]}
+        shards[number] = (header, data + whole[start + begin : start + end])
+        weight_map[name] = shard_name(number)
+    for number, (header, data) in shards.items():
+        text = json.dumps(header).encode()
+        (model / shard_name(number)).write_bytes(struct.pack("<Q", len(text)) + text + data)
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def shard_name(number: int) -> str:
+    return f"model-{number:05}-of-00002.safetensors"
 
 
 def tree(cache: Path) -> dict:
@@ -102,6 +131,8 @@ def compare(program: str, endpoint: str, work: Path) -> None:
     snapshot_download(ID, cache_dir=our_cache)
     check("Python adds to our cache what we left out", (Path(found) / "pytorch_model.bin").is_file())
 
+    compare_headers(ours, work)
+
     # What Python sends, we fetch; what we send, Python fetches.
     api = HfApi(token=TOKEN)
     adapter = work / "adapter"
@@ -118,6 +149,27 @@ def compare(program: str, endpoint: str, work: Path) -> None:
     check("the page of what we sent", url == f"{endpoint}/tester/ours")
     check("Python fetches what we sent", same(Path(snapshot_download("tester/ours", cache_dir=python_cache, token=TOKEN))))
     check("what we sent is private", api.repo_info("tester/ours").private is True)
+
+
+def compare_headers(ours, work: Path) -> None:
+    """Headers that are kept without their files: no part of a snapshot, and nothing that Python takes for a file."""
+    from huggingface_hub import hf_hub_download, scan_cache_dir, try_to_load_from_cache
+
+    cache, recipe = work / "headers", work / "recipe.toml"
+    rows = GOLDEN / "rows.jsonl"
+    recipe.write_text(f'output_dir = "run"\n[model]\npath = "{SPLIT}"\n[data]\ntrain = "{rows}"\n')
+    ours("plan", str(recipe), "--memory", "64G", "--json", cache=cache)
+    names = [shard_name(1), shard_name(2)]
+    kept = sorted(path.name for path in cache.glob("models--*/headers/*/*"))
+    check("a plan keeps the headers of the weights", kept == [f"{name}.header" for name in names])
+    taken = [try_to_load_from_cache(SPLIT, name, cache_dir=cache) for name in names]
+    check("Python takes none for a file", not any(isinstance(path, str) for path in taken))
+    check("Python finds nothing wrong with the cache", not scan_cache_dir(cache).warnings)
+    path = Path(hf_hub_download(SPLIT, names[1], cache_dir=cache))
+    original = work / "hub" / "models" / SPLIT / names[1]
+    check("Python fetches a file beside its header", path.read_bytes() == original.read_bytes())
+    ours("download", SPLIT, cache=cache)
+    check("and we fetch the others", all((path.parent / name).is_file() for name in names))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ Per family, under OUTPUT/<family>/:
     rows.jsonl              12 rows of tokens, the training data of curves.json
     curves.json             loss, gradient norm and learning rate of each step of a few short runs
     final_clip_cosine.safetensors   the adapter after the last step of that run
+    router_loss.json, router_loss.safetensors
+                            (some mixtures) losses and gradients with the auxiliary loss of the routers, and a curve
     adapter_stacked/        (Qwen3-MoE's experts) the same adapter as PEFT saves it again: one branch for all experts
 
 Branches of gpt-oss's experts are PEFT's own (`target_parameters`): adapter/ and the last step's have them as PEFT saves
@@ -1082,7 +1084,19 @@ def learning_rate_factor(step, variant):
     return floor + (1 - floor) * shape
 
 
-def train(model, parameters, rows, variant):
+def backward_of_step(model, rows):
+    """Adds the gradient of the mean loss of these rows, and returns the sum of their token losses."""
+    tokens = trained_tokens(rows)
+    loss_sum = 0.0
+    for start in range(0, GLOBAL_BATCH_SIZE, MICRO_BATCH_SIZE):
+        batch = pad(rows[start:start + MICRO_BATCH_SIZE])
+        losses = token_losses(forward(model, batch), batch["labels"])
+        (losses.sum() / tokens).backward()  # all tokens of the step, not of the micro-batch
+        loss_sum += losses.detach().double().sum().item()
+    return loss_sum, {}
+
+
+def train(model, parameters, rows, variant, backward=backward_of_step):
     """The simplest training loop; returns the report of each step."""
     model.train()
     optimizer = torch.optim.AdamW(parameters, lr=variant["learning_rate"], betas=(0.9, 0.999), eps=1e-8,
@@ -1093,16 +1107,11 @@ def train(model, parameters, rows, variant):
         first = step * GLOBAL_BATCH_SIZE % len(rows)
         step_rows = rows[first:first + GLOBAL_BATCH_SIZE]
         tokens = trained_tokens(step_rows)
-        loss_sum = 0.0
-        for start in range(0, GLOBAL_BATCH_SIZE, MICRO_BATCH_SIZE):
-            batch = pad(step_rows[start:start + MICRO_BATCH_SIZE])
-            losses = token_losses(forward(model, batch), batch["labels"])
-            (losses.sum() / tokens).backward()  # all tokens of the step, not of the micro-batch
-            loss_sum += losses.detach().double().sum().item()
+        loss_sum, more = backward(model, step_rows)
         # Returns the norm before clipping, and scales by max / (norm + 1e-6) where that is below 1.
         gradient_norm = torch.nn.utils.clip_grad_norm_(parameters, variant["max_grad_norm"] or math.inf)
         reports.append({"step": step + 1, "loss": loss_sum / tokens, "grad_norm": gradient_norm.item(),
-                        "learning_rate": scheduler.get_last_lr()[0], "trained_tokens": tokens})
+                        "learning_rate": scheduler.get_last_lr()[0], "trained_tokens": tokens, **more})
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -1157,6 +1166,67 @@ def first_gradient_norms(model, rows):
     found = model.named_parameters()  # a vision tower has no gradients
     return {name.replace("model.language_model.", "model."): parameter.grad.norm().item()
             for name, parameter in found if parameter.grad is not None}
+
+
+# --- the auxiliary loss of routers ----------------------------------------------------------------
+#
+# Each row alone, as transformers computes it with a batch of that row. Rows are weighted by their trained
+# tokens, as token losses are.
+
+ROUTER_LOSS_FAMILIES = ("qwen3_moe", "gpt_oss")
+ROUTER_LOSS_COEFFICIENT = 0.1
+ROUTER_LOSS_VARIANT = dict(VARIANTS["constant"], steps=10)
+
+
+def backward_with_router_loss(model, rows):
+    """Adds the gradient of the mean loss of these rows with the auxiliary loss. Returns the sum of their token
+    losses, and the mean of the auxiliary losses without the coefficient."""
+    inner = model.get_base_model()
+    inner.router_aux_loss_coef = ROUTER_LOSS_COEFFICIENT
+    tokens, loss_sum, router_loss = trained_tokens(rows), 0.0, 0.0
+    for row in rows:
+        batch, own = pad([row]), trained_tokens([row])
+        with operations_of(model):
+            found = model(**batch, use_cache=False, output_router_logits=True)
+        (found.loss * (own / tokens)).backward()
+        alone = found.aux_loss.double().item()
+        loss_sum += (found.loss.double().item() - ROUTER_LOSS_COEFFICIENT * alone) * own
+        router_loss += alone * own / tokens
+    return loss_sum, {"router_aux_loss": router_loss}
+
+
+def write_router_loss(directory, micro_batch_rows, rows):
+    of_types = []
+    for float64 in (False, True):
+        model = load_with_adapter(directory, float64)
+        loss_sum, more = backward_with_router_loss(model, micro_batch_rows)
+        gradients = {name: parameter.grad.clone() for name, parameter in lora_parameters(model).items()}
+        of_types.append((loss_sum, more["router_aux_loss"], of_single_experts(gradients, model)))
+    (loss_sum, router_loss, gradients), (exact_sum, exact_loss, exact) = of_types
+    without = load_file(directory / "golden.safetensors")
+    effect = relative_norm([(gradient, without[f"grad.{name}"].double()) for name, gradient in gradients.items()])
+    assert effect > 1e-2, "the auxiliary loss hardly changes the gradients"
+    results = []
+    for float64 in (False, True):
+        model = load_with_adapter(directory, float64)
+        results.append(train(model, list(lora_parameters(model).values()), rows, ROUTER_LOSS_VARIANT,
+                             backward_with_router_loss))
+    document = {
+        "coefficient": ROUTER_LOSS_COEFFICIENT,
+        "micro_batch": {"loss_sum": loss_sum, "router_aux_loss": router_loss},
+        "changes_gradients_by": effect,
+        "noise": {
+            "loss_sum_relative": abs(loss_sum / exact_sum - 1),
+            "router_aux_loss_relative": abs(router_loss / exact_loss - 1),
+            "gradients_worst_relative_norm": max(relative_norm([(gradients[name], exact[name])]) for name in gradients),
+        },
+        "global_batch_size": GLOBAL_BATCH_SIZE, "micro_batch_size": MICRO_BATCH_SIZE,
+        "variant": curve(ROUTER_LOSS_VARIANT, *results),
+    }
+    save_file({f"grad.{name}": gradient.contiguous() for name, gradient in gradients.items()},
+              directory / "router_loss.safetensors")
+    write_json(directory / "router_loss.json", document)
+    return document
 
 
 # --- checks and files -----------------------------------------------------------------------------
@@ -1227,6 +1297,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = Path(__file__).resolve().parent.parent / "tests" / "goldens" / "models"
     parser.add_argument("--output", type=Path, default=default, help="default: tests/goldens/models")
+    parser.add_argument("--router-loss", action="store_true", help="only router_loss.*, of models that are there")
     parser.add_argument("--family", choices=list(FAMILIES), action="append", help="only this one; default: all")
     arguments = parser.parse_args()
 
@@ -1238,6 +1309,12 @@ def main():
     for family in arguments.family or FAMILIES:
         specification = FAMILIES[family]
         directory = arguments.output / family
+        if arguments.router_loss:
+            if family in ROUTER_LOSS_FAMILIES:
+                micro_batch_rows = json.loads((directory / "golden.json").read_text())["rows"]
+                rows = [json.loads(line) for line in (directory / "rows.jsonl").read_text().splitlines()]
+                print(family, write_router_loss(directory, micro_batch_rows, rows)["noise"])
+            continue
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         generator = torch.Generator().manual_seed(1000 + specification["seed"])
@@ -1259,6 +1336,8 @@ def main():
             save_stacked(directory, batch)
         golden = write_golden(family, directory, micro_batch_rows, rows)
         curves = write_curves(directory, rows, specification.get("full", False))
+        if family in ROUTER_LOSS_FAMILIES:
+            write_router_loss(directory, micro_batch_rows, rows)
 
         noise = golden["noise"]
         print(f"{family}: logits {noise['logits_max_abs']:.1e} (of {noise['logits_largest']:.1f}), "

@@ -50,6 +50,8 @@ const FIXED: &[(&str, &str)] = &[
     ("schedule.warmup_steps", "1"),
     ("schedule.warmup_ratio", "0.1"),
     ("schedule.min_lr_ratio", "0.1"),
+    // The model has no experts: any other value is refused before anything else.
+    ("train.router_aux_loss_coef", "0"),
     ("distributed.sync_every", "2"),
     ("distributed.wire", "bf16"),
 ];

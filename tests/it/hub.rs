@@ -1,12 +1,15 @@
 //! The Hugging Face hub, from the command line: a hub on loopback, and what a user sees.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
+use finetune_store::{TensorFile, encode_tensors};
+use serde_json::{Map, Value};
 
 use crate::folder::{CRASH_RECIPE, Folder, golden, metrics};
-use crate::program::{Ended, finetune, run};
+use crate::program::{Ended, finetune, run, start};
 use loopback::{Access, Fault, Loopback, Store, What};
 
 #[path = "../../crates/hub/tests/loopback/mod.rs"]
@@ -121,6 +124,148 @@ fn of_two_ranks_one_fetches() {
     std::fs::remove_dir_all(folder.path("cache")).expect("a cache");
     let refused = run(&mut with_hub(&server, &folder, &[&["launch", "-n", "2"][..], &recipe].concat())).expect(2);
     refused.says("the hub forbids this for acme/tiny (not you)");
+}
+
+/// The file of a tensor: one for the embedding, one for each of three layers, one for the rest.
+fn file_of(tensor: &str) -> String {
+    let layer = tensor.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+    let number = match layer {
+        Some(layer) => layer + 2,
+        None if tensor.contains("embed_tokens") => 1,
+        None => 5,
+    };
+    format!("model-{number:05}-of-00005.safetensors")
+}
+
+/// A hub with a model of three layers in five files, and a folder with rows for it.
+fn world_of_shards() -> (Loopback, Folder) {
+    let whole = TensorFile::open(&golden("qwen3_moe/model.safetensors")).expect("a golden model");
+    let (mut map, mut shards) = (Map::new(), BTreeMap::<String, Vec<_>>::new());
+    for name in whole.names() {
+        let view = whole.get(name).expect("a tensor");
+        let tensor = (name.to_owned(), view.dtype, view.shape.to_vec(), Cow::from(view.bytes().expect("its bytes")));
+        map.insert(name.to_owned(), file_of(name).into());
+        shards.entry(file_of(name)).or_default().push(tensor);
+    }
+    let read = |name: &str| std::fs::read(golden("qwen3_moe").join(name)).expect("a golden file");
+    let index = serde_json::json!({ "weight_map": map }).to_string().into_bytes();
+    let mut files =
+        vec![("config.json".to_owned(), read("config.json")), ("model.safetensors.index.json".to_owned(), index)];
+    for (name, tensors) in &shards {
+        files.push((name.clone(), encode_tensors(tensors, &BTreeMap::new()).expect("a shard")));
+    }
+    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    let mut store = Store::default();
+    store.add("models", "acme/split", &files);
+    let folder = Folder::with_recipe(&CRASH_RECIPE.replace("path = \"model\"", "path = \"acme/split\""));
+    ["train.jsonl", "eval.jsonl"].iter().for_each(|name| folder.write(name, &read("rows.jsonl")));
+    (Loopback::start(store), folder)
+}
+
+/// `finetune ARGUMENTS` with a cache of its own.
+fn on_host(server: &Loopback, folder: &Folder, cache: &str, arguments: &[&str]) -> Command {
+    let mut command = with_hub(server, folder, arguments);
+    command.env("HF_HUB_CACHE", folder.path(cache));
+    command
+}
+
+/// A run of two ranks, each with a cache of its own as on two hosts. How they ended.
+fn on_two_hosts(server: &Loopback, folder: &Folder, offline: bool, words: &[&str]) -> [Ended; 2] {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let port = listener.expect("a free port").port().to_string();
+    let started = [0, 1].map(|rank| {
+        let words = [&["run", "recipe.toml", "--set", "parallel.stages=2"][..], words].concat();
+        let mut command = on_host(server, folder, &format!("cache-{rank}"), &words);
+        command
+            .env("RANK", rank.to_string())
+            .env("WORLD_SIZE", "2")
+            .env("LOCAL_RANK", "0")
+            .env("LOCAL_WORLD_SIZE", "1");
+        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", &port).env_remove("FINETUNE_TOKEN_FILE");
+        start(command.env("HF_HUB_OFFLINE", if offline { "1" } else { "0" }))
+    });
+    started.map(|running| running.wait())
+}
+
+/// The numbers of the files of weights in a cache.
+fn weights_in(folder: &Folder, cache: &str) -> Vec<usize> {
+    let snapshots = folder.path(cache).join("models--acme--split/snapshots");
+    let list = |path: &Path| std::fs::read_dir(path).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let snapshot = list(&snapshots).next().expect("a snapshot");
+    let number = |path: &Path| path.file_name()?.to_str()?.strip_prefix("model-")?.get(..5)?.parse().ok();
+    let mut numbers: Vec<usize> = list(&snapshot).filter_map(|path| number(&path)).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+/// Losses and the adapter of a run.
+fn outcome(folder: &Folder, output: &str) -> (Vec<[Option<Value>; 2]>, Vec<u8>) {
+    let losses = |row: &Value| ["loss", "eval_loss"].map(|key| row.get(key).cloned());
+    let adapter = std::fs::read(folder.path(output).join("adapter/adapter_model.safetensors")).expect("an adapter");
+    (metrics(&folder.path(output)).iter().map(losses).collect(), adapter)
+}
+
+/// Two hosts that hold the layers of a model together: each fetches the files of its layers, and the bits are those
+/// of one process. One process goes on with the run, and fetches the rest.
+#[test]
+fn each_rank_fetches_the_files_of_its_layers() {
+    let (server, folder) = world_of_shards();
+    run(&mut on_host(&server, &folder, "cache-one", &["run", "recipe.toml", "--output-dir", "one"])).expect(0);
+    assert_eq!(weights_in(&folder, "cache-one"), [1, 2, 3, 4, 5]);
+
+    // A plan takes the headers.
+    let plan = ["plan", "recipe.toml", "--memory", "64G", "--json"];
+    run(&mut on_host(&server, &folder, "cache-plan", &plan)).expect(0);
+    assert!(weights_in(&folder, "cache-plan").is_empty());
+
+    // Layers 0 and 2 are on rank 0, with embedding and output layer. The last norm is everywhere.
+    let layers = ["--set", "parallel.layers=[2, 1]"];
+    let words = [&["--output-dir", "two", "--set", "train.max_steps=4"], &layers[..]].concat();
+    let [first, second] = on_two_hosts(&server, &folder, false, &words);
+    first.expect(0).says("acme/split: the headers of 5 files of weights").says("the 3 layers are spread over 2 ranks");
+    second.expect(0);
+    assert_eq!(weights_in(&folder, "cache-0"), [1, 2, 4, 5]);
+    assert_eq!(weights_in(&folder, "cache-1"), [3, 5]);
+
+    // Without a network: the same again, and what is missing for anything else is named.
+    let words = [&["--output-dir", "again"], &layers[..]].concat();
+    for ended in on_two_hosts(&server, &folder, true, &words) {
+        ended.expect(0);
+    }
+    let says = "model-00003-of-00005.safetensors is not here; it holds layer 1";
+    let words = ["--output-dir", "other", "--set", "parallel.layers=[1, 2]"];
+    let [first, second] = on_two_hosts(&server, &folder, true, &words);
+    first.expect(2).says(says).says("finetune download acme/split@");
+    second.expect(2);
+    let mut eval = on_host(&server, &folder, "cache-0", &["eval", "two", "--data", "eval.jsonl"]);
+    run(eval.env("HF_HUB_OFFLINE", "1")).expect(2).says(says).says("finetune download acme/split@");
+
+    server.forget();
+    run(&mut on_host(&server, &folder, "cache-1", &["run", "recipe.toml", "--output-dir", "two", "--resume"]))
+        .expect(0);
+    assert_eq!((weights_in(&folder, "cache-1"), server.count("GET", "/lfs/")), (vec![1, 2, 3, 4, 5], 3));
+    let one = outcome(&folder, "one");
+    assert!(outcome(&folder, "two") == one && outcome(&folder, "again") == one, "another outcome");
+    // The adapter knows its base, and a merged model needs all of it.
+    let mut export =
+        on_host(&server, &folder, "cache-0", &["export", "two", "--format", "merged", "--output", "merged"]);
+    run(&mut export).expect(0).says("acme/split: 1 file");
+    assert_eq!(weights_in(&folder, "cache-0"), [1, 2, 3, 4, 5]);
+}
+
+/// Ranks of one host share its cache. What each rank reads of all layers is fetched as a whole, and said.
+#[test]
+fn where_each_rank_reads_all_layers_it_fetches_them() {
+    let (server, folder) = world_of_shards();
+    let launch = ["launch", "-n", "2", "recipe.toml", "--set", "parallel.stages=2", "--set", "train.max_steps=2"];
+    let shared = done(&server, &folder, &[&launch[..], &["--output-dir", "shared"]].concat());
+    assert!(!shared.stderr.contains("every host fetches all"), "{}", shared.stderr);
+    assert_eq!(weights_in(&folder, "cache"), [1, 2, 3, 4, 5]);
+    let words = ["--output-dir", "dora", "--set", "lora.use_dora=true", "--set", "train.max_steps=2"];
+    let [first, second] = on_two_hosts(&server, &folder, false, &words);
+    first.expect(0).says("every host fetches all files of weights: lora.use_dora");
+    second.expect(0);
+    assert_eq!(weights_in(&folder, "cache-1"), [1, 2, 3, 4, 5]);
 }
 
 #[test]

@@ -1,17 +1,19 @@
 //! What a recipe or a command names by its name on the hub becomes files here, before anything
 //! reads them: models, adapters, and rows (`hf://OWNER/NAME/SPLIT`).
 //!
-//! Of several ranks of one host only the first fetches. Rank 0 says which commit is meant.
+//! Of several ranks of one host only the first fetches. Rank 0 says which commit is meant. Where ranks hold the
+//! layers of a model together, each fetches the files of its layers, once it is known which these are.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use finetune_advice::Advice;
 use finetune_hub::{DatasetName, Fault, Hub, HubError, Need};
-use finetune_recipe::Recipe;
+use finetune_model::{Model, ModelError};
+use finetune_recipe::{Method, Recipe, StagesChoice};
 use finetune_rendezvous::Membership;
-use finetune_store::HubId;
-use finetune_trainer::Ranks;
+use finetune_store::{HubId, StoreError};
+use finetune_trainer::{Fault as FaultOfRun, NotFetched, Ranks, model_directory};
 
 use crate::exit::Exit;
 use crate::failure::{Failure, Fatal};
@@ -137,6 +139,15 @@ pub(crate) fn localize(recipe: &mut Recipe, need: &Need) -> Result<(), Failure> 
     localize_at(recipe, need, None)
 }
 
+/// The same with the headers of the weights alone, if nothing else is asked of them.
+pub(crate) fn localize_headers(recipe: &mut Recipe) -> Result<(), Failure> {
+    if recipe.lora.init_from.is_some() {
+        return localize(recipe, &Need::Model);
+    }
+    localize(recipe, &Need::Headers)?;
+    if headers_suffice(recipe) { Ok(()) } else { localize(recipe, &Need::Model) }
+}
+
 fn localize_at(recipe: &mut Recipe, need: &Need, commit: Option<&str>) -> Result<(), Failure> {
     if let Some(id) = model(recipe) {
         let shown = Transfer::default();
@@ -182,11 +193,12 @@ const TOLD: usize = 128;
 
 fn settle_together(recipe: &mut Recipe, resumes: bool, membership: &Membership, ranks: &Ranks) -> Result<(), Failure> {
     let group = ranks.group();
+    let need = need_of_run(recipe, ranks);
     let mut commit = None;
     if let Some(id) = model(recipe) {
         let mut told = [0u8; TOLD];
         if ranks.is_first() {
-            let pinned = pinned(recipe, &id, resumes)?;
+            let pinned = pinned(recipe, &id, &need, resumes)?;
             // The name of a directory in the cache is never as long as this.
             let length = pinned.len().min(TOLD - 1);
             told[0] = length as u8;
@@ -199,20 +211,78 @@ fn settle_together(recipe: &mut Recipe, resumes: bool, membership: &Membership, 
     }
     let fetches = membership.local_rank == 0;
     if fetches {
-        localize_at(recipe, &Need::Model, commit.as_deref())?;
+        localize_at(recipe, &need, commit.as_deref())?;
+        if need == Need::Headers && !headers_suffice(recipe) {
+            let why = "some of their formats and sizes are in the tensors themselves";
+            complain!("{}: this host fetches all files of weights: {why}", recipe.model.path);
+            localize_at(recipe, &Need::Model, commit.as_deref())?;
+        }
     }
     if group.world() > 1 {
         // Whoever fetches gives up after a while without bytes, and then tells the others.
         group.barrier()?;
     }
     if !fetches {
-        localize_at(recipe, &Need::Model, commit.as_deref())?;
+        localize_at(recipe, &need, commit.as_deref())?;
     }
     Ok(())
 }
 
+/// What a run needs of its model before the ranks know which layers each has: where they hold them together, the
+/// headers of the weights, by which the layers are dealt out.
+fn need_of_run(recipe: &Recipe, ranks: &Ranks) -> Need {
+    let is_spread = ranks.group().world() > 1 && recipe.parallel.stages != StagesChoice::Count(1);
+    if !is_spread || model(recipe).is_none() {
+        return Need::Model;
+    }
+    match reads_all(recipe) {
+        None => Need::Headers,
+        Some(why) => {
+            if ranks.is_first() {
+                complain!("{}: every host fetches all files of weights: {why}", recipe.model.path);
+            }
+            Need::Model
+        }
+    }
+}
+
+/// Why each rank reads weights of all layers, if it does.
+fn reads_all(recipe: &Recipe) -> Option<&'static str> {
+    let lora = &recipe.lora;
+    match recipe.train.method {
+        Method::Full => Some("train.method = \"full\" trains all of them on each rank"),
+        Method::Lora if lora.init_from.is_some() => Some("lora.init_from is compared with the whole base"),
+        Method::Lora if lora.use_dora => Some("lora.use_dora begins with norms of all matrices on each rank"),
+        Method::Lora if !lora.modules_to_save.is_empty() => Some("lora.modules_to_save is trained on each rank"),
+        Method::Lora => None,
+    }
+}
+
+/// Whether the headers of weights say all that is to be known before the weights are loaded. Those of bitsandbytes do
+/// not, for one.
+fn headers_suffice(recipe: &Recipe) -> bool {
+    let checked = model_directory(recipe).ok().map(|directory| Model::check_shapes(&directory));
+    !matches!(checked, Some(Err(ModelError::Store(StoreError::NoShard { .. }))))
+}
+
+/// Fetches files of the weights of a recipe's model. [`settle`] has given it its commit.
+pub(crate) fn fetch_shards(recipe: &Recipe, names: &[String]) -> Result<(), NotFetched> {
+    let Some(id) = recipe.model.hub_id().and_then(HubId::parse) else { return Ok(()) };
+    let (shown, need) = (Transfer::default(), Need::Shards(names.to_vec()));
+    let found = hub().and_then(|hub| hub.resolve(&id, &need, id.revision.as_deref(), &|news| shown.hear(news)));
+    found.map(drop).map_err(|error| NotFetched {
+        what: error.to_string(),
+        hints: error.hints(),
+        fault: match error.fault() {
+            Fault::Input => FaultOfRun::Input,
+            Fault::Network => FaultOfRun::Peers,
+            Fault::Disk => FaultOfRun::DiskOrMemory,
+        },
+    })
+}
+
 /// The commit that a run takes of its model.
-fn pinned(recipe: &Recipe, id: &HubId, resumes: bool) -> Result<String, Failure> {
+fn pinned(recipe: &Recipe, id: &HubId, need: &Need, resumes: bool) -> Result<String, Failure> {
     let hub = hub()?;
     let began_with = recorded(recipe, id).filter(|_| resumes && id.revision.is_none());
     if let Some(commit) = began_with {
@@ -224,7 +294,7 @@ fn pinned(recipe: &Recipe, id: &HubId, resumes: bool) -> Result<String, Failure>
         return Ok(commit);
     }
     let shown = Transfer::default();
-    let commit = hub.pin(id, &Need::Model, &|news| shown.hear(news));
+    let commit = hub.pin(id, need, &|news| shown.hear(news));
     Ok(commit.map_err(|error| Nowhere { path: recipe.model.path.clone(), error, hint: None })?)
 }
 

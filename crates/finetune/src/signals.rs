@@ -90,7 +90,12 @@ impl Signals {
         self.at_once.store(false, Ordering::SeqCst);
     }
 
-    /// The same without a line: another process says it.
+    /// Waits until the line that answers a signal is printed. For a program that its own answer ends.
+    pub(crate) fn said(&self) {
+        drop(self.words.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The same as [`Signals::finish_steps`] without a line: another process says it.
     pub(crate) fn finish_steps_silently(&self) {
         self.at_once.store(false, Ordering::SeqCst);
     }

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use finetune_store::{HubId, SafeName, StoreError, has_all_weights, has_gguf};
+use finetune_store::{HubId, SafeName, StoreError, has_all_weights, has_gguf, has_header, missing_shards, no_shard};
 use futures::StreamExt;
 
 use crate::cache::Folder;
 use crate::error::HubError;
 use crate::file::{fetch, left_over};
+use crate::headers::bring_headers;
 use crate::hub::Hub;
 use crate::lock::hold;
 use crate::news::{Listener, News};
@@ -15,7 +16,7 @@ use crate::repository::{Kind, Listed, Repository};
 use crate::selection::{Need, select};
 
 /// Files that are fetched at a time.
-const AT_A_TIME: usize = 4;
+pub(crate) const AT_A_TIME: usize = 4;
 
 /// Largest index of weights that is read, in bytes.
 const LARGEST_INDEX: u64 = 64 << 20;
@@ -51,6 +52,14 @@ impl Hub {
         let complete = match need {
             Need::Model => is_complete(&directory) && (has_text(&directory) || has(&["adapter_config.json"])),
             Need::Text => has_text(&directory),
+            Need::Headers => {
+                // Without an index all weights are in one file, or there are none yet.
+                let has_index = has(&["model.safetensors.index.json"]);
+                let is_known = |shard: &String| has_header(&directory, shard);
+                let has_headers = has_index && missing_shards(&directory).iter().all(is_known);
+                has_text(&directory) && (has_headers || is_complete(&directory))
+            }
+            Need::Shards(names) => names.iter().all(|name| has(&[name.as_str()])),
             Need::Files(_) | Need::All => false,
         };
         complete.then(|| Snapshot::cached(directory))
@@ -79,6 +88,12 @@ impl Hub {
         // Whoever reads the directory says what it lacks, as of one without a hub.
         let here = exact.snapshot_in(&self.cache);
         match (self.fetched(Kind::Model, id, need, commit, listener), here) {
+            // Named here, before another file is read in vain.
+            (Err(HubError::Offline { .. }), Some(directory))
+                if matches!(need, Need::Model | Need::Shards(_)) && !missing_shards(&directory).is_empty() =>
+            {
+                Err(HubError::Disk(first_missing(&directory, need)))
+            }
             (Err(HubError::Offline { .. }), Some(directory)) => Ok(Snapshot::cached(directory)),
             (Err(error @ (HubError::Unreachable { .. } | HubError::Answer { .. })), Some(directory))
                 if is_complete(&directory) =>
@@ -145,6 +160,9 @@ impl Hub {
             let folder = Folder::new(&self.cache, kind, &id.name);
             let rest = unnamed_shards(&folder.snapshot(&commit), &listing, need)?;
             let more = bring(&repository, &commit, &rest, listener).await?;
+            if *need == Need::Headers {
+                bring_headers(&repository, &commit, &listing, listener).await?;
+            }
             let before = folder.reference(revision).filter(|before| *before != commit && !is_commit(revision));
             // A commit that others have named is not asked of the hub: the branch may be elsewhere.
             if !is_commit(revision) && (!known || folder.reference(revision).is_none()) {
@@ -201,6 +219,16 @@ pub(crate) async fn bring(
     }
     listener(News::End);
     Ok(bytes - present)
+}
+
+/// The error for the first file of weights that is needed and not here.
+fn first_missing(directory: &Path, need: &Need) -> StoreError {
+    let missing = missing_shards(directory);
+    let wanted = |shard: &&String| match need {
+        Need::Shards(names) => names.contains(shard),
+        _ => true,
+    };
+    no_shard(directory, missing.iter().find(wanted).or(missing.first()).map_or("", String::as_str))
 }
 
 /// Refuses to begin what the disk has no room for.

@@ -18,6 +18,7 @@ mod dataset;
 mod download;
 mod error;
 mod file;
+mod headers;
 mod hub;
 mod lock;
 mod news;

@@ -183,6 +183,40 @@ impl<'h> Repository<'h> {
         }
     }
 
+    /// The first bytes of a file: so many, or all that it has if these are fewer.
+    pub(crate) async fn start(
+        &self,
+        file: &Listed,
+        commit: &str,
+        bytes: u64,
+        listener: &Listener<'_>,
+    ) -> Result<Vec<u8>, HubError> {
+        let bytes = bytes.min(file.size);
+        if bytes == 0 {
+            return Ok(Vec::new());
+        }
+        self.asked(listener, async || {
+            let (name, commit, range) = (file.path.clone(), commit.to_owned(), 0..bytes);
+            let (_, mut stream) = match &self.handle {
+                Handle::Model(handle) => {
+                    handle.download_file_stream().filename(name).revision(commit).range(range).send().await?
+                }
+                Handle::Dataset(handle) => {
+                    handle.download_file_stream().filename(name).revision(commit).range(range).send().await?
+                }
+            };
+            let mut start = Vec::new();
+            // A hub that does not know ranges sends the whole file: the rest of it is not waited for.
+            while (start.len() as u64) < bytes {
+                let Some(piece) = stream.next().await else { break };
+                start.extend_from_slice(&piece?);
+            }
+            start.truncate(bytes as usize);
+            Ok(start)
+        })
+        .await
+    }
+
     /// Makes a branch from main.
     pub(crate) async fn create_branch(&self, branch: &str) -> HFResult<()> {
         match &self.handle {

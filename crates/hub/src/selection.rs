@@ -12,6 +12,11 @@ pub enum Need {
     Model,
     /// The same without weights.
     Text,
+    /// The same as [`Need::Model`]. Of weights in several files only the headers, which are kept apart from the
+    /// snapshot: they say who needs which file.
+    Headers,
+    /// These files of weights, by their names.
+    Shards(Vec<String>),
     /// Files that match one of these patterns. `*` matches every text, `/` in it too.
     Files(Vec<String>),
     /// Everything.
@@ -66,6 +71,12 @@ fn is_weights(path: &str) -> bool {
         && parts.next().is_some_and(|name| !name.is_empty() && !name.starts_with("consolidated"))
 }
 
+/// Whether the weights are in several files, and an index says which tensor is in which.
+fn is_split(listing: &[Listed]) -> bool {
+    let has = |name: &str| listing.iter().any(|file| file.path == name);
+    has("model.safetensors.index.json") && !has("model.safetensors")
+}
+
 fn is_small(path: &str) -> bool {
     // How a text is split stands in the module beside a file of ranks (tiktoken.model).
     let is_ranks = path.ends_with(".tiktoken") || (path.starts_with("tokenization_") && path.ends_with(".py"));
@@ -83,6 +94,8 @@ pub(crate) fn select(need: &Need, id: &HubId, listing: &[Listed]) -> Result<Vec<
     let wanted = |path: &str| match need {
         Need::Model => is_small(path) || is_weights(path),
         Need::Text => is_small(path),
+        Need::Headers => is_small(path) || (is_weights(path) && !is_split(listing)),
+        Need::Shards(names) => names.iter().any(|name| name == path),
         Need::Files(_) => patterns.iter().any(|pattern| pattern.matches(path)),
         Need::All => path != ".gitattributes",
     };
@@ -93,13 +106,13 @@ pub(crate) fn select(need: &Need, id: &HubId, listing: &[Listed]) -> Result<Vec<
         format!("{}{more}", names[..names.len().min(SHOWN)].join(", "))
     };
     let is_foreign = |path: &str| FOREIGN.iter().any(|ending| path.ends_with(ending)) && !path.contains('/');
-    if matches!(need, Need::Model | Need::Text) && !listing.iter().any(|file| is_weights(&file.path)) {
+    if matches!(need, Need::Model | Need::Text | Need::Headers) && !listing.iter().any(|file| is_weights(&file.path)) {
         // Config and tokenizer are in the file too.
         let model = only_gguf(listing);
         let found = names(listing, &is_foreign);
         match (model.is_empty(), found.is_empty()) {
             (false, _) => files.extend(model.into_iter().cloned()),
-            (true, false) if *need == Need::Model => {
+            (true, false) if *need != Need::Text => {
                 return Err(HubError::NoSafetensors { id: id.name.clone(), found });
             }
             (true, _) => {}
@@ -109,6 +122,7 @@ pub(crate) fn select(need: &Need, id: &HubId, listing: &[Listed]) -> Result<Vec<
         let found = names(listing, &|_| true);
         let wanted = match need {
             Need::Files(patterns) => format!("that matches {}", patterns.join(" or ")),
+            Need::Shards(names) => format!("of the name {}", names.join(" or ")),
             _ => "of a model or adapter".to_owned(),
         };
         let found = if found.is_empty() { "none".to_owned() } else { found };
@@ -190,6 +204,8 @@ mod tests {
         let cases = [
             (Need::Model, [&text[..], &shards].concat()),
             (Need::Text, text.to_vec()),
+            (Need::Headers, text.to_vec()),
+            (Need::Shards(vec![shards[1].to_owned()]), vec![shards[1]]),
             (Need::Files(vec!["*.bin".to_owned()]), vec!["pytorch_model.bin", "training_args.bin"]),
             (Need::Files(vec!["onnx/".to_owned()]), vec!["onnx/model.onnx"]),
         ];

@@ -4,13 +4,15 @@
 
 mod loopback;
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use finetune_advice::Advice;
 use finetune_hub::{DatasetName, Fault as Whose, Hub, HubError, Kind, Need, News, Patience, Snapshot};
-use finetune_store::HubId;
+use finetune_store::{Dtype, HubId, TensorSet, encode_tensors, missing_shards};
 use loopback::{Access, Fault, Loopback, Store, What, sha256};
 
 const QUICK: Patience = Patience {
@@ -363,6 +365,69 @@ fn shards_long_listings_names_of_today_and_the_same_bytes_twice() {
     assert_eq!(read(&snapshot, "odd.safetensors"), two);
     assert_eq!(read(&snapshot, "vocab.json"), b"{}");
     assert!(!snapshot.directory.join("other.safetensors").exists());
+}
+
+/// A file of weights with so many tensors of a layer, of so many bytes each.
+fn shard(layer: usize, tensors: usize, bytes: usize) -> Vec<u8> {
+    let tensor = |n| (format!("model.layers.{layer}.t{n}.weight"), Dtype::U8, vec![bytes], Cow::from(weights(bytes)));
+    encode_tensors(&(0..tensors).map(tensor).collect::<Vec<_>>(), &BTreeMap::new()).expect("a shard")
+}
+
+/// The headers say what is in which file of weights. Then the files come one by one.
+#[test]
+fn headers_come_without_their_files() {
+    const NAMES: [&str; 2] = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    let (server, cache) = world();
+    // The first one's header is larger than what is asked for at once.
+    let shards = [shard(0, 4000, 100), shard(1, 1, 700_000)];
+    let index = br#"{"weight_map": {"model.layers.0.t0.weight": "model-00001-of-00002.safetensors",
+        "model.layers.1.t0.weight": "model-00002-of-00002.safetensors"}}"#;
+    let files: [(&str, &[u8]); 5] = [
+        ("config.json", b"{}"),
+        ("tokenizer.json", b"{}"),
+        ("model.safetensors.index.json", index),
+        (NAMES[0], &shards[0]),
+        (NAMES[1], &shards[1]),
+    ];
+    server.state().store.add("models", "acme/split", &files);
+    server.plan(Fault::get("/lfs/", What::NoRange).times(1));
+    let (online, id) = (hub(&server, cache.path()), id("acme/split"));
+    let resolve = |hub: &Hub, need: &Need| hub.resolve(&id, need, None, &|_| {});
+    let snapshot = resolve(&online, &Need::Headers).expect("headers");
+    let directory = &snapshot.directory;
+    assert_eq!(missing_shards(directory), NAMES, "only whole files lie in a snapshot");
+    let ranges: Vec<bool> = server
+        .state()
+        .seen
+        .iter()
+        .filter(|seen| seen.target.starts_with("/lfs/"))
+        .map(|seen| seen.range.is_some())
+        .collect();
+    assert_eq!(ranges, [true; 3]);
+    let set = TensorSet::open_model(directory).expect("headers");
+    assert_eq!(set.names().count(), 4001);
+    let error = set.get("model.layers.1.t0.weight").expect("a tensor").bytes().expect_err("it is not here");
+    assert!(error.to_string().ends_with("model-00002-of-00002.safetensors is not here; it holds layer 1"), "{error}");
+
+    let second = Need::Shards(vec![NAMES[1].to_owned()]);
+    let fetched = resolve(&online, &second).expect("a file");
+    assert_eq!((fetched.fetched, missing_shards(directory)), (shards[1].len() as u64, vec![NAMES[0].to_owned()]));
+    assert_eq!(read(&fetched, NAMES[1]), shards[1]);
+    // What is here is used without a network, and what is not is named.
+    let offline = hub(&server, cache.path()).offline();
+    for need in [&Need::Headers, &second] {
+        assert_eq!(resolve(&offline, need).expect("it is here").commit, snapshot.commit);
+    }
+    for need in [Need::Model, Need::Shards(NAMES.map(str::to_owned).to_vec())] {
+        let error = resolve(&offline, &need).expect_err("one is missing");
+        let says = "model-00001-of-00002.safetensors is not here; it holds layer 0";
+        assert!(error.to_string().ends_with(says), "{error}");
+        let hint = format!("`HF_HUB_OFFLINE=0 finetune download acme/split@{}`", snapshot.commit);
+        assert!(error.hints()[0].contains(&hint), "{:?}", error.hints());
+        assert_eq!(error.fault(), Whose::Input);
+    }
+    let whole = resolve(&online, &Need::Model).expect("the rest");
+    assert_eq!((whole.fetched, read(&whole, NAMES[0])), (shards[0].len() as u64, shards[0].clone()));
 }
 
 /// Two at a time: one fetches, the other waits and has it.

@@ -4,6 +4,8 @@
 //! The tests compare the fused operations of each backend with these. Shapes and meaning are those
 //! of the functions of the same names in [`crate::operations`].
 
+use std::ops::Range;
+
 use burn::tensor::{Int, Tensor, TensorData, activation};
 
 use crate::arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
@@ -30,6 +32,21 @@ pub fn lora_linear(
         Some(dropout) => drop_input(x.clone(), &dropout),
     };
     linear(x, w) + linear(linear(branch, a), b) * scale
+}
+
+/// [`crate::operations::add_low_rank`], with A and B in the number type of x.
+pub fn add_low_rank(
+    y: Tensor<2>,
+    x: Tensor<2>,
+    a: Tensor<2>,
+    b: Tensor<2>,
+    rows: Range<usize>,
+    scale: f32,
+) -> Tensor<2> {
+    let (dtype, [_, outputs]) = (x.dtype(), y.dims());
+    let low = linear(linear(x.narrow(0, rows.start, rows.len()), a.cast(dtype)), b.cast(dtype)) * scale;
+    let some = y.clone().narrow(0, rows.start, rows.len()) + low;
+    y.slice_assign([rows, 0..outputs], some)
 }
 
 /// [`crate::operations::drop_input`]

@@ -2,6 +2,7 @@
 //! macro behind the table in [`crate::operations`].
 
 use std::marker::PhantomData;
+use std::sync::{Arc, OnceLock};
 
 use burn::backend::Autodiff;
 use burn::backend::TensorMetadata;
@@ -9,10 +10,10 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::{FloatDType, Shape};
+use burn::tensor::{FloatDType, Shape, TensorData};
 
 use crate::fused::{Contiguous, Fused};
-use crate::operations::GradientSeed;
+use crate::operations::{GradientSeed, LateGradient};
 
 /// The operation on a backend without automatic differentiation: nothing is saved.
 pub(crate) fn without_gradients<B, O, const N: usize>(operation: O, inputs: [FloatTensor<B>; N]) -> FloatTensor<B>
@@ -82,6 +83,23 @@ impl<B: Contiguous> Fused<B, 2> for GradientSeed {
 
     fn backward(d_y: FloatTensor<B>, _: FloatTensor<B>, _: [bool; 2]) -> [Option<FloatTensor<B>>; 2] {
         [Some(d_y), None]
+    }
+}
+
+/// A part of a gradient, row-major, that is set before the backward pass begins.
+pub type LatePart = Arc<OnceLock<Vec<f32>>>;
+
+impl<B: Contiguous> Fused<B, 1> for LateGradient {
+    type Saved = LatePart;
+
+    fn forward(self, [y]: [FloatTensor<B>; 1], _: [bool; 1]) -> (FloatTensor<B>, LatePart) {
+        (y, self.part)
+    }
+
+    fn backward(part: LatePart, d_y: FloatTensor<B>, _: [bool; 1]) -> [Option<FloatTensor<B>>; 1] {
+        let part = part.get().expect("set before the backward pass").clone();
+        let part = B::float_from_data(TensorData::new(part, d_y.shape()), &d_y.device());
+        [Some(B::float_add(d_y, part))]
     }
 }
 

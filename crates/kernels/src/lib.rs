@@ -2,7 +2,7 @@
 //! hand-written backward pass.
 //!
 //! Owns: matrix products over threads, LoRA linear, RMS norm, rotary embedding, causal attention
-//! over rows of unequal length, gated units, products by expert and by head, the gated delta rule,
+//! over rows of unequal length, gated units, products by expert and by head, branches of some rows, the gated delta rule,
 //! cross-entropy on trained positions only.
 //! Must never know: models, files, recipes.
 //! Start reading at [`operations`] (the table of what the model calls), then [`composed`] (the same
@@ -34,6 +34,7 @@ mod mixers;
 mod on_device;
 pub mod operations;
 pub mod processor;
+pub mod row_branch;
 mod segments;
 pub mod weight;
 
@@ -43,6 +44,7 @@ pub use cpu::matmul;
 pub use delta::DeltaShape;
 pub use devices::{DeviceKind, FloatType, FoundDevice};
 pub use dispatch::{Dispatch, ExpertWeights, Scores};
+pub use extension::LatePart;
 pub use mixers::attention;
 pub use segments::{Segment, Segments};
 pub use weight::{FrozenValues, PackedWeight, Weight};

@@ -7,12 +7,14 @@
 //! The functions are generated from the table below, see `extension.rs`. A new operation is a row
 //! here, an `impl Fused` in `cpu` and another in `gpu`, and its reference in [`crate::composed`].
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
 use crate::by_head::HeadRows;
 use crate::delta::DeltaShape;
 use crate::dispatch::{Dispatch, ExpertWeights};
+use crate::extension::LatePart;
 use crate::weight::PackedWeight;
 
 crate::extension::operations! {
@@ -29,6 +31,17 @@ crate::extension::operations! {
         x: Tensor<2>, w: Tensor<2>, a: Tensor<2>, b: Tensor<2>;
         scale: f32, dropout: Option<Dropout>
     ) -> Tensor<2> = LoraLinear;
+
+    /// `y` with `scale · x Aᵀ Bᵀ` added to some rows: y [t, o], x [t, i], a [r, i], b [o, r] -> [t, o].
+    ///
+    /// On the CPU a row has the bits that it has in [`lora_linear`] of these rows alone, if it has those of
+    /// [`linear`] in `y`. See [`crate::row_branch`].
+    ///
+    /// # Panics
+    /// If a gradient is asked for, or a row is beyond y. On a GPU: it is composed there.
+    fn add_low_rank(
+        y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>; rows: Range<usize>, scale: f32
+    ) -> Tensor<2> = AddLowRank;
 
     /// `z · m / n`, output by output (Liu et al. 2024, "DoRA"): z [t, o], magnitudes m [o], norms
     /// n [o] -> [t, o].
@@ -120,6 +133,14 @@ crate::extension::operations! {
     ///
     /// `gradient_seed(y, d_y).backward()` continues a backward pass that was cut at y.
     fn gradient_seed(y: Tensor<2>, d_y: Tensor<2>) -> Tensor<1> = GradientSeed;
+
+    /// y, to whose gradient `part` is added in the backward pass: y [t, o], part t · o numbers -> [t, o].
+    ///
+    /// So a gradient can depend on what is known only behind the forward pass. y and `part` are f32.
+    ///
+    /// # Panics
+    /// In the backward pass: if `part` is not set by then, or has another length.
+    fn late_gradient(y: Tensor<2>; part: LatePart) -> Tensor<2> = LateGradient;
 
     /// [`linear`] of a packed w [o, i], which gets no gradient.
     fn packed_linear(x: Tensor<2>; w: PackedWeight) -> Tensor<2> = PackedLinear;

@@ -9,7 +9,8 @@ use std::sync::OnceLock;
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use finetune_kernels::devices::{gpus, is_cpu};
 use finetune_kernels::{
-    Activation, AttentionShape, Dropout, RopeTable, Segment, Segments, Targets, attention, composed, operations,
+    Activation, AttentionShape, Dropout, LatePart, RopeTable, Segment, Segments, Targets, attention, composed,
+    operations,
 };
 use finetune_random::Stream;
 
@@ -425,4 +426,17 @@ fn sixteen_bit_weights_give_the_same_bits_on_the_cpu() {
         });
         assert!(narrow == wide, "linear_cross_entropy {dtype:?}");
     }
+}
+
+/// What is set behind the forward pass is added to the gradient, and the value stays.
+#[test]
+fn a_late_part_is_added_to_the_gradient() {
+    let (shape, part) = ([3, 4], LatePart::default());
+    let y = Tensor::<2>::from_data(TensorData::new(normal(5, &shape), shape), &device()).require_grad();
+    let out = operations::late_gradient(y.clone(), part.clone());
+    assert_eq!(vec_of(out.clone().inner()), normal(5, &shape));
+    part.set(normal(6, &shape)).expect("set once");
+    let gradients = (out * 2.0).sum().backward();
+    let want: Vec<f32> = normal(6, &shape).iter().map(|part| 2.0 + part).collect();
+    assert_eq!(vec_of(y.grad(&gradients).expect("a gradient")), want);
 }

@@ -67,7 +67,8 @@ impl Batch<'_> {
                 now.iter().map(|&loss| f64::from(loss)).sum()
             })
             .collect();
-        Ok(LossSum { loss: row_losses.iter().sum(), trained_tokens: losses.len() as u64, row_losses })
+        let (loss, trained_tokens) = (row_losses.iter().sum(), losses.len() as u64);
+        Ok(LossSum { loss, trained_tokens, row_losses, router_loss: 0.0 })
     }
 
     /// The sums of a batch without a target.
@@ -78,7 +79,7 @@ impl Batch<'_> {
 
 impl BatchRow<'_> {
     /// How many of its tokens are targets. The first never is: nothing predicts it.
-    fn targets(&self) -> u64 {
+    pub(crate) fn targets(&self) -> u64 {
         self.trained.iter().skip(1).filter(|&&trained| trained).count() as u64
     }
 }
@@ -92,6 +93,9 @@ pub struct LossSum {
     pub trained_tokens: u64,
     /// The part of each row in nats, in the batch's order.
     pub row_losses: Vec<f64>,
+    /// Σ of the rows' auxiliary losses of routers, each as often as the row has targets, without the coefficient; 0
+    /// unless [`Model::add_router_loss`](crate::Model::add_router_loss) asks for them.
+    pub router_loss: f64,
 }
 
 impl LossSum {

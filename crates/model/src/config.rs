@@ -210,6 +210,8 @@ pub struct ExpertsConfig {
     pub groups: Option<[usize; 2]>,
     /// Elements of a token inside the expert that every token goes through; `None`: there is none.
     pub shared: Option<usize>,
+    /// The coefficient of the routers' auxiliary loss that config.json asks for in training; 0: none.
+    pub router_loss: f64,
 }
 
 /// The architecture, as far as the forward pass depends on it.
@@ -282,6 +284,21 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Why the model has no auxiliary loss of its routers, if it has none.
+    pub fn no_router_loss(&self) -> Option<String> {
+        let name = self.family.architecture;
+        let Some(mixture) = self.family.mixture.filter(|_| self.layers.iter().any(|layer| layer.has_experts)) else {
+            return Some(format!("no layer of this {name} has experts"));
+        };
+        match (mixture.has_router_loss, mixture.correction) {
+            (true, _) => None,
+            (false, Some(_)) => Some(format!(
+                "{name} has no such loss in transformers: what balances its routers is the correction of their scores"
+            )),
+            (false, None) => Some(format!("{name} has no such loss in transformers")),
+        }
+    }
+
     /// Whether an adapter names modules inside a multimodal model.
     pub(crate) fn is_named_inside(&self) -> bool {
         self.wrapper.as_ref().is_some_and(|wrapper| wrapper.is_loaded_whole)

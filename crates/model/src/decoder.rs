@@ -2,6 +2,7 @@
 
 pub(crate) mod adapted;
 pub(crate) mod attention;
+pub(crate) mod balance;
 mod beside;
 pub(crate) mod between;
 pub(crate) mod cache;
@@ -14,6 +15,7 @@ pub(crate) mod head;
 pub(crate) mod kept;
 mod latent;
 pub(crate) mod pass;
+pub(crate) mod row_branches;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use finetune_kernels::devices::submit;

@@ -12,6 +12,7 @@ pub(crate) mod fetch;
 pub(crate) mod finite;
 pub(crate) mod floats;
 pub(crate) mod load;
+pub(crate) mod of_rank;
 pub(crate) mod packing;
 mod part;
 mod stacked;

@@ -38,7 +38,7 @@ mod tree;
 mod vocabulary;
 
 pub use adaptation::{Adaptation, TargetLayer, choose, target_layers};
-pub use adapter::{BaseCheck, BaseName, RecordedBase, base_digest};
+pub use adapter::{BaseCheck, BaseName, RecordedBase, base_digest, base_digest_of, base_files};
 pub use batch::{Batch, BatchRow, LossSum, Randomness};
 pub use burn::tensor::Device;
 pub use config::ModelConfig;
@@ -64,7 +64,7 @@ pub use merge::quantize_model;
 pub use model::Model;
 pub use passes::backward::{Backward, Coefficients, Part};
 pub use passes::engine::{
-    Engine, EngineCounts, EngineEnd, EngineEvent, EngineRequest, EngineSettings, Listener, Refusal,
+    Engine, EngineCounts, EngineEnd, EngineEvent, EngineRequest, EngineSettings, Listener, PassCounts, Refusal,
 };
 pub use passes::form::Form;
 pub use passes::generate::{Generation, GenerationStep};

@@ -1,7 +1,7 @@
 //! A model ready to train or to run: its weights, their device, and which of them are trained.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use finetune_kernels::devices::reserved_bytes;
@@ -10,6 +10,7 @@ use finetune_packed::Scheme;
 use crate::adaptation::Adaptation;
 use crate::config::ModelConfig;
 use crate::decoder::expert_use::{ExpertCounts, ExpertUse};
+use crate::decoder::row_branches::BranchTable;
 use crate::error::ModelError;
 use crate::files::base_files::BaseFiles;
 use crate::files::finite;
@@ -48,6 +49,12 @@ pub struct Model {
     device_peak: u64,
     /// Counted in training.
     pub(crate) expert_use: Arc<ExpertUse>,
+    /// The same in all clones of a base, whatever adapter each has.
+    pub(crate) base: Arc<()>,
+    /// The branches as passes with rows of other adapters need them, made when the first such pass does.
+    pub(crate) branches: OnceLock<Arc<BranchTable>>,
+    /// The coefficient of the routers' auxiliary loss in what is minimised; 0: it counts nothing.
+    pub(crate) router_loss: f64,
 }
 
 impl Model {
@@ -189,6 +196,9 @@ impl Model {
             has_own_vocabulary: false,
             device_peak: 0,
             expert_use: Arc::default(),
+            base: Arc::default(),
+            branches: OnceLock::new(),
+            router_loss: 0.0,
         })
     }
 

@@ -1,6 +1,8 @@
 //! Which parameters of a model are trained: an adapter's or all weights, their values and their
 //! order.
 
+use std::sync::OnceLock;
+
 use burn::tensor::{Device, Tensor, TensorData};
 use finetune_kernels::devices::is_cpu;
 
@@ -81,6 +83,8 @@ impl Model {
 
     /// Every trained tensor, in the order of the layout.
     pub(crate) fn trained(&mut self) -> Vec<Slot<'_>> {
+        // They may get other values.
+        self.branches = OnceLock::new();
         match &self.trained {
             Trained::Nothing => Vec::new(),
             Trained::All => self.weights.parameters().0,

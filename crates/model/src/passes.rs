@@ -12,4 +12,5 @@ mod handed;
 mod layer_by_layer;
 pub(crate) mod lookup;
 pub(crate) mod sampling;
+pub(crate) mod sharing;
 pub(crate) mod token_rules;

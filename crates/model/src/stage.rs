@@ -1,7 +1,8 @@
 //! The layers of a model that this process holds, where several hold them together.
 //!
 //! Only what goes from layer to layer travels: [t, hidden] on the way forward, and its gradient on the way
-//! back, in the number type that is computed in. So every number has the bits of one process.
+//! back, in the number type that is computed in. So every number has the bits of one process. Where the balance of
+//! routers counts, the choices of experts travel with it, and those of all layers from the last process to all.
 //!
 //! **Several passes of an answer may be under way**, one behind the other: a process begins a pass, which sends
 //! what its layers make, and begins others before it takes the logits of the first ([`Said`]). Three rules hold:
@@ -28,6 +29,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use crate::adaptation::Adaptation;
 use crate::config::{ModelConfig, Values};
+use crate::decoder::balance::Balance;
 use crate::error::ModelError;
 use crate::tree::Decoder;
 
@@ -239,6 +241,35 @@ impl Decoder {
         let bytes = self.hops().receive(from, length).map_err(ModelError::Hop)?;
         let data = TensorData::from_bytes_vec(bytes, shape, dtype);
         Ok(Tensor::from_data(data, (&like.device(), dtype)))
+    }
+
+    /// What the layers before layer `n` have counted, if another process holds the last of them.
+    pub(crate) fn counts_arrived(&self, n: Option<usize>, balance: Option<&Balance>) -> Result<(), ModelError> {
+        if let (Neighbour::Process(from), Some(balance)) = (self.neighbour(n), balance) {
+            balance.go_on_from(&self.hops().receive(from, balance.carried_bytes()).map_err(ModelError::Hop)?);
+        }
+        Ok(())
+    }
+
+    /// Sends what the layers have counted so far to the process of layer `n`, unless it is this one.
+    pub(crate) fn counts_leave(&self, n: Option<usize>, balance: Option<&Balance>) -> Result<(), ModelError> {
+        if let (Neighbour::Process(to), Some(balance)) = (self.neighbour(n), balance) {
+            self.hops().send(to, balance.carried()).map_err(ModelError::Hop)?;
+        }
+        Ok(())
+    }
+
+    /// What all layers have counted, which the process of the last one has, for all.
+    pub(crate) fn counts_of_all(&self, balance: Option<&Balance>) -> Result<(), ModelError> {
+        let (Some(Connected { stage, hops }), Some(balance)) = (&self.stage, balance) else { return Ok(()) };
+        if stage.mine != stage.last() {
+            balance.go_on_from(&hops.receive(stage.last(), balance.carried_bytes()).map_err(ModelError::Hop)?);
+            return Ok(());
+        }
+        for other in (0..stage.count()).filter(|&other| other != stage.mine) {
+            hops.send(other, balance.carried()).map_err(ModelError::Hop)?;
+        }
+        Ok(())
     }
 
     /// Numbers that the process of the last layer has, for all.

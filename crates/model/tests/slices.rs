@@ -7,9 +7,13 @@ use std::sync::{Arc, Barrier, Mutex};
 
 use finetune_advice::Advice as _;
 use finetune_model::adapter::Adapter;
-use finetune_model::{Model, ModelConfig, ModelError, Placement, RowRequest, Sampling, Slice, Sums, not_in_slices};
+use finetune_model::{
+    ChosenToken, Engine, Model, ModelConfig, ModelError, Placement, RowRequest, Sampling, Slice, Sums, TokenRules,
+    not_in_slices,
+};
 
 mod golden;
+mod heard;
 mod made;
 
 use golden::{LOGITS, goldens, largest_difference};
@@ -336,4 +340,51 @@ fn slices_that_differ_are_found() {
     assert!(error.contains("not connected"), "{error}");
     model.connect_slices(Arc::new(Differs));
     assert!(matches!(answer(&model), Err(ModelError::Unlike)));
+}
+
+/// (which of two models, tokens of the prompt)
+const ASKED: [(usize, usize); 5] = [(0, 80), (1, 90), (0, 20), (1, 3), (1, 70)];
+
+/// What an engine says to these requests, and how many passes different models shared.
+fn answered(models: &[Arc<Model>; 2], asked: &[(usize, usize)]) -> (Vec<Vec<ChosenToken>>, u64) {
+    let mut engine = Engine::new(heard::SETTINGS);
+    let rules = TokenRules { logprobs: Some(5), ..TokenRules::from(heard::DRAWN) };
+    let submit = |&(model, length): &(usize, usize)| {
+        let request = heard::request(&models[model], &heard::text(length, 3), ANSWER, rules.clone());
+        heard::submit(&mut engine, request)
+    };
+    let heard: Vec<heard::Heard> = asked.iter().map(submit).collect();
+    heard::finish(&mut engine);
+    (heard.iter().map(heard::Heard::chosen).collect(), engine.counts().passes.mixed_passes)
+}
+
+/// Requests with and without an adapter share passes over slices, with the bits that each has alone there.
+#[test]
+fn adapters_share_passes_over_slices() {
+    for family in ["llama", "qwen3_moe", "deepseek_v3"] {
+        let all = Arc::new(Threads { barrier: Barrier::new(2), given: Mutex::new(vec![Vec::new(); 2]) });
+        let slice = |mine: usize| {
+            let placement = cpu().with_slice(Some(Slice { mine, count: 2 }));
+            let mut base = load(&made::golden(family), None, &placement).expect("the slice loads");
+            base.connect_slices(Arc::new(OfThread { all: Arc::clone(&all), mine }));
+            let adapter = Adapter::read(&made::golden(family).join("adapter"), &base.config).expect("an adapter");
+            let mut adapted = base.clone();
+            adapted.attach(&adapter).expect("attached");
+            let models = [base, adapted].map(|mut model| {
+                model.config.max_position_embeddings = 8192;
+                Arc::new(model)
+            });
+            let (together, mixed) = answered(&models, &ASKED);
+            let alone: Vec<_> = ASKED.iter().flat_map(|asked| answered(&models, &[*asked]).0).collect();
+            (together, alone, mixed)
+        };
+        let (slice, pool) = (&slice, || rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a pool"));
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..2).map(|mine| scope.spawn(move || pool().install(|| slice(mine)))).collect();
+            for thread in threads {
+                let (together, alone, mixed) = thread.join().expect("no panic");
+                assert!(together == alone && mixed > 0, "{family}: {mixed} shared passes");
+            }
+        });
+    }
 }

@@ -134,3 +134,65 @@ fn processes_that_hold_a_model_together_answer_as_one() {
         }
     }
 }
+
+/// A base and an adapter on it, connected if it is one of several processes.
+fn base_and_adapter(family: &str, stage: Option<Stage>, lines: Option<Lines>) -> [Arc<Model>; 2] {
+    let directory = made::golden(family);
+    let mut base = Model::load(&directory, &Placement::cpu(None).with_stage(stage)).expect("the model loads");
+    base.config.max_position_embeddings = 8192;
+    if let Some(lines) = lines {
+        base.connect(Arc::new(Threads(lines)));
+    }
+    let adapter = Adapter::read(&directory.join("adapter"), &base.config).expect("the adapter loads");
+    let mut adapted = base.clone();
+    adapted.attach(&adapter).expect("attached");
+    [base, adapted].map(Arc::new)
+}
+
+/// What an engine says to requests of both, and how many passes they shared.
+fn mixed_answers(models: &[Arc<Model>; 2]) -> (Vec<Vec<ChosenToken>>, u64) {
+    let mut engine = Engine::new(SETTINGS);
+    let rules = TokenRules { logprobs: Some(5), ..TokenRules::from(DRAWN) };
+    let heard: Vec<Heard> = [80, 90, 20, 600, 70, 1]
+        .into_iter()
+        .enumerate()
+        .map(|(n, length)| {
+            // Also in two groups there are requests of both in each: 0 1 1 0 0 1.
+            let model = Arc::clone(&models[n.div_ceil(2) % 2]);
+            let (rules, heard) = (rules.clone(), Heard::default());
+            let prompt = text(length);
+            let asked = EngineRequest { model, prompt, max_new_tokens: 12, rules, form: None, end_ids: Vec::new() };
+            engine.submit(asked, Box::new(heard.clone())).expect("taken");
+            heard
+        })
+        .collect();
+    while !engine.is_idle() {
+        engine.step();
+    }
+    let chosen = heard.into_iter().map(|heard| heard.0.lock().expect("no panic").clone()).collect();
+    (chosen, engine.counts().passes.mixed_passes)
+}
+
+/// Requests with and without an adapter share passes over processes as in one.
+#[test]
+fn adapters_share_passes_over_processes() {
+    for family in ["llama", "deepseek_v3"] {
+        let alone = mixed_answers(&base_and_adapter(family, None, None));
+        assert!(alone.1 > 0 && alone.0.iter().all(|chosen| chosen.len() == 12), "{family}");
+        let layers = base_and_adapter(family, None, None)[0].config.layers.len();
+        let together: Vec<_> = std::thread::scope(|scope| {
+            let process = |(mine, lines): (usize, Lines)| {
+                scope.spawn(move || {
+                    let models = base_and_adapter(family, Some(Stage::contiguous(layers, 2, mine)), Some(lines));
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
+                    pool.install(|| mixed_answers(&models))
+                })
+            };
+            let all: Vec<_> = lines(2).into_iter().enumerate().map(process).collect();
+            all.into_iter().map(|process| process.join().expect("answers")).collect()
+        });
+        // Two passes at a time are of other groups than one, and both processes have the same.
+        assert!(together.iter().all(|got| got.0 == alone.0 && got.1 > 0), "{family}");
+        assert_eq!(together[0].1, together[1].1, "{family}");
+    }
+}

@@ -18,7 +18,7 @@ use finetune_model::{
 };
 use finetune_random::philox;
 
-use heard::{DRAWN, Heard, SETTINGS, STEPS, finish, request, submit, text};
+use heard::{DRAWN, Heard, SETTINGS, STEPS, finish, request, submit, text, with_adapter};
 
 /// (golden model, its layers): rotary embeddings, experts with latent attention, convolutions, delta nets, norms of all
 /// heads. In the third the processes have layers of different kinds.
@@ -226,6 +226,59 @@ fn any_number_of_rows_on_any_number_of_processes_has_the_bits_of_one() {
                     let most = if processes == 1 { 0 } else { rows.min(processes) };
                     assert_eq!(at_once.1, most, "{words}");
                 }
+            }
+        }
+    }
+}
+
+/// Requests with and without an adapter join each other, those of one model next to each other, also while a pass of
+/// the others is under way. Each gets the logits of its own row.
+#[test]
+fn rows_with_adapters_that_join_beside_each_other_keep_their_own_logits() {
+    /// (whether it has the adapter, tokens of the prompt, most tokens of the answer, steps behind it)
+    const ASKED: [(bool, usize, usize, usize); 9] = [
+        (false, 20, 30, 0),
+        (false, 11, 25, 3),
+        (true, 70, 20, 0),
+        (true, 15, 28, 1),
+        (false, 9, 5, 0),
+        (false, 90, 20, 2),
+        (false, 30, 9, 5),
+        (true, 600, 12, 0),
+        (false, 5, 16, 0),
+    ];
+    let asked_prompt = |n: usize| text(ASKED[n].1, 3 + n as u32);
+    for (family, layers) in [("llama", 3), ("deepseek_v3", 3), ("qwen3_5", 4)] {
+        let both = |base: Arc<Model>| [Arc::clone(&base), Arc::new(with_adapter(&base, family))];
+        let models = both(Arc::new(load(family, None)));
+        let want: Vec<Vec<ChosenToken>> = (0..ASKED.len())
+            .map(|n| {
+                let (has_adapter, _, most, _) = ASKED[n];
+                let mut engine = Engine::new(SETTINGS);
+                let model = &models[usize::from(has_adapter)];
+                let heard = submit(&mut engine, request(model, &asked_prompt(n), most, rules()));
+                finish(&mut engine);
+                heard.chosen()
+            })
+            .collect();
+        for processes in [2, 3] {
+            let all = together((family, layers), processes, Trouble::default(), &Arc::default(), |base| {
+                let (models, mut engine) = (both(base), Engine::new(SETTINGS));
+                let mut heard = Vec::new();
+                for (n, (has_adapter, _, most, steps)) in ASKED.into_iter().enumerate() {
+                    let model = &models[usize::from(has_adapter)];
+                    heard.push(submit(&mut engine, request(model, &asked_prompt(n), most, rules())));
+                    (0..steps).for_each(|_| engine.step());
+                }
+                finish(&mut engine);
+                (heard.iter().map(Heard::chosen).collect::<Vec<_>>(), engine.counts())
+            });
+            for (mine, (got, counts)) in all.into_iter().enumerate() {
+                let words = format!("{family}: {mine} of {processes} processes: {counts:?}");
+                assert!(got == want, "{words}");
+                assert!(counts.passes.mixed_passes > 0 && counts.most_passes == processes, "{words}");
+                // Prompts travel one behind the other, each alone: nine, the longest in two parts.
+                assert_eq!((counts.passes.prompt_passes, counts.passes.prompt_parts), (10, 10), "{words}");
             }
         }
     }

@@ -66,7 +66,7 @@ impl Metrics {
         let cached = plain(of(&self.cached_tokens));
         metric("cached_prompt_tokens_total", "counter", "Tokens of prompts that were known from before.", &cached);
         metric("answer_tokens_total", "counter", "Tokens of answers.", &plain(of(&self.answer_tokens)));
-        let EngineCounts { waiting, running, prefix_bytes, speculated, most_passes } = counts;
+        let EngineCounts { waiting, running, prefix_bytes, speculated, passes, most_passes } = counts;
         metric("requests_waiting", "gauge", "Requests that wait.", &plain(waiting as u64));
         metric("requests_running", "gauge", "Requests that are answered.", &plain(running as u64));
         let help = "Most passes under way at once, where several ranks hold layers.";
@@ -77,6 +77,16 @@ impl Metrics {
         metric("proposed_tokens_total", "counter", "Tokens that were proposed ahead of an answer.", &proposed);
         let accepted = plain(speculated.accepted);
         metric("accepted_tokens_total", "counter", "Proposed tokens that the model chose.", &accepted);
+        let kinds = |prompts: u64, answers: u64| {
+            let line = |kind: &str, count: u64| (format!("{{kind=\"{kind}\"}}"), count.to_string());
+            [line("prompt", prompts), line("answer", answers)]
+        };
+        let each = kinds(passes.prompt_passes, passes.answer_passes);
+        metric("passes_total", "counter", "Passes over the model, of prompts and of next tokens.", &each);
+        let rows = kinds(passes.prompt_parts, passes.answer_rows);
+        metric("pass_rows_total", "counter", "Parts of prompts and answers in those passes.", &rows);
+        let mixed = plain(passes.mixed_passes);
+        metric("mixed_passes_total", "counter", "Passes that requests of different adapters shared.", &mixed);
         let mut sum = 0;
         let mut lines = Vec::new();
         for (n, count) in self.first_tokens.iter().enumerate() {
@@ -94,7 +104,7 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
-    use finetune_model::Speculated;
+    use finetune_model::{PassCounts, Speculated};
 
     use super::*;
 
@@ -111,6 +121,13 @@ mod tests {
             running: 2,
             prefix_bytes: 3,
             speculated: Speculated { proposed: 9, accepted: 4 },
+            passes: PassCounts {
+                prompt_passes: 5,
+                prompt_parts: 6,
+                answer_passes: 7,
+                answer_rows: 20,
+                mixed_passes: 3,
+            },
             most_passes: 3,
         });
         for line in [
@@ -118,6 +135,9 @@ mod tests {
             "finetune_responses_total{status=\"4xx\"} 1",
             "finetune_prompt_tokens_total 7",
             "finetune_requests_waiting 1",
+            "finetune_passes_total{kind=\"prompt\"} 5",
+            "finetune_pass_rows_total{kind=\"answer\"} 20",
+            "finetune_mixed_passes_total 3",
             "finetune_passes_at_once_max 3",
             "# TYPE finetune_first_token_seconds histogram",
             "finetune_first_token_seconds_bucket{le=\"0.25\"} 0",

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use finetune_advice::Advice;
 
+use crate::absent;
 use crate::holding::Holding;
 use crate::size::human_bytes;
 use crate::stand_in::StandIn;
@@ -196,6 +197,15 @@ pub enum StoreError {
         only_pickle: bool,
     },
 
+    /// A file of weights that the index names is not here.
+    #[error("{} is not here; it holds {holds}", path.display())]
+    NoShard {
+        /// The file.
+        path: PathBuf,
+        /// What it holds, such as `layers 0 to 3`.
+        holds: String,
+    },
+
     /// A file of tensors is something else, by its first bytes.
     #[error("{} is {}, not the file itself", path.display(), what.describe())]
     InItsPlace {
@@ -318,6 +328,10 @@ impl Advice for StoreError {
             Self::NoModel { .. } => {
                 vec!["give the directory that holds the model's safetensors files".to_string()]
             }
+            Self::NoShard { path, .. } => vec![match absent::fetched_by(path) {
+                Some(id) => format!("with a network, `HF_HUB_OFFLINE=0 finetune download {id}` fetches what is missing"),
+                None => "get it from where the other files are from, or take another directory of the model".to_string(),
+            }],
             Self::InItsPlace { path, what } => vec![what.hint(path)],
             Self::CannotWrite { .. } => Vec::new(),
         }

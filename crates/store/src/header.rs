@@ -76,7 +76,7 @@ impl Header {
         if length > MAX_HEADER_BYTES as u64 {
             return Err(format!("its header would have {length} bytes, more than 16 MiB"));
         }
-        if length > file_length - LENGTH_BYTES as u64 {
+        if length > file_length.saturating_sub(LENGTH_BYTES as u64) {
             return Err(format!("its header would have {length} bytes, the file ends before"));
         }
         Ok(length as usize)

@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod absent;
 mod cache;
 mod directory;
 mod disk;
@@ -33,6 +34,7 @@ mod lock;
 mod manifest;
 mod names;
 mod own_names;
+mod read_rate;
 mod recognition;
 mod replace;
 mod retention;
@@ -43,6 +45,7 @@ mod tensor_set;
 mod tensors;
 mod unique_map;
 
+pub use absent::{has_header, header_bytes, keep_header, missing_shards, no_shard, shards};
 pub use cache::{Cache, EntryLock};
 pub use directory::{NewFile, Staging, commit_directory, ensure_directory};
 pub use disk::{Disk, RealDisk};
@@ -56,11 +59,12 @@ pub use hub::{HubId, cached_snapshot, has_all_weights, has_gguf, hub_cache};
 pub use lock::{LockHolder, RunLock};
 pub use manifest::{FileRecord, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, verify_directory};
 pub use names::{SafeName, inside, stays_inside};
+pub use read_rate::read_rate;
 pub use recognition::{recognize, recognize_content, refuse_links_out, refuse_stand_ins};
 pub use replace::{check_replaceable, manifest_of, replace_directory, replace_file};
 pub use retention::{Rejected, newest_verified, numbered, remove_directory, set_aside, sweep};
 pub use shards::write_shards;
 pub use size::human_bytes;
 pub use stand_in::{START_BYTES, StandIn};
-pub use tensor_set::{MAX_INDEX_BYTES, TensorPart, TensorSet};
+pub use tensor_set::{FileDigest, MAX_INDEX_BYTES, TensorPart, TensorSet};
 pub use tensors::{FileRows, PIECE, TensorFile, TensorView};

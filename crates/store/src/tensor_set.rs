@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::absent;
 use crate::disk::{Disk, RealDisk};
 use crate::error::StoreError;
 use crate::hash::hex;
-use crate::names::SafeName;
 use crate::stand_in::StandIn;
 use crate::tensors::{TensorFile, TensorView};
 use crate::unique_map::UniqueMap;
@@ -52,10 +52,11 @@ struct Index {
 
 impl TensorSet {
     /// Opens `model.safetensors`, or `model.safetensors.index.json` and its shards. Everything that
-    /// the index lists has to be there.
+    /// the index lists has to be there. In the Hugging Face cache the header of a shard suffices: reading from
+    /// such a shard is an error.
     ///
     /// # Errors
-    /// [`StoreError::NoModel`], [`StoreError::Mismatch`] for a tensor that is missing,
+    /// [`StoreError::NoModel`], [`StoreError::NoShard`], [`StoreError::Mismatch`] for a tensor that is missing,
     /// [`StoreError::Malformed`], [`StoreError::InItsPlace`], [`StoreError::UnsafeName`],
     /// [`StoreError::Io`].
     pub fn open_model(dir: &Path) -> Result<Self, StoreError> {
@@ -78,28 +79,18 @@ impl TensorSet {
     }
 
     fn from_index(dir: &Path, index_path: &Path) -> Result<Self, StoreError> {
-        let mut bytes = Vec::new();
-        File::open(index_path)
-            .and_then(|file| file.take(MAX_INDEX_BYTES + 1).read_to_end(&mut bytes))
-            .map_err(|source| StoreError::reading(index_path, source))?;
-        if bytes.len() as u64 > MAX_INDEX_BYTES {
-            return Err(StoreError::malformed(index_path, "it has more than 64 MiB"));
-        }
-        let index: Index = serde_json::from_slice(&bytes).map_err(|error| match StandIn::of(&bytes) {
-            Some(what) => StoreError::InItsPlace { path: index_path.to_path_buf(), what },
-            None => StoreError::malformed(index_path, error.to_string()),
-        })?;
-        let shards: BTreeSet<&str> = index.weight_map.0.iter().map(|(_, shard)| shard.as_str()).collect();
+        let map = weight_map(index_path)?;
+        let shards: BTreeSet<&str> = map.iter().map(|(_, shard)| shard.as_str()).collect();
         let mut files = Vec::with_capacity(shards.len());
         for shard in &shards {
-            files.push(TensorFile::open(&dir.join(SafeName::parse(shard)?.as_str()))?);
+            files.push(absent::open(dir, shard)?);
         }
         if files.is_empty() {
             return Err(StoreError::malformed(index_path, "its weight_map is empty"));
         }
         let position = |shard: &str| shards.iter().position(|known| *known == shard).unwrap_or_default();
         let mut file_of = BTreeMap::new();
-        for (tensor, shard) in &index.weight_map.0 {
+        for (tensor, shard) in &map {
             let place = position(shard);
             // If the index errs about the shard, a tensor of this name in another shard is taken.
             let found = if files[place].get(tensor).is_some() {
@@ -224,20 +215,86 @@ impl TensorSet {
     /// exactly if two hosts have the same model. Reads everything, on all cores.
     ///
     /// # Errors
-    /// [`StoreError::Io`], or [`StoreError::Malformed`] for a file that was cut meanwhile.
+    /// [`StoreError::Io`], [`StoreError::Malformed`] for a file that was cut meanwhile, or [`StoreError::NoShard`].
     pub fn digest(&self) -> Result<String, StoreError> {
-        let mut digest = blake3::Hasher::new();
-        for file in &self.files {
-            let mut hasher = blake3::Hasher::new();
-            file.pieces(0, file.length(), |piece| -> Result<(), StoreError> {
-                hasher.update_rayon(piece);
-                Ok(())
-            })?;
-            let hash = hasher.finalize();
-            let name = file.path().file_name().unwrap_or_default().as_encoded_bytes();
-            digest.update(&(name.len() as u64).to_le_bytes()).update(name);
-            digest.update(&file.length().to_le_bytes()).update(hash.as_bytes());
-        }
-        Ok(hex(digest.finalize().as_bytes()))
+        let contents = self.files.iter().map(content_of).collect::<Result<Vec<_>, _>>()?;
+        let contents = self.files.iter().zip(contents);
+        Ok(digest_of(contents.map(|(file, content)| (name_of(file), file.length(), content))))
     }
+
+    /// What identifies each file, ascending by name. Reads all files that are here, on all cores.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], or [`StoreError::Malformed`] for a file that was cut meanwhile.
+    pub fn file_digests(&self) -> Result<Vec<FileDigest>, StoreError> {
+        let digest = |file: &TensorFile| {
+            let content = file.is_here().then(|| content_of(file)).transpose()?;
+            let (name, header) = (String::from_utf8_lossy(name_of(file)).into_owned(), hex(&file.header_hash()));
+            Ok(FileDigest { name, length: file.length(), header, content: content.map(|hash| hex(hash.as_bytes())) })
+        };
+        self.files.iter().map(digest).collect()
+    }
+}
+
+/// What identifies a file of weights, which may be on another host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileDigest {
+    /// Its name, without the directory.
+    pub name: String,
+    /// Its bytes.
+    pub length: u64,
+    /// The hash of its header, as hexadecimal digits.
+    pub header: String,
+    /// The hash of all of its bytes, as hexadecimal digits. `None`: only its header is here.
+    pub content: Option<String>,
+}
+
+impl FileDigest {
+    /// [`TensorSet::digest`] of a model with these files. `None`: the content of one is not known.
+    pub fn of_all(files: &[FileDigest]) -> Option<String> {
+        let content = |file: &FileDigest| blake3::Hash::from_hex(file.content.as_deref()?).ok();
+        let contents = files.iter().map(content).collect::<Option<Vec<_>>>()?;
+        let files = files.iter().zip(contents);
+        Some(digest_of(files.map(|(file, content)| (file.name.as_bytes(), file.length, content))))
+    }
+}
+
+/// The hash over the name, size and content of files.
+fn digest_of<'a>(files: impl Iterator<Item = (&'a [u8], u64, blake3::Hash)>) -> String {
+    let mut digest = blake3::Hasher::new();
+    for (name, length, content) in files {
+        digest.update(&(name.len() as u64).to_le_bytes()).update(name);
+        digest.update(&length.to_le_bytes()).update(content.as_bytes());
+    }
+    hex(digest.finalize().as_bytes())
+}
+
+fn name_of(file: &TensorFile) -> &[u8] {
+    file.path().file_name().unwrap_or_default().as_encoded_bytes()
+}
+
+/// The hash of all bytes of a file.
+fn content_of(file: &TensorFile) -> Result<blake3::Hash, StoreError> {
+    let mut hasher = blake3::Hasher::new();
+    file.pieces(0, file.length(), |piece| -> Result<(), StoreError> {
+        hasher.update_rayon(piece);
+        Ok(())
+    })?;
+    Ok(hasher.finalize())
+}
+
+/// The tensors that an index lists, and the file of each.
+pub(crate) fn weight_map(index_path: &Path) -> Result<Vec<(String, String)>, StoreError> {
+    let mut bytes = Vec::new();
+    File::open(index_path)
+        .and_then(|file| file.take(MAX_INDEX_BYTES + 1).read_to_end(&mut bytes))
+        .map_err(|source| StoreError::reading(index_path, source))?;
+    if bytes.len() as u64 > MAX_INDEX_BYTES {
+        return Err(StoreError::malformed(index_path, "it has more than 64 MiB"));
+    }
+    let index: Index = serde_json::from_slice(&bytes).map_err(|error| match StandIn::of(&bytes) {
+        Some(what) => StoreError::InItsPlace { path: index_path.to_path_buf(), what },
+        None => StoreError::malformed(index_path, error.to_string()),
+    })?;
+    Ok(index.weight_map.0)
 }

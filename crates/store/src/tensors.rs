@@ -9,9 +9,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::absent;
 use crate::dtype::Dtype;
 use crate::error::{Operation, StoreError};
-use crate::header::{Header, LENGTH_BYTES, TensorInfo};
+use crate::header::{Header, LENGTH_BYTES, MAX_HEADER_BYTES, TensorInfo};
 use crate::stand_in::{START_BYTES, StandIn};
 
 /// One tensor of a file. Its bytes are little-endian and row-major.
@@ -51,10 +52,16 @@ impl<'a> TensorView<'a> {
         &self.file.path
     }
 
+    /// Whether its file is here, and not only the header.
+    pub fn is_here(&self) -> bool {
+        self.file.is_here()
+    }
+
     /// Reads all of it: [`TensorView::size`] bytes.
     ///
     /// # Errors
-    /// [`StoreError::Io`], or [`StoreError::Malformed`] if the file was cut meanwhile.
+    /// [`StoreError::Io`], [`StoreError::Malformed`] if the file was cut meanwhile, or [`StoreError::NoShard`] if
+    /// only its header is here.
     pub fn bytes(&self) -> Result<Vec<u8>, StoreError> {
         let mut bytes = vec![0; self.size];
         self.file.read_at(&mut bytes, self.start)?;
@@ -108,6 +115,9 @@ impl TensorView<'_> {
     /// If it is no matrix.
     pub fn rows(&self) -> Result<FileRows, StoreError> {
         let &[rows, columns] = self.shape else { panic!("`{}` is no matrix", self.name) };
+        if !self.is_here() {
+            return Err(self.file.missing());
+        }
         let file = TensorFile::open(self.path())?;
         Ok(FileRows { file, start: self.start, rows, row: columns * self.dtype.size(), dtype: self.dtype })
     }
@@ -142,7 +152,8 @@ pub const PIECE: usize = 8 << 20;
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    file: File,
+    /// `None`: only the header is here.
+    file: Option<File>,
     length: u64,
     header: Header,
     header_hash: [u8; 32],
@@ -177,7 +188,32 @@ impl TensorFile {
             .and_then(|data_length| Header::parse_json(&bytes[LENGTH_BYTES..], data_length))
             .map_err(wrong)?;
         let header_hash = *blake3::hash(&bytes).as_bytes();
-        Ok(Self { path: path.to_path_buf(), file, length, header, header_hash })
+        Ok(Self { path: path.to_path_buf(), file: Some(file), length, header, header_hash })
+    }
+
+    /// A file that is not here, by its header that is kept at `kept` (`absent.rs`).
+    pub(crate) fn open_header(path: &Path, kept: &Path) -> Result<Self, StoreError> {
+        let failed = |source| StoreError::reading(kept, source);
+        let file = File::open(kept).map_err(failed)?;
+        let bytes_kept = file.metadata().map_err(failed)?.len();
+        let most = (2 * LENGTH_BYTES + MAX_HEADER_BYTES) as u64;
+        let bytes = read_at(&file, kept, 0, bytes_kept.min(most))?;
+        let Some((length, start)) = bytes.split_first_chunk::<LENGTH_BYTES>() else {
+            return Err(StoreError::malformed(kept, "it has no length"));
+        };
+        let length = u64::from_le_bytes(*length);
+        let header = absent::parse(start, length).map_err(|what| StoreError::malformed(kept, what))?;
+        Ok(Self { path: path.to_path_buf(), file: None, length, header, header_hash: *blake3::hash(start).as_bytes() })
+    }
+
+    /// Whether the file is here, and not only its header.
+    pub fn is_here(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// The error for a file of which only the header is here.
+    fn missing(&self) -> StoreError {
+        absent::no_file(&self.path, self.names())
     }
 
     /// Where the file is.
@@ -231,7 +267,8 @@ impl TensorFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], start: u64) -> Result<(), StoreError> {
-        self.file.read_exact_at(buffer, start).map_err(|source| cut_or_failed(&self.path, source))
+        let Some(file) = &self.file else { return Err(self.missing()) };
+        file.read_exact_at(buffer, start).map_err(|source| cut_or_failed(&self.path, source))
     }
 }
 

@@ -8,8 +8,8 @@ use std::path::Path;
 
 use finetune_advice::Advice as _;
 use finetune_store::{
-    Dtype, Header, RealDisk, Staging, StoreError, TensorFile, TensorSet, TensorSpec, content_hash, encode_tensors, hex,
-    verify_directory, write_shards,
+    Dtype, FileDigest, Header, RealDisk, Staging, StoreError, TensorFile, TensorSet, TensorSpec, content_hash,
+    encode_tensors, has_header, hex, keep_header, missing_shards, verify_directory, write_shards,
 };
 use serde_json::json;
 
@@ -146,6 +146,45 @@ fn shards_and_their_index_are_read_again() {
         fs::write(&path, bytes).unwrap();
         assert_ne!(digest, TensorSet::open_model(directory.path()).unwrap().digest().unwrap());
     }
+}
+
+/// In the Hugging Face cache the header of a shard says what is in it. Hosts with different shards have the digest
+/// of the whole together.
+#[test]
+fn a_shard_that_is_not_here_is_known_by_its_header() {
+    const SECOND: &str = "model-00002-of-00002.safetensors";
+    let cache = tempfile::tempdir().unwrap();
+    let snapshot = cache.path().join("models--acme--tiny/snapshots/c0ffee");
+    fs::create_dir_all(&snapshot).unwrap();
+    shard(&snapshot, 24);
+    let whole = TensorSet::open_model(&snapshot).unwrap();
+    let (digest, files) = (whole.digest().unwrap(), whole.file_digests().unwrap());
+    assert_eq!(FileDigest::of_all(&files), Some(digest));
+    let bytes = fs::read(snapshot.join(SECOND)).unwrap();
+    let (header, length) = (TensorFile::open(&snapshot.join(SECOND)).unwrap().header_hash(), bytes.len() as u64);
+    fs::remove_file(snapshot.join(SECOND)).unwrap();
+    assert_eq!(missing_shards(&snapshot), [SECOND]);
+    let error = TensorSet::open_model(&snapshot).unwrap_err();
+    assert!(error.to_string().ends_with("00002.safetensors is not here; it holds a, empty"), "{error}");
+    assert!(error.hints()[0].contains("finetune download acme/tiny@c0ffee"), "{:?}", error.hints());
+
+    // (what came of the file, its length): all that is no header is refused.
+    for (start, length) in [(&bytes[..9], length), (&bytes[..], length - 1), (&b"{}"[..], 2)] {
+        assert!(keep_header(&snapshot, SECOND, start, length).is_err() && !has_header(&snapshot, SECOND), "{length}");
+    }
+    keep_header(&snapshot, SECOND, &bytes[..bytes.len() - 4], length).unwrap();
+    assert!(has_header(&snapshot, SECOND) && missing_shards(&snapshot) == [SECOND]);
+    let set = TensorSet::open_model(&snapshot).unwrap();
+    assert_eq!(set.names().collect::<Vec<_>>(), ["z.weight", "a.weight", "empty"]);
+    assert_eq!(set.get("z.weight").unwrap().bytes().unwrap(), [1; 24]);
+    let absent = set.get("a.weight").unwrap();
+    assert_eq!((absent.shape, absent.dtype, absent.is_here()), (&[5][..], Dtype::BF16, false));
+    for error in [absent.bytes().unwrap_err(), set.digest().unwrap_err()] {
+        assert!(matches!(error, StoreError::NoShard { .. }), "{error}");
+    }
+    let here = set.file_digests().unwrap();
+    assert_eq!((&here[0], here[1].content.as_ref(), &here[1].header), (&files[0], None, &hex(&header)));
+    assert_eq!((&here[1].name, here[1].length, FileDigest::of_all(&here)), (&files[1].name, length, None));
 }
 
 #[test]

@@ -12,6 +12,8 @@ use finetune_store::{Dtype, Holding, recognize};
 
 use crate::error::TrainError;
 use crate::initial_adapter::InitialAdapter;
+use crate::ranks::Ranks;
+use crate::stages::digest_together;
 
 /// The directory or GGUF file of the recipe's model. It is a path, the result of a run that trained
 /// all weights, or a snapshot in the Hugging Face cache.
@@ -80,13 +82,14 @@ pub(crate) fn has_weights(directory: &Path) -> bool {
 }
 
 /// The base model of a recipe with what is trained set up, and the digest of what its weights were
-/// made from. `vocabulary`: the rows of its embedding.
+/// made from. `vocabulary`: the rows of its embedding. All ranks call it together.
 pub(crate) fn open_model(
     recipe: &Recipe,
     directory: &Path,
     start: Option<InitialAdapter>,
     vocabulary: usize,
     placement: &Placement,
+    ranks: &Ranks,
 ) -> Result<(Model, String), TrainError> {
     if start.is_none() {
         // They go into every checkpoint, so a file that cannot be read is refused now.
@@ -100,7 +103,10 @@ pub(crate) fn open_model(
         return Ok((model, format!("fresh:{config_hash}")));
     }
     let mut model = Model::load(directory, placement).map_err(TrainError::from_base)?;
-    let digest = base_digest(directory)?;
+    let digest = match placement.stage() {
+        Some(_) if gguf_file(directory)?.is_none() => digest_together(directory, ranks)?,
+        _ => base_digest(directory)?,
+    };
     model.resize_vocabulary(vocabulary)?;
     let Some(InitialAdapter { adaptation, adapter, .. }) = start else {
         model.train_all();

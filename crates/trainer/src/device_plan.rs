@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use finetune_model::processor::bf16_kernel;
 use finetune_model::{DeviceKind, Family, FloatType, FoundDevice, HAS_GPU_BACKEND, Placement, gpus, scheme_named};
-use finetune_recipe::{DeviceChoice, DtypeChoice, Model};
+use finetune_recipe::{DeviceChoice, DtypeChoice, Model, Recipe};
 
-use crate::error::TrainError;
+use crate::error::{NotFetched, TrainError};
 use crate::numbers::counted;
 
 /// This host, this rank's part of it, and the recipe's file: what a run has to know of its
@@ -27,7 +27,13 @@ pub struct ThisHost {
     pub peak_memory: Option<fn() -> u64>,
     /// The commit that the program was built from, if it is known.
     pub commit: Option<&'static str>,
+    /// Fetches files of the recipe's base by their names, into its directory. `None`: they are all here. All ranks
+    /// of a run have it, or none has.
+    pub fetch: Option<Fetch>,
 }
+
+/// Fetches files of the recipe's base by their names.
+pub type Fetch = fn(&Recipe, &[String]) -> Result<(), NotFetched>;
 
 /// The device and number types of a run.
 #[derive(Clone, Debug)]

@@ -58,9 +58,15 @@ pub enum TrainError {
     /// A value that no run can have.
     #[error("{key} = {value}: {what}")]
     Beyond { key: &'static str, value: String, what: String },
+    /// The auxiliary loss of routers is asked for, and cannot be had here.
+    #[error("train.router_aux_loss_coef = {coefficient:?}: {what}")]
+    RouterLoss { coefficient: f64, what: String },
     /// The checkpoint has done more steps than the recipe has.
     #[error("{path}: step {step} is past the last step of the recipe, {last}", path = path.display())]
     PastTheEnd { path: PathBuf, step: u64, last: u64 },
+    /// Files of the base that this rank needs cannot be fetched.
+    #[error("{}", .0.what)]
+    NotFetched(NotFetched),
     /// The model is neither here nor in the Hugging Face cache.
     #[error("model.path: `{path}` is neither a directory nor a model in the Hugging Face cache")]
     NoModel { path: String },
@@ -128,6 +134,17 @@ pub enum TrainError {
     /// The group of ranks has failed. `saved`: the newest checkpoint, if this rank knows it.
     #[error("{error}")]
     Group { error: GroupError, saved: Option<PathBuf> },
+}
+
+/// Why files cannot be fetched, in the words of what fetches them.
+#[derive(Clone, Debug)]
+pub struct NotFetched {
+    /// What has gone wrong.
+    pub what: String,
+    /// What to do.
+    pub hints: Vec<String>,
+    /// Whose fault it is.
+    pub fault: Fault,
 }
 
 /// What kind of thing went wrong. The numbers are the program's exit codes, and ranks tell them
@@ -266,6 +283,9 @@ impl TrainError {
             TrainError::OnlyLora { .. } => {
                 &["train.method = \"lora\" trains an adapter; \"experts\" in lora.target_modules trains experts too"]
             }
+            TrainError::RouterLoss { .. } => {
+                &["leave train.router_aux_loss_coef out: it is for models with experts whose routers have such a loss"]
+            }
             TrainError::Occupied { .. } => &["`--resume` goes on with it; `--output-dir` starts another"],
             TrainError::Changed { .. } => &[
                 "output_dir, [log], [checkpoint], [eval], the number of steps, optimizer.learning_rate, train.max_grad_norm and train.micro_batch_size may change; for anything else start a new run with `--output-dir`",
@@ -316,6 +336,7 @@ impl TrainError {
             TrainError::Store(error) => Fault::from_store(error),
             TrainError::Group { error, .. } => Fault::from_group(error),
             TrainError::Drifted { .. } => Fault::Peers,
+            TrainError::NotFetched(error) => error.fault,
             _ => Fault::Input,
         }
     }
@@ -339,7 +360,7 @@ impl Advice for TrainError {
                 let remove = format!("to start again here, move or remove {shown} first");
                 passed_over.iter().cloned().chain([start, remove]).collect()
             }
-            TrainError::Disk { hints, .. } => hints.clone(),
+            TrainError::Disk { hints, .. } | TrainError::NotFetched(NotFetched { hints, .. }) => hints.clone(),
             TrainError::Memory { weights, cheaper, available, .. } => {
                 if weights <= available {
                     return cheaper.clone();

@@ -18,6 +18,7 @@ use crate::limits;
 use crate::memory::{self, Estimate, Sizing, Subject};
 use crate::ranks::Ranks;
 use crate::residency;
+use crate::router_loss;
 use crate::rows::{RowReader, open_tokenizer, rows_notices, vocabulary};
 use crate::stages;
 
@@ -198,6 +199,8 @@ impl Examiner<'_> {
             if let Some(what) = only_lora.filter(|_| self.recipe.train.method == Method::Full) {
                 self.found.problems.push(TrainError::OnlyLora { what });
             }
+            let of_routers = kept(&mut self.found.problems, router_loss::check(self.recipe, config));
+            self.found.notices.extend(of_routers.flatten());
             self.stored = stored_type(&directory);
             let device_plan = DevicePlan::choose(&self.recipe.model, self.host, self.stored, config.family);
             self.found.device_plan = self.found.keep(device_plan);
@@ -415,7 +418,9 @@ impl Examiner<'_> {
         let sizing = sizing(text.as_deref().unwrap_or_default());
         let available = device_plan.memory(self.host);
         let subject = Subject { recipe, train, eval: found.eval.as_ref(), sizing: &sizing };
-        let Some(chosen) = kept(&mut found.problems, stages::choose(&subject, available, self.ranks)) else { return };
+        let disk = || stages::disk_rate(found.directory.as_deref()?);
+        let chosen = stages::choose(&subject, available, &disk, self.ranks);
+        let Some(chosen) = kept(&mut found.problems, chosen) else { return };
         let replicas = self.ranks.map_or(1, Ranks::replicas);
         let of_stage = chosen.as_ref().map(|(stage, why)| stages::notice(stage, *why, replicas));
         let stage = chosen.map(|(stage, _)| stage);

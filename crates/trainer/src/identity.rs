@@ -33,8 +33,11 @@ const MAY_CHANGE: [&str; 4] =
 
 /// The value of a key in a list of them.
 fn value_in(list: &[(String, String)], key: &str) -> String {
-    list.iter().find(|(known, _)| known == key).map_or("(not set)".to_owned(), |(_, value)| value.clone())
+    list.iter().find(|(known, _)| known == key).map_or(NOT_SET.to_owned(), |(_, value)| value.clone())
 }
+
+/// The value of a key that a list does not have.
+const NOT_SET: &str = "(not set)";
 
 impl Identity {
     /// Every key of a recipe that fixes the numbers of a run, with its value.
@@ -63,7 +66,9 @@ impl Identity {
         let values = move |(key, _): &'a (String, String)| {
             (key.as_str(), value_in(&self.recipe, key), value_in(&now.recipe, key))
         };
-        self.recipe.iter().chain(added).map(values).filter(|(_, before, after)| before != after)
+        // A checkpoint of a version that did not have a key yet is that of a run without it.
+        let is_same = |before: &str, after: &str| before == after || (before == NOT_SET && after == "none");
+        self.recipe.iter().chain(added).map(values).filter(move |(_, before, after)| !is_same(before, after))
     }
 
     /// Differences that a resume may have, a line for each.
@@ -129,7 +134,17 @@ mod tests {
     fn what_may_change_is_said_and_the_rest_refused() {
         let before = identity(&[("seed", "1"), ("optimizer.learning_rate", "1e30"), ("train.max_grad_norm", "0.0")]);
         #[expect(clippy::type_complexity, reason = "a table of cases")]
-        let cases: [(&[(&str, &str)], &[&str], &[&str]); 4] = [
+        let cases: [(&[(&str, &str)], &[&str], &[&str]); 5] = [
+            (
+                &[
+                    ("seed", "1"),
+                    ("optimizer.learning_rate", "1e30"),
+                    ("train.max_grad_norm", "0.0"),
+                    ("train.router_aux_loss_coef", "none"),
+                ],
+                &[],
+                &[],
+            ),
             (&[("seed", "1"), ("optimizer.learning_rate", "1e30"), ("train.max_grad_norm", "0.0")], &[], &[]),
             (
                 &[("seed", "1"), ("optimizer.learning_rate", "0.0001"), ("train.max_grad_norm", "1.0")],

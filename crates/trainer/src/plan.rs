@@ -242,7 +242,11 @@ impl Planner<'_> {
             read,
             sent: gradients + hops,
             stages,
-            layers: if why == Why::Memory { stage.map_or(Vec::new(), |stage| stage.counts()) } else { Vec::new() },
+            layers: if matches!(why, Why::Memory | Why::Disk) {
+                stage.map_or(Vec::new(), |stage| stage.counts())
+            } else {
+                Vec::new()
+            },
             computing_seconds: computing,
             reading_seconds: reading,
             sending_seconds: sending,
@@ -265,8 +269,9 @@ impl Planner<'_> {
             let most = stage.last();
             return Spread { stage: Some(stage), why: Why::Alike, machines: vec![(most, *memory)] };
         }
-        let offers: Vec<Offer> =
-            memory_of_each.iter().map(|memory| Offer::at_rate(1.0, subject, Some(*memory), *hosts)).collect();
+        let (rate, disk) = (self.rate.unwrap_or(0.0), Some(self.machines.disk));
+        let offer = |memory: &u64| Offer::at_rate(rate, subject, disk, Some(*memory), *hosts);
+        let offers: Vec<Offer> = memory_of_each.iter().map(offer).collect();
         let dealt = deal(layers, &of_each_stage(&offers, stages));
         let machines = (0..stages).map(|mine| (mine, memory_of_each.iter().skip(mine).step_by(stages).min().copied()));
         Spread { stage: Some(dealt.stage), why: dealt.why, machines: machines.collect() }

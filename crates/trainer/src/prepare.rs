@@ -25,6 +25,7 @@ use crate::names::CHECKPOINTS;
 use crate::objective::Objective;
 use crate::ranks::Ranks;
 use crate::resume::Resume;
+use crate::router_loss;
 use crate::run::Run;
 use crate::run_directory::{LockedDirectory, RunDirectory, publishes_best};
 use crate::schedule::Schedule;
@@ -90,7 +91,7 @@ fn put_together(
         estimate = Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing }.estimate();
     }
     let subject = Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing };
-    let (mut model, base_digest) = open_connected(&subject, &directory, start, ranks)?;
+    let (mut model, base_digest) = open_connected(&subject, &directory, start, host, ranks)?;
     let identity = identity(&recipe, &train, eval.as_ref(), &model, &base_digest, &device_plan);
     ranks.expect_same(&identity.digests())?;
     let mut state = TrainState::new(model.parameters()?, LossScale::new(device_plan.placement.compute()));
@@ -102,7 +103,7 @@ fn put_together(
     ranks.share_state(&mut state)?;
     model.set_parameters(&state.parameters);
     let run = Run {
-        objective: Objective::CrossEntropy,
+        objective: Objective::new(&recipe, &model.config),
         schedule: Schedule::new(&recipe.schedule, recipe.optimizer.learning_rate, steps),
         base: base_name(&recipe, &directory),
         base_digest,
@@ -128,17 +129,21 @@ fn put_together(
     Ok(Prepared { run, notices })
 }
 
-/// The base model with what is trained, connected with the other ranks that hold it, and its digest.
+/// The base model with what is trained, connected with the other ranks that hold it, and its digest. What is missing
+/// of its files is fetched first.
 fn open_connected(
     subject: &Subject<'_>,
     directory: &Path,
     start: Option<InitialAdapter>,
+    host: &ThisHost,
     ranks: &Ranks,
 ) -> Result<(Model, String), TrainError> {
     let Sizing { config, placement, .. } = subject.sizing;
-    let opened = open_model(subject.recipe, directory, start, config.vocabulary, placement);
+    stages::fetch_missing(subject.recipe, directory, placement, host, ranks)?;
+    let opened = open_model(subject.recipe, directory, start, config.vocabulary, placement, ranks);
     let (mut model, digest) = opened.map_err(|error| error.with_cheaper_settings(|| subject.cheaper_settings()))?;
     stages::connect(&mut model, ranks)?;
+    model.add_router_loss(router_loss::coefficient(subject.recipe, config));
     Ok((model, digest))
 }
 

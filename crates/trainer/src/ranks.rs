@@ -27,24 +27,28 @@ pub(crate) struct Sums {
     pub(crate) trained_tokens: u64,
     /// Tokens of all rows.
     pub(crate) tokens: u64,
+    /// Σ of the rows' auxiliary losses of routers, each as often as the row has tokens that the loss counts.
+    pub(crate) router_loss: f64,
 }
 
 impl Sums {
-    const NUMBERS: usize = 3;
+    const NUMBERS: usize = 4;
 
     fn add(&mut self, other: Sums) {
         self.loss += other.loss;
         self.trained_tokens += other.trained_tokens;
         self.tokens += other.tokens;
+        self.router_loss += other.router_loss;
     }
 
     /// Counts below 2^53 travel as f64 without loss.
     fn to_numbers(self) -> [f64; Sums::NUMBERS] {
-        [self.loss, self.trained_tokens as f64, self.tokens as f64]
+        [self.loss, self.trained_tokens as f64, self.tokens as f64, self.router_loss]
     }
 
     fn from_numbers(numbers: &[f64]) -> Sums {
-        Sums { loss: numbers[0], trained_tokens: numbers[1] as u64, tokens: numbers[2] as u64 }
+        let [loss, trained_tokens, tokens, router_loss] = [0, 1, 2, 3].map(|place| numbers[place]);
+        Sums { loss, trained_tokens: trained_tokens as u64, tokens: tokens as u64, router_loss }
     }
 }
 
@@ -369,7 +373,7 @@ mod tests {
         };
         let losses = |share: usize| {
             let loss = (0..share * 5).fold(1.0, |product: f64, _| product * 1.3);
-            Sums { loss, trained_tokens: 3, tokens: share as u64 }
+            Sums { loss, trained_tokens: 3, tokens: share as u64, router_loss: 2.0 * loss }
         };
         let mut want = gradient(0);
         (1..SHARES).for_each(|share| add(&mut want, &gradient(share)));

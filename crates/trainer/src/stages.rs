@@ -4,6 +4,7 @@
 //! such model is a replica, which computes shares of a step as one rank without stages does.
 
 mod dealing;
+mod files;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use finetune_allreduce::{Group, GroupError};
 use finetune_model::{Hops, Model, ModelConfig, Stage};
-use finetune_recipe::{Recipe, StagesChoice};
+use finetune_recipe::{Recipe, ResidencyChoice, StagesChoice};
 use finetune_store::failpoint;
 
 use crate::error::TrainError;
@@ -23,16 +24,18 @@ use crate::ranks::Ranks;
 
 use self::dealing::Dealt;
 pub(crate) use self::dealing::{Offer, Why, deal, of_each_stage};
+pub(crate) use self::files::{digest_together, disk_rate, fetch_missing};
 
 /// The layers of this rank, if the recipe spreads a model over several, and why there are so many. `available`:
-/// bytes of memory that this rank may take, if that can be told. All ranks call it together; `None`: there is
-/// only this process, which stands for the first rank.
+/// bytes of memory that this rank may take, if that can be told; `disk`: measures bytes per second of its disk. All
+/// ranks call it together; `None`: there is only this process, which stands for the first rank.
 ///
 /// # Errors
 /// If the model cannot be spread so, or the number of ranks is no multiple of the stages.
 pub(crate) fn choose(
     subject: &Subject<'_>,
     available: Option<u64>,
+    disk: &dyn Fn() -> Option<f64>,
     ranks: Option<&Ranks>,
 ) -> Result<Option<(Stage, Why)>, TrainError> {
     let Sizing { config, adaptation, .. } = subject.sizing;
@@ -45,7 +48,11 @@ pub(crate) fn choose(
     // Looking at memory and speed takes a moment, so it is only done where something depends on it.
     let depends = subject.recipe.parallel.layers.is_empty() && can_choose;
     let offers = match ranks.filter(|ranks| depends && ranks.group().world() > 1) {
-        Some(ranks) => Offer::new(subject, available, ranks.group().world()).gathered(ranks)?,
+        Some(ranks) => {
+            let may_read = subject.recipe.model.residency != ResidencyChoice::Memory;
+            let disk = may_read.then(disk).flatten();
+            Offer::new(subject, disk, available, ranks.group().world()).gathered(ranks)?
+        }
         None => Vec::new(),
     };
     let stages = match choice {
@@ -139,6 +146,7 @@ pub(crate) fn notice(stage: &Stage, why: Why, replicas: usize) -> String {
         Why::Alike => None,
         Why::Recipe => Some("parallel.layers says"),
         Why::Speed => Some("their speed allows"),
+        Why::Disk => Some("their disks and speed allow"),
         Why::Memory => Some("their memory and speed allow"),
     };
     let which = match by {

@@ -111,7 +111,8 @@ impl Run {
             let of_group: Vec<Part<'_>> = group.iter().map(|(_, part)| part.clone()).collect();
             let mut alive = || self.ranks.group().keep_alive();
             let losses = self.model.losses_and_gradients(&of_group, backward, &mut sums, &mut alive)?;
-            for ((of_part, part), LossSum { loss, trained_tokens, row_losses }) in group.iter().zip(losses) {
+            for ((of_part, part), losses) in group.iter().zip(losses) {
+                let LossSum { loss, trained_tokens, row_losses, router_loss } = losses;
                 let share = &mut of_shares[part.sum];
                 if !self.model.has_losses() {
                     continue;
@@ -119,6 +120,7 @@ impl Run {
                 share.loss += loss;
                 share.trained_tokens += trained_tokens;
                 share.tokens += part.batch.tokens();
+                share.router_loss += router_loss;
                 rows.extend(of_part.iter().copied().zip(row_losses));
             }
         }

@@ -204,6 +204,38 @@ fn curves_of_other_adapters_equal_torch(case: &str) {
 of_each_family!(curves_of_other_adapters_equal_torch: dora dora_biases saved_tied saved_embedding_tied saved_both
     saved_untied embedding_tied head_tied vocabulary_untied);
 
+/// Ten steps with the auxiliary loss of routers: rows count alone, whatever lies beside them, however often layers
+/// are computed, on one rank or two.
+fn curves_with_the_loss_of_routers_equal_torch(family: &str) {
+    let reference = json(&goldens(family).join("router_loss.json"));
+    let variant = &reference["variant"];
+    let check = |what: &str, rows: &[StepRow]| {
+        check_curve(what, rows, variant);
+        for (row, want) in rows.iter().zip(variant["curve"].as_array().expect("a curve")) {
+            let (got, want) = (row.objective["router_aux_loss"], want["router_aux_loss"].as_f64().expect("a number"));
+            assert!((got - want).abs() <= 1e-5 * want, "{what} step {}: {got} against {want}", row.step);
+        }
+    };
+    let sets_of = |micro: usize, again: bool| {
+        let of_loss = vec![
+            format!("train.router_aux_loss_coef={}", reference["coefficient"]),
+            format!("train.micro_batch_size={micro}"),
+            format!("train.gradient_checkpointing={again}"),
+        ];
+        [adapter_sets(family), variant_sets(&reference, variant), of_loss].concat()
+    };
+    for (micro, again) in [(1, false), (2, true), (4, false), (4, true)] {
+        let output = tempfile::tempdir().expect("a directory");
+        let (rows, _) = run(recipe(family, output.path(), &sets_of(micro, again)));
+        check(&format!("{family}, {micro} rows together, again {again}"), &rows);
+    }
+    let output = tempfile::tempdir().expect("a directory");
+    let rows = run_on(2, || recipe(family, output.path(), &sets_of(2, false)));
+    check(&format!("{family}, 2 ranks"), &rows);
+}
+
+of_each_family!(curves_with_the_loss_of_routers_equal_torch: qwen3_moe gpt_oss);
+
 /// Two, three and four ranks follow the same curves. Losses are weighted by tokens, however rows
 /// are shared out.
 #[test]

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use finetune_hub::Need;
 use finetune_launch::gather::GatherError;
 use finetune_rendezvous::{Hostfile, is_this_host};
 use finetune_thunderbolt::Questions;
@@ -24,7 +23,7 @@ pub(crate) fn plan(arguments: &PlanArguments, verbosity: Verbosity) -> Result<Ex
     let machines = machines(arguments)?;
     let given = GivenRecipe::of(&arguments.recipe, None)?;
     let mut recipe = given.load(&arguments.recipe.sets, None)?;
-    hub_files::localize(&mut recipe, &Need::Model)?;
+    hub_files::localize_headers(&mut recipe)?;
     let mut show = Progress::new(if arguments.json { Verbosity::Quiet } else { verbosity }, 1);
     show.start("reading rows", 0);
     let found = finetune_trainer::plan(&recipe, machines, &|rows| show.position(rows));

@@ -119,6 +119,7 @@ fn this_host(membership: &Membership, recipe: &Recipe, recipe_file: Option<&Path
         recipe_file: recipe_file.map(Path::to_path_buf),
         peak_memory: Some(memory::peak_bytes),
         commit: Some(env!("FINETUNE_COMMIT")).filter(|commit| *commit != "unknown"),
+        fetch: hub_files::names_model(recipe).then_some(hub_files::fetch_shards),
     }
 }
 

@@ -115,7 +115,9 @@ fn serve_as(
         Heard::Second => "ended at once".to_owned(),
     });
     output::line(&announcement(&base_id, &adapters, &arguments.host, address))?;
-    match (server.wait(), together) {
+    let ended = server.wait();
+    signals.said();
+    match (ended, together) {
         (Ok(()), _) => Ok(ExitCode::SUCCESS),
         (Err(ServeError::Lost { what }), Some(together)) => Err(lost(&together, what)),
         (Err(error), _) => {

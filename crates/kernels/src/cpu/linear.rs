@@ -15,7 +15,7 @@ use super::simd;
 use super::weight::{CpuWeight, times, times_transposed};
 use crate::arguments::Dropout;
 use crate::fused::Fused;
-use crate::operations::{Linear, LoraLinear, PackedLinear, PackedLoraLinear};
+use crate::operations::{AddLowRank, Linear, LoraLinear, PackedLinear, PackedLoraLinear};
 
 /// A tensor of two dimensions as a matrix.
 fn matrix(t: &FlexTensor) -> Matrix<'_> {
@@ -183,5 +183,26 @@ impl Fused<Flex, 3> for PackedLoraLinear {
 
     fn backward(saved: SavedLora, d_y: FlexTensor, wanted: [bool; 3]) -> [Option<FlexTensor>; 3] {
         saved.backward(&d_y, wanted)
+    }
+}
+
+impl Fused<Flex, 4> for AddLowRank {
+    type Saved = ();
+
+    /// The products are those of [`SavedLora::forward`] with these rows of x.
+    fn forward(self, [mut y, x, a, b]: [FlexTensor; 4], _: [bool; 4]) -> (FlexTensor, ()) {
+        let AddLowRank { rows, scale } = self;
+        let ([rank, inputs], outputs) = (a.shape().dims::<2>(), b.shape()[0]);
+        let x = Matrix::new(&floats(&x)[rows.start * inputs..rows.end * inputs], rows.len(), inputs);
+        let mut h = uninitialized(rows.len() * rank);
+        matmul(&mut h, false, 1.0, x, matrix(&a).transposed());
+        // y is copied only if something else holds it.
+        let out = &mut y.storage_mut::<f32>()[rows.start * outputs..rows.end * outputs];
+        matmul(out, true, scale, Matrix::new(&h, rows.len(), rank), matrix(&b).transposed());
+        (y, ())
+    }
+
+    fn backward((): (), _: FlexTensor, _: [bool; 4]) -> [Option<FlexTensor>; 4] {
+        unreachable!("text is generated without gradients")
     }
 }

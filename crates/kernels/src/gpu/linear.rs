@@ -13,7 +13,7 @@ use super::product::{product, transposed};
 use super::tensor::upload_u32;
 use crate::arguments::Dropout;
 use crate::fused::Fused;
-use crate::operations::{Linear, LoraLinear, PackedLinear, PackedLoraLinear};
+use crate::operations::{AddLowRank, Linear, LoraLinear, PackedLinear, PackedLoraLinear};
 use crate::weight::PackedWeight;
 
 /// The gradient of x, `d_y W`.
@@ -110,6 +110,19 @@ impl Fused<CubeBackend, 3> for PackedLoraLinear {
 
     fn backward(saved: SavedLora, d_y: CubeTensor, wanted: [bool; 3]) -> [Option<CubeTensor>; 3] {
         saved.backward(&d_y, wanted)
+    }
+}
+
+/// Not there: [`crate::row_branch`] composes it, so nothing reaches this.
+impl Fused<CubeBackend, 4> for AddLowRank {
+    type Saved = ();
+
+    fn forward(self, _: [CubeTensor; 4], _: [bool; 4]) -> (CubeTensor, ()) {
+        unreachable!("branches of some rows are composed on a GPU")
+    }
+
+    fn backward((): (), _: CubeTensor, _: [bool; 4]) -> [Option<CubeTensor>; 4] {
+        unreachable!("branches of some rows are composed on a GPU")
     }
 }
 

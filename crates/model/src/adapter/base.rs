@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use finetune_packed::Scheme;
-use finetune_store::{MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, TensorSet, content_hash, hex};
+use finetune_store::{FileDigest, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, TensorSet, content_hash, hex};
 use serde_json::Value;
 
 use crate::adapter::Adapter;
@@ -62,6 +62,28 @@ pub fn base_digest(directory: &Path) -> Result<String, ModelError> {
     }
     let config = hex(&content_hash(&directory.join("config.json"))?);
     Ok(format!("{}:{config}", TensorSet::open_model(directory)?.digest()?))
+}
+
+/// What identifies the files of a base's weights, of which only the headers of some may be here. All that are here
+/// are read. A GGUF file has none.
+///
+/// # Errors
+/// If neither a file nor its header is here, or one cannot be read.
+pub fn base_files(directory: &Path) -> Result<Vec<FileDigest>, ModelError> {
+    match GgufBase::open(directory)? {
+        Some(_) => Ok(Vec::new()),
+        None => Ok(TensorSet::open_model(directory)?.file_digests()?),
+    }
+}
+
+/// [`base_digest`] of a base whose files are on several hosts: the same text as on one that has them all.
+/// `None`: the content of a file is not known.
+///
+/// # Errors
+/// If config.json cannot be read.
+pub fn base_digest_of(directory: &Path, files: &[FileDigest]) -> Result<Option<String>, ModelError> {
+    let config = hex(&content_hash(&directory.join("config.json"))?);
+    Ok(FileDigest::of_all(files).map(|weights| format!("{weights}:{config}")))
 }
 
 impl RecordedBase {

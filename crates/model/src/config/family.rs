@@ -242,6 +242,8 @@ pub(crate) struct Mixture {
     pub(crate) is_beside: bool,
     /// Whether PEFT 0.21 turns branches of single experts into those of its stacks.
     pub(crate) peft_reads: bool,
+    /// Whether transformers can add an auxiliary loss of its routers.
+    pub(crate) has_router_loss: bool,
 }
 
 /// Whether the weights of a token's experts are divided by their sum.

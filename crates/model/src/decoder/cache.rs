@@ -74,6 +74,34 @@ impl KeyValueCache {
     }
 }
 
+/// Lets `pass` add the keys and values of the next tokens of several rows, of which each stays in its own cache: so
+/// many of each. If it fails, nothing is kept. None of them has states or short vectors.
+pub(crate) fn read_apart<R, E>(
+    rows: &mut [(&mut KeyValueCache, &[u32])],
+    layers: usize,
+    pass: impl FnOnce(&mut [LayerCache]) -> Result<R, E>,
+) -> Result<R, E> {
+    let mut taken: Vec<KeyValueCache> = rows.iter_mut().map(|(cache, _)| std::mem::take(*cache)).collect();
+    let mut together: Vec<LayerCache> = vec![LayerCache::default(); layers];
+    for (cache, (_, tokens)) in taken.iter_mut().zip(&*rows) {
+        cache.layers.resize_with(layers, LayerCache::default);
+        for (all, own) in together.iter_mut().zip(std::mem::take(&mut cache.layers)) {
+            all.apart.push((own, tokens.len()));
+        }
+    }
+    let result = pass(&mut together)?;
+    for layer in together {
+        for (cache, (own, _)) in taken.iter_mut().zip(layer.apart) {
+            cache.layers.push(own);
+        }
+    }
+    for (mut taken, (cache, tokens)) in taken.into_iter().zip(rows) {
+        taken.tokens.extend_from_slice(tokens);
+        **cache = taken;
+    }
+    Ok(result)
+}
+
 /// Keys and values of several rows that are continued together, one token of each at a time.
 ///
 /// All rows end at the same place, so a shorter one begins later. The new keys of all rows are then
@@ -139,13 +167,13 @@ impl RowsCache {
         self.layers.iter_mut().for_each(|layer| layer.truncate(self.end));
     }
 
-    /// Adds a row that has read its prompt, behind the others. Its keys and values are copied.
-    pub(crate) fn add(&mut self, row: KeyValueCache) {
+    /// Adds a row that has read its prompt, as number `at`. Its keys and values are copied.
+    pub(crate) fn insert(&mut self, row: KeyValueCache, at: usize) {
         let (count, length) = (self.lengths.len(), row.tokens.len());
         let end = self.end.max(length);
         let before = std::mem::take(&mut self.layers);
-        self.layers = before.into_iter().zip(row.layers).map(|(all, row)| all.with(row, count, end)).collect();
-        self.lengths.push(length);
+        self.layers = before.into_iter().zip(row.layers).map(|(all, row)| all.with(row, [at, count], end)).collect();
+        self.lengths.insert(at, length);
         self.end = end;
     }
 
@@ -186,6 +214,8 @@ pub(crate) struct LayerCache {
     length: usize,
     /// Of a gated delta net: the last inputs of the convolution and the states, each of all rows.
     recurrent: Option<[Tensor<2>; 2]>,
+    /// In the place of all that: the caches of single rows, and how many tokens of each are read next.
+    apart: Vec<(LayerCache, usize)>,
 }
 
 impl LayerCache {
@@ -240,24 +270,37 @@ impl LayerCache {
         self.recurrent = self.recurrent.take().map(|both| both.map(pick));
     }
 
-    /// These rows, of which there are `count`, and one more behind them. All end before `end`, which
+    /// These rows, of which there are `count`, and one more as number `at`. All end before `end`, which
     /// is at least the length of each.
-    fn with(self, row: LayerCache, count: usize, end: usize) -> LayerCache {
+    fn with(self, row: LayerCache, [at, count]: [usize; 2], end: usize) -> LayerCache {
         let put = |all: Option<Tensor<4>>, one: Option<Tensor<4>>| {
             let (all, one) = (all?.narrow(1, 0, self.length), one?.narrow(1, 0, row.length));
             let [_, _, heads, width] = one.dims();
             // The next token has a place, too.
-            let place = empty([count + 1, room(end + 1), heads, width], &one);
-            let place = place.slice_assign([0..count, end - self.length..end], all);
-            Some(place.slice_assign([count..count + 1, end - row.length..end], one))
+            let mut place = empty([count + 1, room(end + 1), heads, width], &one);
+            for (rows, first) in [(0..at, 0), (at..count, at + 1)] {
+                if !rows.is_empty() {
+                    let some = all.clone().narrow(0, rows.start, rows.len());
+                    place = place.slice_assign([first..first + rows.len(), end - self.length..end], some);
+                }
+            }
+            Some(place.slice_assign([at..at + 1, end - row.length..end], one))
+        };
+        let among = |all: Tensor<2>, one: Tensor<2>| {
+            // Each row has as many rows of the matrix as the new one.
+            let (each, all_rows) = (one.dims()[0], count * one.dims()[0]);
+            let part = |rows: Range<usize>| (!rows.is_empty()).then(|| all.clone().narrow(0, rows.start, rows.len()));
+            let parts = [part(0..at * each), Some(one), part(at * each..all_rows)];
+            Tensor::cat(parts.into_iter().flatten().collect(), 0)
         };
         LayerCache {
             keys: put(self.keys, row.keys),
             values: put(self.values, row.values),
             length: end,
             recurrent: self.recurrent.zip(row.recurrent).map(|([inputs, states], [new_inputs, new_states])| {
-                [Tensor::cat(vec![inputs, new_inputs], 0), Tensor::cat(vec![states, new_states], 0)]
+                [among(inputs, new_inputs), among(states, new_states)]
             }),
+            apart: Vec::new(),
         }
     }
 
@@ -300,12 +343,29 @@ impl LayerCache {
     /// Adds keys and values [rows · t, k, d] of t new tokens for each row; the row is the only one
     /// as long as the cache is empty. Returns all, [rows · room, k, d], with the unused room of a
     /// row behind its tokens.
+    ///
+    /// Rows that are apart have any number of tokens each. Theirs come back one row behind the other, without room.
     pub(crate) fn extend(&mut self, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+        if !self.apart.is_empty() {
+            return self.extend_apart(&keys, &values);
+        }
         let (start, end) = (self.length, self.length + keys.dims()[0] / self.rows());
         let room = self.room_for(end);
         let values = put(self.values.take(), values, [start, end], room);
         self.values = Some(values.clone());
         (self.extend_shared(keys), flat(values))
+    }
+
+    fn extend_apart(&mut self, keys: &Tensor<3>, values: &Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+        let (mut start, mut all) = (0, (Vec::new(), Vec::new()));
+        for (row, count) in &mut self.apart {
+            let own = |all: &Tensor<3>| all.clone().narrow(0, start, *count);
+            let (keys, values) = row.extend(own(keys), own(values));
+            all.0.push(keys.narrow(0, 0, row.length));
+            all.1.push(values.narrow(0, 0, row.length));
+            start += *count;
+        }
+        (Tensor::cat(all.0, 0), Tensor::cat(all.1, 0))
     }
 
     /// As [`LayerCache::extend`], of what is keys and values in one: the short vectors of latent attention.

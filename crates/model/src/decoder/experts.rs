@@ -33,7 +33,7 @@ pub(crate) fn routed(mixture: &Experts, of_router: Tensor<2>, x: Tensor<2>, cont
         }
     });
     let logits = linear(router, of_router, context).cast(DType::F32);
-    let chosen: Arc<[u32]> = choices_of(mixture, &logits).into();
+    let (chosen, logits) = chosen(mixture, logits, context);
     if let Some(counts) = &context.expert_use {
         counts.count(&router.module, experts.len(), &chosen);
     }
@@ -67,12 +67,24 @@ pub(crate) fn routed(mixture: &Experts, of_router: Tensor<2>, x: Tensor<2>, cont
     }
 }
 
-/// The experts of each token, in ascending order of their numbers: [t, k]. `logits` [t, e] are the
-/// router's.
-fn choices_of(mixture: &Experts, logits: &Tensor<2>) -> Vec<u32> {
-    let floats = |data: TensorData| data.try_to_vec::<f32>().expect("numbers in f32");
+/// The experts of each token [t, k], and the logits [t, e] of the router, which carry the gradient of its
+/// auxiliary loss from here on, if there is one.
+fn chosen(mixture: &Experts, logits: Tensor<2>, context: &Context) -> (Arc<[u32]>, Tensor<2>) {
+    let values = floats(logits.clone().into_data());
+    let Some(balance) = &context.balance else { return (choices_of(mixture, values).into(), logits) };
+    let chosen: Arc<[u32]> = choices_of(mixture, values.clone()).into();
+    let logits = balance.through(logits, &values, &chosen, context.training);
+    (chosen, logits)
+}
+
+fn floats(data: TensorData) -> Vec<f32> {
+    data.try_to_vec::<f32>().expect("numbers in f32")
+}
+
+/// The experts of each token, in ascending order of their numbers: [t, k]. `values` [t, e] are the logits of the
+/// router.
+fn choices_of(mixture: &Experts, mut values: Vec<f32>) -> Vec<u32> {
     let (experts, choices) = (mixture.experts.len(), mixture.choices);
-    let mut values = floats(logits.clone().into_data());
     // Scores have the order of the logits, as long as nothing is added to them.
     if mixture.weights.scores == Scores::Sigmoid {
         let correction = mixture.correction.as_ref().map(|correction| floats(correction.values().clone().into_data()));

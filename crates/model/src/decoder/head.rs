@@ -34,9 +34,10 @@ fn read(head: &Head, h: Tensor<2>, context: &Context) -> Tensor<2> {
 pub(crate) fn logits(weights: &Decoder, h: Tensor<2>, context: &Context) -> Tensor<2> {
     let h = read(&weights.head, h, context);
     let output = context.weight(weights.output());
-    let logits = match &weights.head.lora {
-        None => weight::linear(h, output),
-        Some(branch) => {
+    let logits = match (&context.branches, &weights.head.lora) {
+        (Some(branches), _) => branches.linear(weights.head.index, h, output, context),
+        (None, None) => weight::linear(h, output),
+        (None, Some(branch)) => {
             let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
             weight::lora_linear(h, output, a, b, branch.scale, None)
         }

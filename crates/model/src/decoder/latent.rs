@@ -26,7 +26,7 @@ use burn::tensor::Tensor;
 use finetune_kernels::weight::packed_rows;
 use finetune_kernels::{AttentionShape, HeadRows, Segment, Weight, attention, by_head, operations};
 
-use crate::branch::Dora;
+use crate::branch::{Dora, LoraBranch};
 use crate::config::LatentConfig;
 use crate::decoder::adapted::Adapted;
 use crate::decoder::attention::{AttentionWidths, turn};
@@ -139,26 +139,38 @@ fn absorbed(latent: &LatentAttention, q_thd: Tensor<3>, all: Tensor<3>, context:
 /// -> [t, h, c].
 fn by_keys(up: &Linear, q: Tensor<3>, rows: HeadRows, context: &Context) -> Tensor<3> {
     let weight = context.weight(&up.weight);
+    // What the branch adds.
+    let low = |branch: &LoraBranch, q: Tensor<3>| {
+        let [a, b] = [&branch.a, &branch.b].map(|half| context.weight(half));
+        let of_rank = HeadRows { first: 0, step: 0, count: branch.a.shape[0] };
+        by_head::times(by_head::times(q, b, rows), a, of_rank) * branch.scale
+    };
+    if let Some(branches) = &context.branches {
+        return branches.added(up.index, by_head::times(q.clone(), weight, rows), &q, low);
+    }
     let Some(branch) = &up.lora else { return by_head::times(q, weight, rows) };
     let q = match &branch.dora {
         Some(dora) => magnified(dora, q, rows, context),
         None => q,
     };
-    let [a, b] = [&branch.a, &branch.b].map(|half| context.weight(half));
-    let of_rank = HeadRows { first: 0, step: 0, count: branch.a.shape[0] };
-    let low = by_head::times(by_head::times(q.clone(), b, rows), a, of_rank);
-    by_head::times(q, weight, rows) + low * branch.scale
+    by_head::times(q.clone(), weight, rows) + low(branch, q)
 }
 
 /// x [t, h, c] times the transposed rows of each head that make values of short vectors, the branch with
 /// them -> [t, h, y].
 fn by_values(up: &Linear, x: Tensor<3>, rows: HeadRows, context: &Context) -> Tensor<3> {
     let weight = context.weight(&up.weight);
+    // What the branch adds.
+    let low = |branch: &LoraBranch, x: Tensor<3>| {
+        let [a, b] = [&branch.a, &branch.b].map(|half| context.weight(half));
+        let of_rank = HeadRows { first: 0, step: 0, count: branch.a.shape[0] };
+        by_head::times_transposed(by_head::times_transposed(x, a, of_rank), b, rows) * branch.scale
+    };
+    if let Some(branches) = &context.branches {
+        return branches.added(up.index, by_head::times_transposed(x.clone(), weight, rows), &x, low);
+    }
     let Some(branch) = &up.lora else { return by_head::times_transposed(x, weight, rows) };
-    let [a, b] = [&branch.a, &branch.b].map(|half| context.weight(half));
-    let of_rank = HeadRows { first: 0, step: 0, count: branch.a.shape[0] };
-    let low = by_head::times_transposed(by_head::times_transposed(x.clone(), a, of_rank), b, rows);
-    let y = by_head::times_transposed(x, weight, rows) + low * branch.scale;
+    let y = by_head::times_transposed(x.clone(), weight, rows) + low(branch, x);
     match &branch.dora {
         Some(dora) => magnified(dora, y, rows, context),
         None => y,

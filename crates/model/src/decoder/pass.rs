@@ -9,7 +9,9 @@ use finetune_random::Stream;
 
 use crate::batch::Randomness;
 use crate::branch::{Dora, LoraBranch};
+use crate::decoder::balance::Balance;
 use crate::decoder::expert_use::ExpertUse;
+use crate::decoder::row_branches::RowBranches;
 use crate::error::ModelError;
 use crate::random_stream::RandomStream;
 use crate::slice::Sliced;
@@ -30,8 +32,12 @@ pub(crate) struct Context {
     pub(crate) dropout: Option<BatchDropout>,
     /// Where choices of experts are counted; `None` outside of training.
     pub(crate) expert_use: Option<Arc<ExpertUse>>,
+    /// The balance of the routers, where it is part of what is minimised.
+    pub(crate) balance: Option<Arc<Balance>>,
     /// The slice of every layer that is here; `None`: all of it.
     pub(crate) sliced: Option<Sliced>,
+    /// The branches of each row, in the place of those of the tree; `None`: all rows have those.
+    pub(crate) branches: Option<Arc<RowBranches>>,
 }
 
 /// Dropout of a micro-batch. The modules differ in their random streams only.
@@ -107,9 +113,10 @@ pub(crate) fn bare_norm<const D: usize>(x: Tensor<D>, eps: f64) -> Tensor<D> {
 /// A linear layer with its branch and bias: x [t, i] -> [t, o].
 pub(crate) fn linear(linear: &Linear, x: Tensor<2>, context: &Context) -> Tensor<2> {
     let matrix = context.weight(&linear.weight);
-    let y = match &linear.lora {
-        None => weight::linear(x, matrix),
-        Some(branch) => {
+    let y = match (&context.branches, &linear.lora) {
+        (Some(branches), _) => branches.linear(linear.index, x, matrix, context),
+        (None, None) => weight::linear(x, matrix),
+        (None, Some(branch)) => {
             let dropout = context.dropout(linear.index);
             match &branch.dora {
                 None => {

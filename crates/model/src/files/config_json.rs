@@ -121,7 +121,7 @@ impl Reader<'_> {
         };
         let layers = self.size("num_hidden_layers")?;
         self.check_limits([("num_hidden_layers", layers), ("num_attention_heads", heads), ("head_dim", head_dim)])?;
-        self.note_what_is_left_out(family, &mut notices)?;
+        self.note_what_is_left_out(&mut notices)?;
         let experts = self.experts(family)?;
         let turned = latent.map_or_else(|| self.turned(family, head_dim), |latent| Ok(latent.turned))?;
         let ropes = self.ropes(family, turned, self.wide_head(family)?.unwrap_or(turned))?;
@@ -293,19 +293,10 @@ impl Reader<'_> {
     }
 
     /// What training leaves out of what the file asks for.
-    fn note_what_is_left_out(&self, family: &Family, notices: &mut Vec<String>) -> Result<(), ModelError> {
+    fn note_what_is_left_out(&self, notices: &mut Vec<String>) -> Result<(), ModelError> {
         if let Some(dropout) = self.number_within("attention_dropout", 0.0, 1.0)?.filter(|&dropout| dropout != 0.0) {
             notices.push(format!(
                 "{}: attention_dropout = {dropout} is left out in training; it is nothing at other times",
-                self.path.display()
-            ));
-        }
-        // Routers with a bias against imbalance (DeepSeek-V3, GLM-4.5, LFM2) have no such loss in transformers.
-        let has_balance_loss = family.mixture.is_some_and(|mixture| mixture.correction.is_none());
-        if has_balance_loss && self.flag("output_router_logits")?.unwrap_or(false) {
-            notices.push(format!(
-                "{}: output_router_logits asks for the load-balance loss of routers in training, which is left out: it \
-                 depends on which rows are in a micro-batch together",
                 self.path.display()
             ));
         }

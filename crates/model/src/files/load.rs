@@ -11,6 +11,7 @@ use crate::files::base_files::BaseFiles;
 use crate::files::by_row::ByRow;
 use crate::files::extra;
 use crate::files::fetch::fetch;
+use crate::files::of_rank::of_others;
 use crate::placement::Placement;
 use crate::random_stream::RandomStream;
 use crate::slice::not_in_slices;
@@ -84,6 +85,7 @@ pub(crate) fn weights(config: &ModelConfig, source: &Source<'_>, placement: &Pla
         decoder.cut(slice);
     }
     let mut on_the_way = 0;
+    let of_others = of_others(&mut decoder, placement);
     let mut elsewhere = decoder.names_in_layers(|n| !placement.holds(n));
     if !placement.holds_embedding(decoder.head.output.is_none()) {
         elsewhere.insert(decoder.embedding.name.clone());
@@ -94,6 +96,9 @@ pub(crate) fn weights(config: &ModelConfig, source: &Source<'_>, placement: &Pla
     for (index, slot) in decoder.slots().into_iter().enumerate() {
         let loader = Loader { config, source, placement, index: index as u32 };
         match slot {
+            Slot::Vector(vector) if of_others.contains(&vector.name) && !loader.is_here(vector)? => {
+                vector.set(loader.fresh(vector));
+            }
             Slot::Vector(vector) => vector.set(loader.vector(vector)?),
             Slot::Matrix(matrix) if elsewhere.contains(&matrix.name) => {}
             Slot::Matrix(matrix) => {
@@ -127,9 +132,20 @@ impl Loader<'_> {
                     None => values,
                 }
             }
-            Source::Fresh { .. } => vec![vector.fresh; vector.length],
+            Source::Fresh { .. } => return Ok(self.fresh(vector)),
         };
         Ok(Tensor::from_data(TensorData::new(values, [vector.length]), &self.placement.device))
+    }
+
+    fn fresh(&self, vector: &Vector) -> Tensor<1> {
+        let values = vec![vector.fresh; vector.length];
+        Tensor::from_data(TensorData::new(values, [vector.length]), &self.placement.device)
+    }
+
+    /// Whether the file with its values is here, and not only the header.
+    fn is_here(&self, vector: &Vector) -> Result<bool, ModelError> {
+        let Source::Files { files } = self.source else { return Ok(true) };
+        Ok(files.tensor(self.config, &vector.name, &[vector.whole_length()])?.is_here())
     }
 
     fn fill(&self, matrix: &mut Matrix) -> Result<(), ModelError> {

@@ -6,6 +6,7 @@ use burn::tensor::{Gradients, Tensor, TensorData};
 
 use crate::adaptation::module_of;
 use crate::batch::{Batch, LossSum, Randomness};
+use crate::decoder::pass::Context;
 use crate::decoder::{self, head};
 use crate::error::ModelError;
 use crate::model::{Model, Trained};
@@ -113,11 +114,12 @@ impl Model {
         let context = self.context(batch, Some(backward.randomness));
         let h = decoder::hidden(&self.weights, &batch.flat_tokens(), &context)?;
         let losses = head::losses(&self.weights, h, batch.targets(), &context);
+        let router_loss = backward.settled(&context);
         self.look_at_memory();
         let found = backward.minimised(&losses)?.backward();
         self.look_at_memory();
         self.collect(found, backward.loss_scale, gradients)?;
-        batch.sums(losses.inner())
+        Ok(LossSum { router_loss, ..batch.sums(losses.inner())? })
     }
 
     /// The lowest layer with trained parameters. Nothing below it has to be differentiated.
@@ -209,6 +211,11 @@ impl Model {
 }
 
 impl Backward<'_> {
+    /// Ends the forward pass of the routers' auxiliary loss: [`Balance::settle`](crate::decoder::balance::Balance).
+    pub(super) fn settled(&self, context: &Context) -> f64 {
+        context.balance.as_ref().map_or(0.0, |balance| balance.settle(self.loss_scale))
+    }
+
     /// What the backward pass starts from: Σ coefficient · loss · scale.
     pub(super) fn minimised(&self, losses: &Tensor<1>) -> Result<Tensor<1>, ModelError> {
         let weighted = match self.coefficients {

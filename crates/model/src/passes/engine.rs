@@ -3,10 +3,14 @@
 //! Owns: which request is read, which are continued together, and the memory of their keys and
 //! values. Must never know: text, connections, threads. Start reading at [`Engine::step`].
 //!
-//! **On the CPU an answer does not depend on what else is under way.** Prompts are read alone, in
-//! parts of 512 tokens that always begin at the same places. At most eight rows are continued in
-//! one pass, and products of up to eight rows have one order of sums (see `generate_rows`). What
-//! was read of an earlier prompt is used again where that changes no bit (see `prefixes`).
+//! **On the CPU an answer does not depend on what else is under way.** Prompts are read in parts of
+//! 512 tokens that always begin at the same places; several short ones are a part together where that
+//! changes no bit (see `reading`). At most eight rows are continued in one pass, and products of up to
+//! eight rows have one order of sums (see `generate_rows`). What was read of an earlier prompt is used
+//! again where that changes no bit (see `prefixes`).
+//!
+//! Requests with different adapters of one base share passes, unless an adapter is more than branches
+//! beside the base's products (see `sharing`).
 //!
 //! An answer that is alone may look ahead: tokens that followed the last ones before are proposed, and go through
 //! the model with the next one (see `lookup`). They are taken as long as they are what is chosen anyway.
@@ -16,6 +20,7 @@
 mod group;
 mod over_stages;
 mod prefixes;
+mod reading;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,13 +28,11 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use self::group::{Group, Job};
-use self::over_stages::{Flights, Part, begin_alike};
+use self::over_stages::Flights;
 use self::prefixes::Prefixes;
-use crate::decoder::cache::KeyValueCache;
-use crate::error::ModelError;
+use self::reading::Reading;
 use crate::model::Model;
 use crate::passes::form::Form;
-use crate::passes::generate::PROMPT_PART;
 use crate::passes::generate_rows::MOST_AHEAD;
 use crate::passes::lookup::{Lookup, Speculated};
 use crate::passes::token_rules::{Chooser, ChosenToken, TokenRules};
@@ -51,7 +54,8 @@ pub struct EngineSettings {
 
 /// A prompt, and how it is continued.
 pub struct EngineRequest {
-    /// The model with its adapter. Requests of the same one are continued together.
+    /// The model with its adapter. Requests of the same one are continued together, and so are those of clones of
+    /// one base with plain LoRA.
     pub model: Arc<Model>,
     /// The tokens that are continued.
     pub prompt: Vec<u32>,
@@ -155,8 +159,25 @@ pub struct EngineCounts {
     pub prefix_bytes: usize,
     /// Tokens that were proposed, and those of them that were taken.
     pub speculated: Speculated,
+    /// Passes since the start.
+    pub passes: PassCounts,
     /// The most passes that were under way at once, where several processes hold the layers of the model.
     pub most_passes: usize,
+}
+
+/// How often tokens have gone through a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PassCounts {
+    /// Passes over parts of prompts.
+    pub prompt_passes: u64,
+    /// The parts of single prompts in them.
+    pub prompt_parts: u64,
+    /// Passes over the next tokens of answers.
+    pub answer_passes: u64,
+    /// The answers in them.
+    pub answer_rows: u64,
+    /// Passes of both kinds with requests of different adapters, or of the base and an adapter.
+    pub mixed_passes: u64,
 }
 
 impl EngineSettings {
@@ -195,21 +216,16 @@ impl EngineSettings {
     }
 }
 
-/// A request whose prompt is read.
-struct Reading {
-    job: Job,
-    cache: KeyValueCache,
-    end: usize,
-}
-
 /// Answers requests, a step at a time.
 pub struct Engine {
     settings: EngineSettings,
     waiting: VecDeque<Job>,
-    reading: Option<Reading>,
+    /// Those whose prompts are read, in the order in which they have come.
+    reading: Vec<Reading>,
     groups: Vec<Group>,
     prefixes: Prefixes,
     speculated: Speculated,
+    passes: PassCounts,
     /// Requests that were taken.
     taken: u64,
     /// The passes that are under way, where several processes hold the layers.
@@ -222,10 +238,11 @@ impl Engine {
         Engine {
             settings,
             waiting: VecDeque::new(),
-            reading: None,
+            reading: Vec::new(),
             groups: Vec::new(),
             prefixes: Prefixes::new(settings.prefix_bytes),
             speculated: Speculated::default(),
+            passes: PassCounts::default(),
             taken: 0,
             flights: Flights::default(),
         }
@@ -264,7 +281,8 @@ impl Engine {
 
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.reading.is_none() && self.groups.is_empty() && self.flights.is_empty()
+        let is_at_rest = self.reading.is_empty() && self.groups.is_empty() && self.flights.is_empty();
+        self.waiting.is_empty() && is_at_rest
     }
 
     /// What it is doing.
@@ -275,17 +293,18 @@ impl Engine {
             running: rows + self.being_read().count(),
             prefix_bytes: self.prefixes.bytes(),
             speculated: self.speculated,
+            passes: self.passes,
             most_passes: self.flights.most(),
         }
     }
 
-    /// The requests whose prompts are read, the one whose parts are begun last.
+    /// The requests whose prompts are read, those whose last parts are under way first.
     fn being_read(&self) -> impl Iterator<Item = &Job> {
-        self.flights.last_parts().chain(self.reading.as_ref().map(|reading| &reading.job))
+        self.flights.last_parts().chain(self.reading.iter().map(|reading| &reading.job))
     }
 
-    /// Does a piece of the work: reads at most one part of one prompt, and makes one token of each
-    /// answer, or more if it looks ahead. Requests that nobody waits for end first.
+    /// Does a piece of the work: reads at most one part of one prompt, or several short ones in one pass, and makes
+    /// one token of each answer, or more if it looks ahead. Requests that nobody waits for end first.
     ///
     /// Where several processes hold the layers, it begins as many passes as may be under way, and makes the tokens
     /// of the oldest.
@@ -297,7 +316,7 @@ impl Engine {
     /// The requests that nobody waits for any more, by the order in which they were taken.
     pub fn gone(&self) -> Vec<u64> {
         let running = self.groups.iter().flat_map(Group::jobs);
-        let jobs = self.waiting.iter().chain(self.reading.as_ref().map(|reading| &reading.job)).chain(running);
+        let jobs = self.waiting.iter().chain(self.reading.iter().map(|reading| &reading.job)).chain(running);
         jobs.filter(|job| job.is_gone()).map(|job| job.number).collect()
     }
 
@@ -310,12 +329,10 @@ impl Engine {
             return;
         }
         self.begin_next();
-        if let Some(reading) = self.reading.take() {
-            // The request has heard of an error.
-            let _ = self.begin_part(reading).and_then(|part| self.finish_part(part));
-        }
+        // Requests have heard of an error.
+        let _ = self.begin_parts().and_then(|parts| parts.map_or(Ok(()), |parts| self.finish_parts(parts)));
         for group in &mut self.groups {
-            let Speculated { proposed, accepted } = group.step();
+            let Speculated { proposed, accepted } = group.step(&mut self.passes);
             self.speculated.proposed += proposed;
             self.speculated.accepted += accepted;
         }
@@ -325,129 +342,12 @@ impl Engine {
     fn leave(&mut self, gone: &[u64]) {
         self.prefixes.leave_unloaded();
         self.waiting.retain(|job| !gone.contains(&job.number));
-        if let Some(Reading { job, cache, .. }) = self.reading.take_if(|reading| gone.contains(&reading.job.number)) {
-            self.prefixes.put(&job.model, cache);
-        }
+        let is_gone = |reading: &Reading| gone.contains(&reading.job.number);
+        let (gone_ones, stay): (Vec<_>, Vec<_>) = std::mem::take(&mut self.reading).into_iter().partition(is_gone);
+        self.reading = stay;
+        gone_ones.into_iter().for_each(|reading| self.prefixes.put(&reading.job.model, reading.cache));
         self.groups.iter_mut().for_each(|group| group.leave(gone));
         self.groups.retain(|group| group.len() > 0);
-    }
-
-    /// Lets the first of the waiting requests begin, if there is room for it.
-    fn begin_next(&mut self) {
-        while self.reading.is_none() && self.counts().running < self.settings.slots {
-            let may_begin =
-                |job: &Job| self.has_room(job) && !self.flights.last_parts().any(|other| begin_alike(other, job));
-            let fits = self.waiting.front().is_some_and(may_begin);
-            let Some(mut job) = fits.then(|| self.waiting.pop_front()).flatten() else { return };
-            let cache = match is_read_again(&job.model) {
-                true => KeyValueCache::default(),
-                false => self.prefixes.take(&job.model, &job.prompt),
-            };
-            job.tell(EngineEvent::Begun { cached: cache.tokens().len() });
-            match job.end_if_full() {
-                true => self.reading = Some(Reading { end: cache.tokens().len(), job, cache }),
-                false => self.prefixes.put(&job.model, cache),
-            }
-        }
-    }
-
-    /// Whether the keys and values of a request fit beside those of the running ones. One request
-    /// alone always fits.
-    fn has_room(&self, job: &Job) -> bool {
-        if let Some(longest) = self.being_read().map(Job::bytes).max() {
-            // Nobody knows yet which group those join that are read: each row may get the room of the longest.
-            let of_groups =
-                self.groups.iter().map(|group| group.bytes_with(None).checked_div(group.len()).unwrap_or(0));
-            let longest = of_groups.chain([longest, job.bytes()]).max().unwrap_or(0);
-            return longest.saturating_mul(self.counts().running + 1) <= self.settings.cache_bytes;
-        }
-        let place = self.place_of(&job.model);
-        let mut bytes = if place.is_none() { job.bytes() } else { 0 };
-        for (n, group) in self.groups.iter().enumerate() {
-            bytes += group.bytes_with((place == Some(n)).then_some(job));
-        }
-        self.groups.is_empty() || bytes <= self.settings.cache_bytes
-    }
-
-    /// The group that a request joins: the first with a place. Where several passes may be under way, a request has
-    /// a group of its own until there are so many, and joins the smallest then.
-    fn place_of(&self, model: &Arc<Model>) -> Option<usize> {
-        let mut takes = (0..self.groups.len()).filter(|&n| self.groups[n].takes(model));
-        match self.flights.at_once() {
-            1 => takes.next(),
-            at_once if self.groups.len() < at_once => None,
-            _ => takes.min_by_key(|&n| self.groups[n].len()),
-        }
-    }
-
-    /// Begins to read the next part of the prompt whose turn it is. The request hears of an error.
-    fn begin_part(&mut self, mut reading: Reading) -> Result<Part, ModelError> {
-        let (begin, length) = (reading.end, reading.job.prompt.len());
-        reading.end = length.min(begin - begin % PROMPT_PART + PROMPT_PART);
-        let is_last = reading.end == length;
-        let Reading { job, cache, end } = &mut reading;
-        if is_last && job.model.has_states() {
-            // A state cannot go back, so it is kept where the last whole part ends.
-            self.prefixes.put(&job.model, cache.clone());
-        }
-        let model = Arc::clone(&job.model);
-        let said = match model.begin_read(&job.prompt[begin..*end], cache) {
-            Ok(said) => said,
-            Err(error) => {
-                job.fail(&error);
-                return Err(error);
-            }
-        };
-        if is_last {
-            return Ok(Part { model, said, last: Some(reading) });
-        }
-        self.reading = Some(reading);
-        Ok(Part { model, said, last: None })
-    }
-
-    /// Waits for a part. Behind the last one comes the first token. The request hears of an error.
-    fn finish_part(&mut self, Part { model, said, last }: Part) -> Result<(), ModelError> {
-        let logits = model.logits_of(said);
-        let Some(Reading { mut job, cache, .. }) = last else { return logits.map(drop) };
-        let logits = match logits {
-            Ok(logits) => logits,
-            Err(error) => {
-                job.fail(&error);
-                return Err(error);
-            }
-        };
-        if !model.has_states() && !is_read_again(&model) {
-            self.prefixes.put(&model, cache.clone());
-        }
-        let prompt = job.prompt.clone();
-        self.answer(job, cache.clone(), &logits);
-        // Requests of the same prompt behind this one go on from here.
-        while let Some(mut job) = self.next_of(&model, &prompt) {
-            job.tell(EngineEvent::Begun { cached: prompt.len() });
-            if job.end_if_full() {
-                self.answer(job, cache.clone(), &logits);
-            }
-        }
-        Ok(())
-    }
-
-    /// The first of the waiting requests, if it has this prompt and there is room for it.
-    fn next_of(&mut self, model: &Arc<Model>, prompt: &[u32]) -> Option<Job> {
-        let has_slot = self.counts().running < self.settings.slots;
-        let fits = |job: &Job| has_slot && Arc::ptr_eq(&job.model, model) && job.prompt == prompt && self.has_room(job);
-        let fits = self.waiting.front().is_some_and(fits);
-        fits.then(|| self.waiting.pop_front()).flatten()
-    }
-
-    /// Chooses the first token of an answer, from the logits behind its prompt.
-    fn answer(&mut self, mut job: Job, cache: KeyValueCache, logits: &[f32]) {
-        let chosen = job.chooser.next(logits);
-        if job.take(chosen) {
-            match self.place_of(&job.model) {
-                Some(place) => self.groups[place].add(job, cache),
-                None => self.groups.push(Group::new(job, cache)),
-            }
-        }
     }
 }
 

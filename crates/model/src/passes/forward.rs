@@ -56,7 +56,9 @@ impl Model {
             training: training.is_some(),
             dropout,
             expert_use: training.map(|_| self.expert_use.clone()),
+            balance: training.and_then(|_| self.balance(batch)),
             sliced: self.weights.sliced.clone(),
+            branches: None,
         }
     }
 

@@ -1,10 +1,14 @@
 //! Text from a model, one token at a time, with a cache of keys and values. Several rows at once
 //! are in `generate_rows`.
 
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
 use finetune_kernels::{RopeTable, Segments};
 
 use crate::decoder::cache::{KeyValueCache, LayerCache};
 use crate::decoder::pass::Context;
+use crate::decoder::row_branches::RowBranches;
 use crate::decoder::{self, head};
 use crate::error::ModelError;
 use crate::model::Model;
@@ -170,22 +174,24 @@ impl Model {
             let all = past + tokens.len();
             let positions: Vec<u32> = (past..all).map(|p| p as u32).collect();
             let ropes = self.rope_tables(&positions, std::iter::once((tokens.len(), all)));
-            self.next_logits(tokens, ropes, Segments::cached(tokens.len(), all), layers, 1)
+            self.next_logits(tokens, ropes, Segments::cached(tokens.len(), all), layers, &[tokens.len() - 1], None)
         })?;
         cache.is_long = is_long;
         Ok(said)
     }
 
-    /// Logits [last, v] of the tokens after the last ones of these. The caches hold what was before
-    /// them.
+    /// Logits [wanted, v] behind those of these tokens whose numbers, which ascend, are `wanted`. The caches hold what
+    /// was before the tokens. `branches`: those of each token, in the place of this model's.
     pub(crate) fn next_logits(
         &self,
         tokens: &[u32],
         ropes: Vec<RopeTable>,
         segments: Segments,
         caches: &mut [LayerCache],
-        last: usize,
+        wanted: &[usize],
+        branches: Option<RowBranches>,
     ) -> Result<Said, ModelError> {
+        let of_wanted = branches.as_ref().map(|branches| Arc::new(branches.of_rows(wanted)));
         let context = Context {
             ropes,
             segments,
@@ -193,16 +199,21 @@ impl Model {
             training: false,
             dropout: None,
             expert_use: None,
+            balance: None,
             sliced: self.weights.sliced.clone(),
+            branches: branches.map(Arc::new),
         };
         let mut pass = || {
             let (x, mut between) = decoder::begin(&self.weights, tokens, &context)?;
             let x = decoder::layers(&self.weights, x, &context, &mut between, Some(caches))?;
             let logits = match self.weights.holds_head() {
-                true => Some(data(head::logits(&self.weights, x.narrow(0, tokens.len() - last, last), &context))?),
+                true => {
+                    let context = Context { branches: of_wanted.clone(), ..context.clone() };
+                    Some(data(head::logits(&self.weights, rows(x, wanted), &context))?)
+                }
                 false => None,
             };
-            let said = self.weights.say(logits, last * self.weights.output().shape[0])?;
+            let said = self.weights.say(logits, wanted.len() * self.weights.output().shape[0])?;
             if let (Some(sliced), Said::Here(logits)) = (&self.weights.sliced, &said) {
                 sliced.check_alike(logits)?;
             }
@@ -217,6 +228,16 @@ impl Model {
         } else {
             pass()
         }
+    }
+}
+
+/// These rows, whose numbers ascend: x [t, hidden] -> [rows, hidden].
+fn rows(x: Tensor<2>, wanted: &[usize]) -> Tensor<2> {
+    let first = wanted.first().copied().unwrap_or(0);
+    let follow_each_other = wanted.iter().enumerate().all(|(n, row)| first + n == *row);
+    match follow_each_other {
+        true => x.narrow(0, first, wanted.len()),
+        false => Tensor::cat(wanted.iter().map(|&row| x.clone().narrow(0, row, 1)).collect(), 0),
     }
 }
 

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use crate::config::{LayerConfig, MixerKind};
 use crate::decoder::cache::{KeyValueCache, RowsCache, room};
+use crate::decoder::row_branches::RowBranches;
 use crate::error::ModelError;
 use crate::model::Model;
 use crate::passes::generate::{Generation, next_token};
@@ -139,15 +140,22 @@ impl Model {
     /// Logits [rows, v] after the next token of each row, which is added to the cache.
     #[cfg(test)]
     pub(crate) fn read_rows(&self, tokens: &[u32], cache: &mut RowsCache) -> Result<Vec<f32>, ModelError> {
-        self.logits_of(self.begin_rows(tokens, cache)?)
+        self.logits_of(self.begin_rows(tokens, cache, None)?)
     }
 
-    /// As [`Self::read_rows`], without waiting for the logits.
-    pub(crate) fn begin_rows(&self, tokens: &[u32], cache: &mut RowsCache) -> Result<Said, ModelError> {
+    /// As [`Self::read_rows`], without waiting for the logits. `branches`: those of each row, in the place of this
+    /// model's.
+    pub(crate) fn begin_rows(
+        &self,
+        tokens: &[u32],
+        cache: &mut RowsCache,
+        branches: Option<RowBranches>,
+    ) -> Result<Said, ModelError> {
         let positions: Vec<u32> = cache.lengths().iter().map(|&length| length as u32).collect();
         let ropes = self.rope_tables(&positions, cache.lengths().iter().map(|&length| (1, length + 1)));
         let segments = Segments::next_tokens(cache.next_keys());
-        cache.read(1, |layers| self.next_logits(tokens, ropes, segments, layers, tokens.len()))
+        let wanted: Vec<usize> = (0..tokens.len()).collect();
+        cache.read(1, |layers| self.next_logits(tokens, ropes, segments, layers, &wanted, branches))
     }
 
     /// Whether tokens may be proposed and taken back: a state cannot go back, and a text that is read again when
@@ -176,7 +184,8 @@ impl Model {
         let positions: Vec<u32> = (past..past + tokens.len()).map(|position| position as u32).collect();
         let ropes = self.rope_tables(&positions, (1..=tokens.len()).map(|own| (1, past + own)));
         let segments = Segments::next_tokens(cache.keys_ahead(tokens.len()));
-        cache.read(tokens.len(), |layers| self.next_logits(tokens, ropes, segments, layers, tokens.len()))
+        let wanted: Vec<usize> = (0..tokens.len()).collect();
+        cache.read(tokens.len(), |layers| self.next_logits(tokens, ropes, segments, layers, &wanted, None))
     }
 }
 
@@ -251,7 +260,7 @@ impl Answers<'_> {
             let (others, others_caches) = (running.split_off(rows), caches.split_off(rows));
             let mut cache = RowsCache::join(std::mem::replace(&mut caches, others_caches));
             let running = std::mem::replace(&mut running, others);
-            let said = self.model.begin_rows(&tokens(&running), &mut cache)?;
+            let said = self.model.begin_rows(&tokens(&running), &mut cache, None)?;
             under_way.push_back(Group { running, cache, said });
         }
         Ok(())
@@ -270,7 +279,7 @@ impl Answers<'_> {
                 cache.keep(&going);
             }
             let running: Vec<Running> = going.into_iter().map(|n| next[n]).collect();
-            let said = self.model.begin_rows(&tokens(&running), &mut cache)?;
+            let said = self.model.begin_rows(&tokens(&running), &mut cache, None)?;
             under_way.push_back(Group { running, cache, said });
         }
         Ok(())

@@ -161,11 +161,14 @@ impl Model {
                     return Ok(false);
                 }
                 pass.x = self.weights.arrived(n.checked_sub(1), pass.x.clone())?;
+                let balance = pass.context.balance.as_deref();
+                self.weights.counts_arrived(n.checked_sub(1), balance)?;
                 if n >= kept {
                     pass.inputs.push(pass.x.clone());
                 }
                 pass.x = decoder::layer(&layer, n, pass.x.clone(), &pass.context, &mut pass.between, None)?;
                 self.weights.leave(Some(n + 1), &pass.x)?;
+                self.weights.counts_leave(Some(n + 1), balance)?;
                 submit(&pass.x.device());
             }
         }
@@ -184,6 +187,8 @@ impl Model {
         let Pass { batch, tokens, context, x, between, inputs } = pass;
         // Choices of experts were counted on the way forward.
         let context = Context { expert_use: None, ..context.tracked() };
+        self.weights.counts_of_all(context.balance.as_deref())?;
+        let router_loss = backward.settled(&context);
         let handed = Handed::new(&self.weights, &between);
         if !self.weights.holds_head() {
             let way = WayBack { part, tokens, context, inputs, handed, d_out: x };
@@ -195,7 +200,8 @@ impl Model {
         self.look_at_memory();
         let d_out = last.grad_remove(&mut found).expect("the loss depends on the last layer");
         self.collect(found, backward.loss_scale, sums[part.sum])?;
-        Ok((batch.sums(losses.inner())?, WayBack { part, tokens, context, inputs, handed, d_out }))
+        let sums = LossSum { router_loss, ..batch.sums(losses.inner())? };
+        Ok((sums, WayBack { part, tokens, context, inputs, handed, d_out }))
     }
 
     /// Layer `n` again, and its backward pass.

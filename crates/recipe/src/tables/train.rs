@@ -50,6 +50,13 @@ table! {
             "clip_grad_norm", "gradient_clipping", "grad_clip", "gradient_clip_val", "clip_grad",
             "max_norm",
         ];
+        /// how much the auxiliary loss of a mixture's routers counts, which asks them to use experts evenly
+        /// (`docs/training.md`); 0: off
+        router_aux_loss_coef: Option<f64> = Number(NotNegative),
+            unset("that of config.json if it has `output_router_logits`, otherwise off"), Digest, [
+            "moe_aux_loss_coef", "moe_aux_loss_coeff", "aux_loss_coef",
+            "output_router_logits" => "router_aux_loss_coef = 0.001 is what transformers adds then",
+        ];
         /// recomputes activations in the backward pass: less memory, more time
         gradient_checkpointing: bool = Switch, default(false), Shared, [
             "grad_checkpoint", "grad_checkpointing", "enable_activation_checkpointing",

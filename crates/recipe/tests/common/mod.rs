@@ -25,6 +25,7 @@ pub(crate) fn contract_with_optional_keys() -> String {
             "[data]\nchat_template = \"template.jinja\"\nadd_tokens = [\"<tool>\"]\ndate = \"2026-11-27\"\n\
             weights = [0.5]\nmax_rows = 1000\ncolumns = { prompt = \"question\", role = \"from\" }\n",
         ),
+        ("[train]\n", "[train]\nrouter_aux_loss_coef = 0.001\n"),
         ("[eval]\n", "[eval]\nearly_stopping_patience = 3\nsamples = 2\nexact_match = 50\nmax_new_tokens = 32\n"),
         ("[checkpoint]\n", "[checkpoint]\nresult = \"best\"\ncopies = 2\n"),
         (

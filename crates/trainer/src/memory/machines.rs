@@ -272,7 +272,7 @@ fn what_ranks_offer_is_what_fits() {
             subject.estimate_counted(&training.counted).total
         };
         let (recipe, train, sizing) = (&training.recipe, &training.rows, &training.sizing);
-        let offer = Offer::new(&Subject { recipe, train, eval: None, sizing }, Some(available), 4);
+        let offer = Offer::new(&Subject { recipe, train, eval: None, sizing }, None, Some(available), 4);
         for has_last in [false, true] {
             // One at a time. Where several go together, there is less room.
             let [of_several, room] = [0, 1].map(|way| offer.room[way][0][usize::from(has_last)]);
@@ -286,7 +286,7 @@ fn what_ranks_offer_is_what_fits() {
             }
         }
         assert!(offer.room[1][0][1] <= offer.room[1][0][0], "{file}: logits take no room");
-        let unlimited = Offer::new(&Subject { recipe, train, eval: None, sizing }, None, 4);
+        let unlimited = Offer::new(&Subject { recipe, train, eval: None, sizing }, None, None, 4);
         assert!(unlimited.whole && unlimited.room.as_flattened().as_flattened().iter().all(|room| *room == layers));
     }
     assert!(bounded >= 4, "{bounded}");

@@ -5,9 +5,10 @@ use finetune_model::{FloatType, Placement, Stage, product_rate};
 use finetune_recipe::{Method, ResidencyChoice};
 
 use crate::error::TrainError;
-use crate::memory::{Counted, Sizing, Subject};
+use crate::memory::{Counted, Sizes, Sizing, Subject, sizes};
 use crate::ranks::Ranks;
 use crate::residency::{micro_batches, most_at_once};
+use crate::validate::operations;
 
 /// Ranks whose speeds differ by less than this count as equally fast: what is measured varies.
 const EQUALLY_FAST: f64 = 1.25;
@@ -29,6 +30,9 @@ pub(crate) struct Offer {
     pub(crate) on_cpu: bool,
     /// Whether it has room for the whole model.
     pub(crate) whole: bool,
+    /// For each of the [`WAYS`], operations per second that its disk keeps up with: those of a layer, by the time in
+    /// which it is read. Infinite: nothing is read, or it is not known.
+    pub(crate) reads: [f64; WAYS],
     /// For each of the [`WAYS`].
     pub(crate) room: [Room; WAYS],
 }
@@ -42,6 +46,8 @@ pub(crate) enum Why {
     Recipe,
     /// A faster rank has more.
     Speed,
+    /// A rank with a faster disk has more.
+    Disk,
     /// A rank with more memory has more.
     Memory,
 }
@@ -56,15 +62,22 @@ pub(crate) struct Dealt {
 }
 
 impl Offer {
-    const NUMBERS: usize = 3 + WAYS * 4;
+    const NUMBERS: usize = 3 + WAYS + WAYS * 4;
 
-    /// What this rank offers. `available`: bytes that it may take, if that can be told; `world`: all ranks.
-    pub(crate) fn new(subject: &Subject<'_>, available: Option<u64>, world: usize) -> Offer {
-        Offer::at_rate(measured(&subject.sizing.placement), subject, available, world)
+    /// What this rank offers. `disk`: bytes per second that it reads, if that is known; `available`: bytes of memory
+    /// that it may take, if that can be told; `world`: all ranks.
+    pub(crate) fn new(subject: &Subject<'_>, disk: Option<f64>, available: Option<u64>, world: usize) -> Offer {
+        Offer::at_rate(measured(&subject.sizing.placement), subject, disk, available, world)
     }
 
     /// The same of a rank whose speed is known.
-    pub(crate) fn at_rate(rate: f64, subject: &Subject<'_>, available: Option<u64>, world: usize) -> Offer {
+    pub(crate) fn at_rate(
+        rate: f64,
+        subject: &Subject<'_>,
+        disk: Option<f64>,
+        available: Option<u64>,
+        world: usize,
+    ) -> Offer {
         let Sizing { placement, layers, .. } = subject.sizing;
         let looked = Looked { subject, counted: subject.counted(), available };
         let enough = micro_batches(subject).min(world);
@@ -74,10 +87,12 @@ impl Offer {
             ResidencyChoice::Auto if can_read => [(false, enough), (false, 1), (true, 1)],
             _ => [(false, enough), (false, 1), (false, 1)],
         };
+        let kept_up = disk.filter(|_| can_read).map_or(f64::INFINITY, |disk| disk * looked.operations_of_byte(world));
         Offer {
             rate,
             on_cpu: placement.is_cpu(),
             whole: looked.fits(None, false, 1),
+            reads: ways.map(|(from_disk, _)| if from_disk { kept_up } else { f64::INFINITY }),
             room: ways.map(|(from_disk, at_once)| looked.room(from_disk, at_once)),
         }
     }
@@ -85,17 +100,30 @@ impl Offer {
     fn to_numbers(self) -> [f64; Offer::NUMBERS] {
         let mut numbers = [0.0; Offer::NUMBERS];
         let room = self.room.iter().flatten().flatten().map(|layers| *layers as f64);
-        let all =
-            [self.rate, f64::from(u8::from(self.on_cpu)), f64::from(u8::from(self.whole))].into_iter().chain(room);
+        let known = [self.rate, f64::from(u8::from(self.on_cpu)), f64::from(u8::from(self.whole))];
+        let all = known.into_iter().chain(self.reads).chain(room);
         numbers.iter_mut().zip(all).for_each(|(place, number)| *place = number);
         numbers
     }
 
     fn from_numbers(numbers: &[f64]) -> Offer {
-        let mut room = [Room::default(); WAYS];
+        let (mut reads, mut room) = ([f64::INFINITY; WAYS], [Room::default(); WAYS]);
+        reads.iter_mut().zip(&numbers[3..]).for_each(|(place, kept_up)| *place = *kept_up);
         let places = room.iter_mut().flatten().flatten();
-        places.zip(&numbers[3..]).for_each(|(place, layers)| *place = *layers as usize);
-        Offer { rate: numbers[0], on_cpu: numbers[1] > 0.0, whole: numbers[2] > 0.0, room }
+        places.zip(&numbers[3 + WAYS..]).for_each(|(place, layers)| *place = *layers as usize);
+        Offer { rate: numbers[0], on_cpu: numbers[1] > 0.0, whole: numbers[2] > 0.0, reads, room }
+    }
+
+    /// Operations per second in one of the [`WAYS`] with so many layers: a layer takes as long as it is computed, or
+    /// read if that takes longer. A rank with room in memory for them reads none. 0: not known.
+    fn speed(&self, way: usize, layers: usize) -> f64 {
+        let in_memory = WAYS - 2;
+        let has_room = self.reads[in_memory].is_infinite() && self.room[in_memory][0][0] >= layers;
+        match self.rate > 0.0 {
+            true if has_room => self.rate,
+            true => self.rate.min(self.reads[way]),
+            false => 0.0,
+        }
     }
 
     /// What all ranks offer. All call it together.
@@ -112,7 +140,7 @@ impl Dealt {
     /// What rank 0 has dealt, for all: rounding may differ between processors. All ranks call it together, with
     /// as many layers.
     pub(crate) fn told_by_first(self, ranks: &Ranks) -> Result<Dealt, TrainError> {
-        let whys = [Why::Alike, Why::Recipe, Why::Speed, Why::Memory];
+        let whys = [Why::Alike, Why::Recipe, Why::Speed, Why::Disk, Why::Memory];
         let why = whys.iter().position(|why| *why == self.why).unwrap_or(0);
         let mut told: Vec<i32> = self.stage.of_layer.iter().chain([&why]).map(|number| *number as i32).collect();
         ranks.group().broadcast(&mut told, 0)?;
@@ -129,8 +157,14 @@ fn measured(placement: &Placement) -> f64 {
 }
 
 /// Ranks of one host that compute on its CPU are equally fast: they were measured while the others computed, or not.
+/// So are their disks, which count as the slowest of them was measured.
 fn share_hosts(offers: &mut [Offer], hosts: &[&str]) {
     let before = offers.to_vec();
+    for (offer, host) in offers.iter_mut().zip(hosts) {
+        for (other, _) in before.iter().zip(hosts).filter(|(_, of)| *of == host) {
+            offer.reads.iter_mut().zip(other.reads).for_each(|(reads, other)| *reads = reads.min(other));
+        }
+    }
     for (offer, host) in offers.iter_mut().zip(hosts).filter(|(offer, _)| offer.on_cpu) {
         let there =
             || before.iter().zip(hosts).filter(|(other, of)| other.on_cpu && *of == host).map(|(other, _)| other);
@@ -152,6 +186,23 @@ impl Looked<'_> {
         let sizing = Sizing { placement, at_once, ..sizing.clone() };
         let subject = Subject { sizing: &sizing, ..*self.subject };
         self.available.is_none_or(|available| subject.estimate_counted(&self.counted).total <= available)
+    }
+
+    /// Operations of a step for each byte of layers that it reads: each layer twice for each group of the
+    /// micro-batches that have room together, if the rank has as many layers as any other.
+    fn operations_of_byte(&self, world: usize) -> f64 {
+        let Subject { recipe, train, sizing, .. } = self.subject;
+        let Sizing { config, adaptation, placement, stored, layers, .. } = sizing;
+        let held = placement.held(*stored);
+        let bytes: u64 = layers.iter().map(|layer| layer.bytes(held)).sum();
+        let Sizes { parameters, .. } = sizes(config, adaptation.as_ref());
+        let rows = recipe.train.global_batch_size.min(train.rows.len());
+        let active = parameters.saturating_sub(config.idle_parameters());
+        let of_step = operations(recipe.train.method, train, rows, active, true);
+        let (all, mine) = (micro_batches(self.subject), layers.len().div_ceil(world.max(1)));
+        let fits = |at_once: usize| self.fits(Some(self.holding(mine, false, false)), true, at_once);
+        let groups = all.div_ceil(most_at_once(all, fits));
+        of_step / (2 * groups as u64 * bytes.max(1)) as f64
     }
 
     fn room(&self, from_disk: bool, at_once: usize) -> Room {
@@ -200,33 +251,34 @@ pub(crate) fn of_each_stage(offers: &[Offer], stages: usize) -> Vec<Offer> {
             let mut room = a.room;
             let places = room.iter_mut().flatten().flatten();
             places.zip(b.room.iter().flatten().flatten()).for_each(|(a, b)| *a = (*a).min(*b));
-            Offer { rate: a.rate.min(b.rate), on_cpu: a.on_cpu && b.on_cpu, whole: a.whole && b.whole, room }
+            let reads = std::array::from_fn(|way| a.reads[way].min(b.reads[way]));
+            Offer { rate: a.rate.min(b.rate), on_cpu: a.on_cpu && b.on_cpu, whole: a.whole && b.whole, reads, room }
         }))
     };
     (0..stages).filter_map(of_stage).collect()
 }
 
-/// Deals the layers of a model out to ranks with these offers: as their speeds are, as far as there is room.
+/// Deals the layers of a model out to ranks with these offers: as their speeds are, as far as there is room. Where
+/// layers are read, a disk that does not keep up bounds a rank's speed.
 pub(crate) fn deal(layers: usize, offers: &[Offer]) -> Dealt {
-    let speeds = levelled(&offers.iter().map(|offer| offer.rate).collect::<Vec<_>>());
     let unbounded = vec![layers; offers.len()];
-    let by_speed = shares(layers, &speeds, &unbounded).unwrap_or_default();
-    let alike = shares(layers, &vec![1.0; offers.len()], &unbounded).unwrap_or_default();
-    let dealt = |stage: Stage, in_memory: bool| {
+    let by = |speeds: &[f64]| shares(layers, speeds, &unbounded).unwrap_or_default();
+    let rates: Vec<f64> = offers.iter().map(|offer| offer.rate).collect();
+    let (alike, by_rate) = (by(&vec![1.0; offers.len()]), by(&levelled(&rates)));
+    for way in 0..WAYS {
+        let speed = |(offer, layers): (&Offer, &usize)| offer.speed(way, *layers);
+        let speeds = levelled(&offers.iter().zip(&by_rate).map(speed).collect::<Vec<_>>());
+        let Some(stage) = with_room(layers, &speeds, offers, way) else { continue };
         let why = match stage.counts() {
             counts if counts == alike => Why::Alike,
-            counts if counts == by_speed => Why::Speed,
+            counts if counts == by_rate => Why::Speed,
+            counts if counts == by(&speeds) => Why::Disk,
             _ => Why::Memory,
         };
-        Dealt { stage, why, in_memory }
-    };
-    for way in 0..WAYS {
-        if let Some(stage) = with_room(layers, &speeds, offers, way) {
-            return dealt(stage, way + 1 < WAYS);
-        }
+        return Dealt { stage, why, in_memory: way + 1 < WAYS };
     }
     // None has room. Whoever looks at the memory next says so.
-    dealt(Stage::dealt(&alike, 0), false)
+    Dealt { stage: Stage::dealt(&alike, 0), why: Why::Alike, in_memory: false }
 }
 
 /// The rank of each layer, if all have room in one of the [`WAYS`]. The last layer is where turns come to by
@@ -294,7 +346,7 @@ mod tests {
     use super::*;
 
     fn offer(rate: f64, room: usize) -> Offer {
-        Offer { rate, on_cpu: true, whole: false, room: [[[room; 2]; 2]; WAYS] }
+        Offer { rate, on_cpu: true, whole: false, reads: [f64::INFINITY; WAYS], room: [[[room; 2]; 2]; WAYS] }
     }
 
     fn counts(layers: usize, offers: &[(f64, usize)]) -> (Vec<usize>, Why) {
@@ -327,6 +379,37 @@ mod tests {
         ];
         for (layers, offers, want, why) in cases {
             assert_eq!(counts(layers, offers), (want.to_vec(), why), "{layers} {offers:?}");
+        }
+    }
+
+    /// (rate, what the disk keeps up with, layers that have room in memory) of each rank, of 30 layers those of each,
+    /// and why
+    #[test]
+    fn a_disk_that_does_not_keep_up_bounds_a_rank() {
+        #[expect(clippy::type_complexity, reason = "a table of cases")]
+        let cases: [(&[(f64, f64, usize)], &[usize], Why); 8] = [
+            // In memory nothing is read.
+            (&[(1.0, 9.0, 99), (1.0, 0.1, 99)], &[15, 15], Why::Alike),
+            (&[(2.0, 4.0, 0), (2.0, 1.0, 0)], &[20, 10], Why::Disk),
+            (&[(2.0, 9.0, 0), (1.0, 9.0, 0)], &[20, 10], Why::Speed),
+            // A fast processor waits for its disk.
+            (&[(1.0, 8.0, 0), (4.0, 1.0, 0)], &[15, 15], Why::Alike),
+            (&[(4.0, 1.0, 0), (2.0, 9.0, 0)], &[10, 20], Why::Disk),
+            // Not known: as if disks kept up.
+            (&[(1.0, f64::INFINITY, 0), (2.0, f64::INFINITY, 0)], &[10, 20], Why::Speed),
+            // Without a known speed of the products a disk's says nothing.
+            (&[(0.0, 2.0, 0), (1.0, 1.0, 0)], &[15, 15], Why::Alike),
+            // The other rank holds its layers in memory, and its disk does not matter.
+            (&[(1.0, 0.5, 0), (1.0, 0.25, 99)], &[10, 20], Why::Disk),
+        ];
+        for (ranks, want, why) in cases {
+            let offer = |&(rate, kept_up, room): &(f64, f64, usize)| Offer {
+                reads: [f64::INFINITY, f64::INFINITY, kept_up],
+                room: [[[room; 2]; 2], [[room; 2]; 2], [[99; 2]; 2]],
+                ..offer(rate, 0)
+            };
+            let dealt = deal(30, &ranks.iter().map(offer).collect::<Vec<_>>());
+            assert_eq!((dealt.stage.counts(), dealt.why), (want.to_vec(), why), "{ranks:?}");
         }
     }
 
@@ -372,6 +455,9 @@ mod tests {
         offers[0].on_cpu = false;
         share_hosts(&mut offers, &["a", "a", "a"]);
         assert_eq!(offers.map(|offer| offer.rate), [2.0, 5.0, 5.0]);
+        offers[0].reads[2] = 4.0;
+        share_hosts(&mut offers, &["a", "b", "a"]);
+        assert_eq!(offers.map(|offer| offer.reads[2]), [4.0, f64::INFINITY, 4.0]);
     }
 
     /// Of several models, the weakest rank of each stage counts.

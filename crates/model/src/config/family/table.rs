@@ -121,6 +121,7 @@ const GEMMA4: Family = Family {
         normalized: (Normalized::Always, 0.0),
         is_beside: true,
         peft_reads: false,
+        has_router_loss: false,
         ..QWEN3_EXPERTS
     }),
     sliding_window: Some(512),
@@ -436,6 +437,7 @@ pub(crate) static FAMILIES: [Family; 28] = [
             correction: Some("feed_forward.expert_bias"),
             dense: 2,
             peft_reads: false,
+            has_router_loss: false,
             ..QWEN3_EXPERTS
         }),
         ..LFM2

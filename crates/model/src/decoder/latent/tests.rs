@@ -252,7 +252,7 @@ fn rows_that_are_continued_together_have_the_bits_that_they_have_alone() {
         let mut cache = RowsCache::join((0..4).map(of_row).collect());
         for round in 0..steps + 3 {
             if round == 3 {
-                cache.add(of_row(4));
+                cache.insert(of_row(4), 4);
                 rows.push((4, 0));
             }
             let stay: Vec<usize> = (0..rows.len()).filter(|&n| rows[n].1 < steps).collect();

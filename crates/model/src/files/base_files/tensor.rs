@@ -46,6 +46,15 @@ impl BaseTensor<'_> {
         }
     }
 
+    /// Whether the file of a vector is here, and not only the header.
+    pub(crate) fn is_here(&self) -> bool {
+        match &self.stored {
+            Stored::Dense(view) => view.is_here(),
+            Stored::OfStack(of_stack) => of_stack.view().is_here(),
+            Stored::Packed(_) | Stored::OfExpert(_) | Stored::Gguf(..) => true,
+        }
+    }
+
     /// Whether its rows are read when they are needed.
     pub(crate) fn is_by_row(&self) -> bool {
         self.name == PER_LAYER_TABLE && self.view().is_some()

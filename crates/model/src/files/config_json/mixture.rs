@@ -4,9 +4,12 @@ use finetune_kernels::ExpertWeights;
 use serde_json::Value;
 
 use super::{Heads, Reader};
-use crate::config::family::{ExpertLayout, Family, Normalized, Shared};
+use crate::config::family::{ExpertLayout, Family, Mixture, Normalized, Shared};
 use crate::config::{ExpertsConfig, LatentConfig, MOST_EXPERTS};
 use crate::error::ModelError;
+
+/// `router_aux_loss_coef` if the key is left out, in all families that have the loss.
+const ROUTER_LOSS: f64 = 0.001;
 
 impl Reader<'_> {
     /// The first of these sizes that is there.
@@ -57,7 +60,17 @@ impl Reader<'_> {
                 normalized: is_normalized.then_some(mixture.normalized.1),
                 scale: scale as f32,
             },
+            router_loss: self.router_loss(mixture)?,
         }))
+    }
+
+    /// The coefficient of the routers' auxiliary loss; 0 unless `output_router_logits` asks for it, as in
+    /// transformers.
+    fn router_loss(&self, mixture: &Mixture) -> Result<f64, ModelError> {
+        if !mixture.has_router_loss || !self.flag("output_router_logits")?.unwrap_or(false) {
+            return Ok(0.0);
+        }
+        Ok(self.number_within("router_aux_loss_coef", 0.0, 1e6)?.unwrap_or(ROUTER_LOSS))
     }
 
     /// How many groups the experts are in, and how many of those a token chooses from.

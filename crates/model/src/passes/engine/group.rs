@@ -1,10 +1,10 @@
-//! Requests of one model that are continued together.
+//! Requests that are continued together: of one model, or of models that share passes.
 
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::{EngineEnd, EngineEvent, Listener, is_read_again};
+use super::{EngineEnd, EngineEvent, Listener, PassCounts, is_read_again};
 use crate::decoder::cache::{KeyValueCache, RowsCache};
 use crate::error::ModelError;
 use crate::model::Model;
@@ -92,16 +92,18 @@ enum Caches {
 
 /// A pass that was begun.
 struct Pass {
+    /// The model that it goes through, or one of those that share it.
+    model: Arc<Model>,
     said: Said,
-    /// The first so many requests are in it. Others may have joined since.
-    rows: usize,
+    /// The numbers of the requests that are in it, in the order of its rows. Others may have joined between them
+    /// since; none of them leaves before it is over.
+    numbers: Vec<u64>,
     /// Tokens that were proposed.
     proposed: Vec<u32>,
 }
 
-/// At most [`ROWS`] requests of one model.
+/// At most [`ROWS`] requests of models that share passes. Those of one model lie next to each other.
 pub(super) struct Group {
-    model: Arc<Model>,
     jobs: Vec<Job>,
     caches: Caches,
     /// The pass that is under way. Its keys and values are in the caches already.
@@ -116,7 +118,7 @@ impl Group {
             true => Caches::Alone(cache),
             false => Caches::Together(RowsCache::join(vec![cache])),
         };
-        Group { model: Arc::clone(&job.model), jobs: vec![job], caches, pass: None, begun: 0 }
+        Group { jobs: vec![job], caches, pass: None, begun: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -133,18 +135,15 @@ impl Group {
         self.pass.is_some()
     }
 
-    pub(super) fn is_of(&self, model: &Arc<Model>) -> bool {
-        Arc::ptr_eq(&self.model, model)
-    }
-
-    pub(super) fn model(&self) -> &Arc<Model> {
-        &self.model
+    /// Whether its requests share passes with those of this model.
+    pub(super) fn shares_with(&self, model: &Arc<Model>) -> bool {
+        self.jobs.first().is_some_and(|job| share(&job.model, model))
     }
 
     /// Whether a request of this model may join. Proposed tokens may have to be taken back, in all rows.
     pub(super) fn takes(&self, model: &Arc<Model>) -> bool {
         let has_place = matches!(self.caches, Caches::Together(_)) && self.jobs.len() < ROWS;
-        has_place && self.is_of(model) && self.pass.as_ref().is_none_or(|pass| pass.proposed.is_empty())
+        has_place && self.shares_with(model) && self.pass.as_ref().is_none_or(|pass| pass.proposed.is_empty())
     }
 
     /// The requests that become a group of their own, so that two passes go one behind the other; `None`: there is
@@ -157,8 +156,8 @@ impl Group {
         }
         let others = Caches::Together(caches.part(&(stay..all).collect::<Vec<_>>()));
         caches.keep_and_shrink(&(0..stay).collect::<Vec<_>>());
-        let (model, jobs) = (Arc::clone(&self.model), self.jobs.split_off(stay));
-        Some(Group { model, jobs, caches: others, pass: None, begun: self.begun })
+        let jobs = self.jobs.split_off(stay);
+        Some(Group { jobs, caches: others, pass: None, begun: self.begun })
     }
 
     /// Bytes of keys and values at their longest, perhaps with one more request. All rows get the
@@ -172,37 +171,54 @@ impl Group {
     /// Lets a request join that has read its prompt.
     pub(super) fn add(&mut self, job: Job, cache: KeyValueCache) {
         if let Caches::Together(rows) = &mut self.caches {
-            rows.add(cache);
-            self.jobs.push(job);
+            let last = self.jobs.iter().rposition(|other| Arc::ptr_eq(&other.model, &job.model));
+            let at = last.map_or(self.jobs.len(), |last| last + 1);
+            rows.insert(cache, at);
+            self.jobs.insert(at, job);
         }
     }
 
-    /// Makes one token of each answer, or perhaps several of the only one. Returns what was proposed.
-    pub(super) fn step(&mut self) -> Speculated {
-        self.begin(0, true).and_then(|()| self.finish()).unwrap_or_else(|error| {
+    /// Makes one token of each answer, or perhaps several of the only one. Counts the pass, and returns what was
+    /// proposed.
+    pub(super) fn step(&mut self, passes: &mut PassCounts) -> Speculated {
+        self.begin(0, true, passes).and_then(|()| self.finish()).unwrap_or_else(|error| {
             self.fail(&error);
             Speculated::default()
         })
     }
 
-    /// Begins the next pass, which has this number. `looks_ahead`: an only answer may get several tokens of it.
-    pub(super) fn begin(&mut self, number: u64, looks_ahead: bool) -> Result<(), ModelError> {
+    /// Whether its requests have different models.
+    fn is_mixed(&self) -> bool {
+        self.jobs.windows(2).any(|jobs| !Arc::ptr_eq(&jobs[0].model, &jobs[1].model))
+    }
+
+    /// Begins the next pass, which has this number, and counts it. `looks_ahead`: an only answer may get several
+    /// tokens of it.
+    pub(super) fn begin(&mut self, number: u64, looks_ahead: bool, passes: &mut PassCounts) -> Result<(), ModelError> {
+        let is_mixed = self.is_mixed();
         let proposed = if looks_ahead { self.proposed() } else { Vec::new() };
         let tokens: Vec<u32> = self.jobs.iter().map(|job| job.next).chain(proposed.iter().copied()).collect();
+        let models: Vec<&Arc<Model>> = self.jobs.iter().map(|job| &job.model).collect();
+        let Some(&model) = models.first() else { return Ok(()) };
+        passes.answer_passes += 1;
+        passes.answer_rows += self.jobs.len() as u64;
+        passes.mixed_passes += u64::from(is_mixed);
         let said = match &mut self.caches {
-            Caches::Together(rows) if proposed.is_empty() => self.model.begin_rows(&tokens, rows)?,
-            Caches::Together(rows) => self.model.begin_ahead(&tokens, rows)?,
-            Caches::Alone(cache) => self.model.begin_read(&tokens, cache)?,
+            Caches::Together(rows) if !proposed.is_empty() => model.begin_ahead(&tokens, rows)?,
+            Caches::Together(rows) if is_mixed => Model::begin_mixed_rows(&models, &tokens, rows)?,
+            Caches::Together(rows) => model.begin_rows(&tokens, rows, None)?,
+            Caches::Alone(cache) => model.begin_read(&tokens, cache)?,
         };
+        let (model, numbers) = (Arc::clone(model), self.jobs.iter().map(|job| job.number).collect());
         self.begun = number;
-        self.pass = Some(Pass { said, rows: self.jobs.len(), proposed });
+        self.pass = Some(Pass { model, said, numbers, proposed });
         Ok(())
     }
 
     /// What may come behind the next token, if there is only one answer.
     fn proposed(&self) -> Vec<u32> {
         match (self.jobs.as_slice(), &self.caches) {
-            ([job], Caches::Together(_)) if self.model.takes_back() => {
+            ([job], Caches::Together(_)) if job.model.takes_back() => {
                 // One token at least is made anyway.
                 let room = (job.max_new_tokens - job.chooser.chosen() - 1).min(ROWS - 1);
                 job.lookup.propose(room)
@@ -213,17 +229,18 @@ impl Group {
 
     /// Waits for the pass that is under way, and takes its tokens. Returns what was proposed.
     pub(super) fn finish(&mut self) -> Result<Speculated, ModelError> {
-        let Some(Pass { said, rows, proposed }) = self.pass.take() else { return Ok(Speculated::default()) };
-        let logits = self.model.logits_of(said)?;
+        let Some(Pass { model, said, numbers, proposed }) = self.pass.take() else { return Ok(Speculated::default()) };
+        let logits = model.logits_of(said)?;
         if !proposed.is_empty() {
             return Ok(self.take_ahead(&logits, &proposed));
         }
-        let jobs = &mut self.jobs[..rows];
-        let of_rows = logits.par_chunks(logits.len() / rows);
+        // Those that have joined since have their first tokens already.
+        let mut jobs: Vec<&mut Job> = self.jobs.iter_mut().filter(|job| numbers.contains(&job.number)).collect();
+        let of_rows = logits.par_chunks(logits.len() / numbers.len());
         let chosen: Vec<_> = jobs.par_iter_mut().zip(of_rows).map(|(job, row)| job.chooser.next(row)).collect();
-        let mut goes_on: Vec<bool> = jobs.iter_mut().zip(chosen).map(|(job, chosen)| job.take(chosen)).collect();
-        goes_on.resize(self.jobs.len(), true);
-        self.keep(&goes_on);
+        let ended = |(job, chosen): (&mut Job, _)| (!job.take(chosen)).then_some(job.number);
+        let ended: Vec<u64> = jobs.into_iter().zip(chosen).filter_map(ended).collect();
+        self.remove(&ended);
         Ok(Speculated::default())
     }
 
@@ -245,7 +262,9 @@ impl Group {
         }
         rows.forget_last(proposed.len() - accepted);
         job.lookup.judge(proposed.len(), accepted);
-        self.keep(&[goes_on]);
+        if !goes_on {
+            self.jobs.clear();
+        }
         Speculated { proposed: proposed.len() as u64, accepted: accepted as u64 }
     }
 
@@ -255,9 +274,9 @@ impl Group {
         self.jobs.drain(..).for_each(|mut job| job.fail(error));
     }
 
-    /// Drops the pass that is under way. Returns what it says, if it is.
-    pub(super) fn leave_pass(&mut self) -> Option<Said> {
-        self.pass.take().map(|pass| pass.said)
+    /// Drops the pass that is under way. Returns its model and what it says, if it is.
+    pub(super) fn leave_pass(&mut self) -> Option<(Arc<Model>, Said)> {
+        self.pass.take().map(|pass| (pass.model, pass.said))
     }
 
     /// The requests.
@@ -270,21 +289,26 @@ impl Group {
         if self.is_under_way() {
             return;
         }
-        let stays: Vec<bool> = self.jobs.iter().map(|job| !gone.contains(&job.number)).collect();
-        self.keep(&stays);
+        self.remove(gone);
     }
 
-    fn keep(&mut self, stays: &[bool]) {
-        let rows: Vec<usize> = (0..stays.len()).filter(|&row| stays[row]).collect();
-        if rows.len() == stays.len() {
+    /// Takes out the requests with these numbers.
+    fn remove(&mut self, numbers: &[u64]) {
+        let is_out = |job: &Job| numbers.contains(&job.number);
+        let stay: Vec<usize> = (0..self.jobs.len()).filter(|&row| !is_out(&self.jobs[row])).collect();
+        if stay.len() == self.jobs.len() {
             return;
         }
-        let mut stays = stays.iter();
-        self.jobs.retain(|_| stays.next().is_some_and(|stays| *stays));
+        self.jobs.retain(|job| !is_out(job));
         if let Caches::Together(caches) = &mut self.caches
-            && !rows.is_empty()
+            && !stay.is_empty()
         {
-            caches.keep_and_shrink(&rows);
+            caches.keep_and_shrink(&stay);
         }
     }
+}
+
+/// Whether requests of two models may be answered in one pass.
+pub(super) fn share(one: &Arc<Model>, other: &Arc<Model>) -> bool {
+    Arc::ptr_eq(one, other) || one.shares_passes_with(other)
 }

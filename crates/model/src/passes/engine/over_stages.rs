@@ -5,30 +5,22 @@
 //! there are processes, and takes the tokens of the oldest one. What had its last pass longest ago comes first, so
 //! answers and prompts take turns. Why nobody waits for ever is said in `stage`.
 //!
+//! Answers with different adapters of one base are a group here too (see `sharing`). Prompts are read one by one: two
+//! passes one behind the other keep two processes busy, and one pass over both prompts keeps one.
+//!
 //! All processes have the same requests and do the same steps. So nothing here may depend on what only one of them
 //! knows, such as who listens or how many bytes its layers take.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
+use super::Engine;
 use super::group::{Group, Job};
-use super::prefixes::is_known_from;
-use super::{Engine, Reading};
+use super::reading::Parts;
 use crate::error::ModelError;
-use crate::model::Model;
 use crate::passes::lookup::Speculated;
-use crate::stage::Said;
-
-/// A part of a prompt that is read.
-pub(super) struct Part {
-    pub(super) model: Arc<Model>,
-    pub(super) said: Said,
-    /// The request, if the part is its last one.
-    pub(super) last: Option<Reading>,
-}
 
 enum Flight {
-    Part(Box<Part>),
+    Parts(Parts),
     /// Of the group whose last pass has this number.
     Group(u64),
 }
@@ -69,22 +61,17 @@ impl Flights {
 
     /// The requests whose prompts are read to their ends, the oldest first.
     pub(super) fn last_parts(&self) -> impl Iterator<Item = &Job> {
-        self.all.iter().filter_map(|flight| match flight {
-            Flight::Part(part) => part.last.as_ref().map(|reading| &reading.job),
+        let jobs = self.all.iter().filter_map(|flight| match flight {
+            Flight::Parts(parts) => Some(parts.last.iter().flatten().map(|reading| &reading.job)),
             Flight::Group(_) => None,
-        })
+        });
+        jobs.flatten()
     }
 
     fn push(&mut self, flight: Flight) {
         self.all.push_back(flight);
         self.most = self.most.max(self.all.len());
     }
-}
-
-/// Whether the prompt of one request begins with what will be known of another's when that is read. The first of
-/// them is waited for then.
-pub(super) fn begin_alike(read: &Job, waiting: &Job) -> bool {
-    Arc::ptr_eq(&read.model, &waiting.model) && is_known_from(&read.prompt, &waiting.prompt)
 }
 
 impl Engine {
@@ -99,14 +86,10 @@ impl Engine {
     pub fn drain(&mut self) {
         while let Some(flight) = self.flights.all.pop_front() {
             let (model, said) = match flight {
-                Flight::Part(part) => {
-                    let Part { model, said, .. } = *part;
-                    (model, said)
-                }
+                Flight::Parts(Parts { model, said, .. }) => (model, said),
                 Flight::Group(number) => {
-                    let Some(group) = self.group_of(number) else { continue };
-                    let Some(said) = group.leave_pass() else { continue };
-                    (Arc::clone(group.model()), said)
+                    let Some(pass) = self.group_of(number).and_then(Group::leave_pass) else { continue };
+                    pass
                 }
             };
             if model.logits_of(said).is_err() {
@@ -132,17 +115,16 @@ impl Engine {
             }
             let rests = (0..self.groups.len()).filter(|&n| !self.groups[n].is_under_way());
             let group = rests.map(|n| (self.groups[n].begun(), n)).min();
-            let has_turn = |(begun, _): &(u64, usize)| self.reading.is_none() || *begun < self.flights.last_part;
+            let has_turn = |(begun, _): &(u64, usize)| self.reading.is_empty() || *begun < self.flights.last_part;
             let number = self.flights.begun + 1;
             if let Some((_, n)) = group.filter(has_turn) {
-                let model = self.groups[n].model();
-                // Speculation is for an answer that has the model to itself.
-                let is_only = self.groups.iter().filter(|group| group.is_of(model)).count() == 1;
-                self.groups[n].begin(number, is_only)?;
+                // Speculation is for an answer that has the model to itself, and the base with all of its adapters.
+                let share = |other: &Group| self.groups[n].jobs().iter().any(|job| other.shares_with(&job.model));
+                let is_only = self.groups.iter().filter(|&other| share(other)).count() == 1;
+                self.groups[n].begin(number, is_only, &mut self.passes)?;
                 self.flights.push(Flight::Group(number));
-            } else if let Some(reading) = self.reading.take() {
-                let part = self.begin_part(reading)?;
-                self.flights.push(Flight::Part(Box::new(part)));
+            } else if let Some(parts) = self.begin_parts()? {
+                self.flights.push(Flight::Parts(parts));
                 self.flights.last_part = number;
             } else {
                 return Ok(());
@@ -155,7 +137,7 @@ impl Engine {
     fn finish_pass(&mut self) -> Result<(), ModelError> {
         match self.flights.all.pop_front() {
             None => Ok(()),
-            Some(Flight::Part(part)) => self.finish_part(*part),
+            Some(Flight::Parts(parts)) => self.finish_parts(parts),
             Some(Flight::Group(number)) => {
                 let finished = self.group_of(number).map_or(Ok(Speculated::default()), Group::finish);
                 let Speculated { proposed, accepted } = finished?;
@@ -188,15 +170,11 @@ impl Engine {
     /// Ends all answers that were begun, and drops all passes that are under way.
     fn fail_all(&mut self, error: &ModelError) {
         for flight in std::mem::take(&mut self.flights.all) {
-            if let Flight::Part(part) = flight
-                && let Some(mut reading) = part.last
-            {
-                reading.job.fail(error);
+            if let Flight::Parts(parts) = flight {
+                parts.last.into_iter().flatten().for_each(|mut reading| reading.job.fail(error));
             }
         }
-        if let Some(mut reading) = self.reading.take() {
-            reading.job.fail(error);
-        }
+        self.reading.drain(..).for_each(|mut reading| reading.job.fail(error));
         self.groups.drain(..).for_each(|mut group| group.fail(error));
         self.flights.lost = Some(error.to_string());
     }

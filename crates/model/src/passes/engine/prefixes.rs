@@ -18,11 +18,10 @@ use std::sync::{Arc, Weak};
 use crate::decoder::cache::KeyValueCache;
 use crate::model::{Model, Trained};
 use crate::passes::generate::PROMPT_PART;
+use crate::passes::sharing::FEW;
 
 /// Queries of a block of attention.
 const BLOCK: usize = 64;
-/// Most rows of a product whose order of sums is another one.
-const FEW: usize = 64;
 /// Least rank of an adapter's product that has one order of sums.
 const RANK: usize = 8;
 
@@ -53,9 +52,28 @@ impl Prefixes {
         self.kept.retain(|prefix| prefix.model.strong_count() > 0);
     }
 
+    /// How many tokens [`Prefixes::take`] gives of a prompt.
+    pub(super) fn known(&self, model: &Arc<Model>, prompt: &[u32]) -> usize {
+        self.find(model, prompt).map_or(0, |(length, _)| length)
+    }
+
     /// The longest known beginning of a prompt that changes no bit, without the prompt's last token: the logits
     /// behind that one choose the next.
     pub(super) fn take(&mut self, model: &Arc<Model>, prompt: &[u32]) -> KeyValueCache {
+        let Some((length, n)) = self.find(model, prompt) else { return KeyValueCache::default() };
+        let found = self.kept.remove(n);
+        if found.cache.tokens().len() == length {
+            // It comes back with more tokens.
+            return found.cache;
+        }
+        let mut cache = found.cache.clone();
+        self.kept.push(found);
+        cache.truncate(length);
+        cache
+    }
+
+    /// The length of that beginning, and the number of the prompt that has it.
+    fn find(&self, model: &Arc<Model>, prompt: &[u32]) -> Option<(usize, usize)> {
         let has_pieces = has_pieces(model);
         let known = |prefix: &Prefix| {
             if !std::ptr::eq(prefix.model.as_ptr(), Arc::as_ptr(model)) {
@@ -68,16 +86,7 @@ impl Prefixes {
             if model.has_states() && length < tokens.len() { 0 } else { length }
         };
         let longest = self.kept.iter().enumerate().map(|(n, prefix)| (known(prefix), n)).max();
-        let Some((length, n)) = longest.filter(|(length, _)| *length > 0) else { return KeyValueCache::default() };
-        let found = self.kept.remove(n);
-        if found.cache.tokens().len() == length {
-            // It comes back with more tokens.
-            return found.cache;
-        }
-        let mut cache = found.cache.clone();
-        self.kept.push(found);
-        cache.truncate(length);
-        cache
+        longest.filter(|(length, _)| *length > 0)
     }
 
     /// Keeps what can be used again of a prompt. What was used longest ago goes, if there is no room.
@@ -105,19 +114,21 @@ impl Prefixes {
     }
 }
 
-/// Whether a prompt may begin with what is kept of another one, or is the same.
-pub(super) fn is_known_from(read: &[u32], prompt: &[u32]) -> bool {
-    let common = read.iter().zip(prompt).take_while(|(read, token)| read == token).count();
-    common >= BLOCK || read == prompt
-}
-
 /// Whether pieces of a part can be used again.
 fn has_pieces(model: &Model) -> bool {
     let is_wide = match &model.trained {
         Trained::Adapter(adaptation) => adaptation.targets.iter().all(|target| target.rank >= RANK),
         Trained::Nothing | Trained::All => true,
     };
-    is_wide && model.placement().is_cpu() && model.takes_back() && model.config.experts.is_none()
+    is_wide && model.has_rows_of_their_own()
+}
+
+/// How many tokens of a prompt are known once another one of the same model is read.
+pub(super) fn known_behind(model: &Model, other: &[u32], prompt: &[u32]) -> usize {
+    let has_pieces = has_pieces(model);
+    let kept = &other[..kept(other.len(), has_pieces)];
+    let common = kept.iter().zip(prompt).take_while(|(known, token)| known == token).count();
+    usable(common.min(prompt.len().saturating_sub(1)), prompt.len(), has_pieces)
 }
 
 /// The tokens that are kept of a prompt of so many.

@@ -42,6 +42,7 @@ pub(super) const QWEN3_EXPERTS: Mixture = Mixture {
     layout: ExpertLayout::Plain,
     is_beside: false,
     peft_reads: true,
+    has_router_loss: true,
 };
 
 pub(super) const DEEPSEEK_EXPERTS: Mixture = Mixture {
@@ -53,5 +54,6 @@ pub(super) const DEEPSEEK_EXPERTS: Mixture = Mixture {
     groups: [8, 4],
     dense: 3,
     shared: Shared::Plain(1),
+    has_router_loss: false,
     ..QWEN3_EXPERTS
 };
