@@ -51,6 +51,8 @@ pub struct Model {
     pub(crate) expert_use: Arc<ExpertUse>,
     /// The same in all clones of a base, whatever adapter each has.
     pub(crate) base: Arc<()>,
+    /// Whether all processes that hold the model compute on CPUs.
+    all_on_cpu: bool,
     /// The branches as passes with rows of other adapters need them, made when the first such pass does.
     pub(crate) branches: OnceLock<Arc<BranchTable>>,
     /// The coefficient of the routers' auxiliary loss in what is minimised; 0: it counts nothing.
@@ -197,6 +199,7 @@ impl Model {
             device_peak: 0,
             expert_use: Arc::default(),
             base: Arc::default(),
+            all_on_cpu: placement.is_cpu(),
             branches: OnceLock::new(),
             router_loss: 0.0,
         })
@@ -205,6 +208,16 @@ impl Model {
     /// The device, and the number types that are held and computed in.
     pub fn placement(&self) -> &Placement {
         &self.placement
+    }
+
+    /// Whether all processes that hold this model compute on CPUs. What is read together, and what is kept of prompts,
+    /// has to be the same on all of them.
+    pub fn set_all_on_cpu(&mut self, all: bool) {
+        self.all_on_cpu = all;
+    }
+
+    pub(crate) fn all_on_cpu(&self) -> bool {
+        self.all_on_cpu
     }
 
     /// Most bytes of the device's memory that were seen in use; `None` on the CPU.

@@ -396,7 +396,7 @@ fn every_key_of_an_adapter_is_accounted_for() {
 }
 
 /// f16 and bf16, if the GPU has them: results are within what their 11 and 8 bits allow, and the
-/// same for any loss scale.
+/// same for any loss scale that does not make gradients overflow.
 fn gpu_sixteen_bit_types_are_close_to_f32(family: &'static str) {
     let Some(gpu) = gpu() else {
         println!("SKIPPED: FINETUNE_TEST_DEVICE is not gpu");
@@ -420,9 +420,15 @@ fn gpu_sixteen_bit_types_are_close_to_f32(family: &'static str) {
                     )
                     .expect("a device that works");
                 let loss = (sums.loss - want.0.loss).abs() / want.0.loss;
+                assert!(loss < loss_bound, "{family} {kind:?} {scale}: {loss:e}");
+                if scale > 64.0 && got.iter().any(|number| !number.is_finite()) {
+                    // The loop sees it, and computes the step again with half the scale.
+                    println!("{family} {kind:?}, loss scale {scale}: gradients overflow");
+                    continue;
+                }
                 let difference = relative_norm(&got, &want.1);
                 println!("{family} {kind:?}, loss scale {scale}: loss {loss:.1e}, gradients {difference:.1e}");
-                assert!(loss < loss_bound && difference < bound, "{family} {kind:?} {scale}: {loss:e} {difference:e}");
+                assert!(difference < bound, "{family} {kind:?} {scale}: {difference:e}");
             }
         }
     }

@@ -147,6 +147,16 @@ impl Together {
         self.ranks.group().keep_alive();
     }
 
+    /// Whether all ranks say so. All call it together.
+    ///
+    /// # Errors
+    /// If one is lost.
+    pub fn all_say(&self, mine: bool) -> Result<bool, TrainError> {
+        let mut against = [f32::from(u8::from(!mine))];
+        self.ranks.group().all_reduce(&mut against, Reduction::Max)?;
+        Ok(against[0] == 0.0)
+    }
+
     /// Returns when every rank has called it.
     ///
     /// # Errors

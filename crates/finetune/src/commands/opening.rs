@@ -73,7 +73,7 @@ pub(super) fn open_base(
     let device_plan = DevicePlan { placement: placed(device_plan.placement.clone(), together), ..device_plan };
     let placement = with_residency(directory, arguments.residency, &device_plan, say)?;
     let mut model = Model::load(directory, &placement)?;
-    connect(&mut model, together);
+    connect(&mut model, together)?;
     model.notices().iter().for_each(|notice| say(notice));
     Ok(model)
 }

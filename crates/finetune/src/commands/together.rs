@@ -94,13 +94,15 @@ pub(crate) fn placed(placement: Placement, together: Option<&Together>) -> Place
     }
 }
 
-/// Connects a loaded model with the other ranks.
-pub(crate) fn connect(model: &mut Model, together: Option<&Together>) {
-    let Some(together) = together else { return };
+/// Connects a loaded model with the other ranks. All of them call it.
+pub(crate) fn connect(model: &mut Model, together: Option<&Together>) -> Result<(), Failure> {
+    let Some(together) = together else { return Ok(()) };
     match together.part {
         OnRank::Stage(_) => model.connect(Arc::clone(&together.hops)),
         OnRank::Slice(_) => model.connect_slices(together.sums()),
     }
+    model.set_all_on_cpu(together.all_say(model.placement().is_cpu())?);
+    Ok(())
 }
 
 /// Tells the launcher if another rank's failure has ended this one.

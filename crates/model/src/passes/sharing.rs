@@ -56,7 +56,7 @@ impl Model {
     /// Whether a token's row depends on no other row but through attention, also in products of many rows: so on the
     /// CPU, without experts, whose products have as many rows as tokens choose them, and without states.
     pub(crate) fn has_rows_of_their_own(&self) -> bool {
-        self.placement().is_cpu() && self.takes_back() && self.config.experts.is_none()
+        self.all_on_cpu() && self.takes_back() && self.config.experts.is_none()
     }
 
     /// Whether prompts of this model may be read together with those of models that it shares passes with.

@@ -254,8 +254,8 @@ impl Group {
         for logits in logits.chunks(logits.len() / (1 + proposed.len())) {
             let chosen = job.chooser.next(logits);
             goes_on = job.take(chosen);
-            // The listener hears nothing more once it has left.
-            if !goes_on || job.is_left || proposed.get(accepted) != Some(&job.next) {
+            // A listener that has left hears nothing more, and only the first process knows that it has.
+            if !goes_on || proposed.get(accepted) != Some(&job.next) {
                 break;
             }
             accepted += 1;

@@ -15,6 +15,7 @@
 
 use std::sync::{Arc, Weak};
 
+use super::is_read_again;
 use crate::decoder::cache::KeyValueCache;
 use crate::model::{Model, Trained};
 use crate::passes::generate::PROMPT_PART;
@@ -91,6 +92,9 @@ impl Prefixes {
 
     /// Keeps what can be used again of a prompt. What was used longest ago goes, if there is no room.
     pub(super) fn put(&mut self, model: &Arc<Model>, mut cache: KeyValueCache) {
+        if is_read_again(model) {
+            return;
+        }
         let length = kept(cache.tokens().len(), has_pieces(model));
         if length == 0 || model.has_states() && length < cache.tokens().len() {
             return;

@@ -209,7 +209,7 @@ impl Engine {
 
     /// Keeps a prompt that is read, and chooses the first token of its answer from the logits behind it.
     fn finish_reading(&mut self, job: Job, cache: KeyValueCache, logits: &[f32]) {
-        if !job.model.has_states() && !is_read_again(&job.model) {
+        if !job.model.has_states() {
             self.prefixes.put(&job.model, cache.clone());
         }
         let (model, prompt) = (Arc::clone(&job.model), job.prompt.clone());
