@@ -287,12 +287,16 @@ fn recorded_base(adapter: &Path) -> Result<PathBuf, Failure> {
         hub_id = id.filter(|id| id.name.contains('/'));
     }
     let of_run = run_of(adapter).and_then(|run| recipe_of(&run)).and_then(|recipe| model_directory(&recipe).ok());
-    if let Some(path) = of_run {
-        return Ok(path);
-    }
-    if let Some(id) = hub_id {
-        let path = hub_files::directory(&id, Some("or say where the base is with --base MODEL_DIR"))?;
-        return file_of_model(path);
+    let is_whole = |path: &PathBuf| hub_id.is_none() || has_all_weights(path);
+    match (of_run, &hub_id) {
+        (Some(path), _) if is_whole(&path) => return Ok(path),
+        // A rank of the run may have fetched the layers that it held. What is missing is named when it is read.
+        (Some(path), Some(id)) => return hub_files::directory(id, None).or(Ok(path)).and_then(file_of_model),
+        (None, Some(id)) => {
+            let path = hub_files::directory(id, Some("or say where the base is with --base MODEL_DIR"))?;
+            return file_of_model(path);
+        }
+        (_, None) => {}
     }
     let hint = "say where it is with --base MODEL_DIR".to_owned();
     let message = match name {
