@@ -19,7 +19,6 @@ import http.client
 import json
 import os
 import pathlib
-import platform
 import shlex
 import socket
 import statistics
@@ -27,6 +26,8 @@ import subprocess
 import sys
 import threading
 import time
+
+from decoding import environment, processor
 
 CUT = """
 import json, sys, tokenizers
@@ -90,11 +91,9 @@ class Server:
     def __init__(self, command, given):
         self.port = free_port()
         words = shlex.split(command.format(port=self.port, slots=max(given.streams), threads=given.threads))
-        names = ["RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"]
-        environment = dict(os.environ, HF_HUB_OFFLINE="1", **{name: str(given.threads) for name in names})
         bind = lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:given.threads])
-        self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment,
-                                        preexec_fn=bind)
+        self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                        env=environment(given.threads), preexec_fn=bind)
         self.command = command
 
     def __enter__(self):
@@ -188,9 +187,7 @@ def main():
     for row in rows:
         print(f"| {row} | " + " | ".join(f"{of_one[row]:.3g}" if row in of_one else "" for of_one in table.values()) + " |")
     if given.output:
-        cpu = [line.split(":", 1)[1].strip() for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-               if line.startswith("model name")]
-        about = {"machine": f"{os.cpu_count()} processors, {cpu[0] if cpu else platform.processor()}",
+        about = {"machine": f"{os.cpu_count()} processors, {processor()}",
                  "date": time.strftime("%Y-%m-%d"), "threads": given.threads, "rounds": given.rounds,
                  "answer": given.answer, "table": table, "all": results}
         given.output.write_text(json.dumps(about, indent=1) + "\n")

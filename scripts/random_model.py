@@ -111,26 +111,26 @@ def bf16(values):
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
 
 
-def shards(specifications):
+def shards(specifications, size_of):
     """The tensors in lists of at most SHARD_BYTES; a larger one has a list of its own."""
     filled, size = [], 0
-    for name, shape in specifications:
-        needed = 2 * count(shape)
+    for specification in specifications:
+        needed = size_of(specification)
         if filled and size + needed > SHARD_BYTES:
             yield filled
             filled, size = [], 0
-        filled.append((name, shape))
+        filled.append(specification)
         size += needed
     yield filled
 
 
-def header(specifications):
-    """The bytes before the tensors: length and JSON (huggingface/safetensors, README, "Format")."""
+def header(tensors):
+    """The bytes before the tensors, (name, dtype, shape, bytes) each: length and JSON (huggingface/safetensors,
+    README, "Format")."""
     entries, offset = {"__metadata__": {"format": "pt"}}, 0
-    for name, shape in specifications:
-        end = offset + 2 * count(shape)
-        entries[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
+    for name, dtype, shape, size in tensors:
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors are aligned
     return len(text).to_bytes(8, "little") + text
@@ -162,13 +162,13 @@ class Values:
 def write_model(directory, sizes, seed):
     """Returns the bytes of all tensors."""
     specifications = list(tensors(sizes))
-    parts = list(shards(specifications))
+    parts = list(shards(specifications, lambda tensor: 2 * count(tensor[1])))
     values = Values(seed, sum(count(shape) for _, shape in specifications))
     total, weight_map = 0, {}
     for number, part in enumerate(parts):
         file_name = "model.safetensors" if len(parts) == 1 else f"model-{number + 1:05}-of-{len(parts):05}.safetensors"
         with open(directory / file_name, "wb", buffering=0) as file:
-            file.write(header(part))
+            file.write(header((name, "BF16", shape, 2 * count(shape)) for name, shape in part))
             for name, shape in part:
                 if len(shape) == 1:
                     file.write(bf16(numpy.ones(shape)).tobytes())
