@@ -165,6 +165,12 @@ impl Connected {
     pub(crate) fn new(stage: Stage, hops: Arc<dyn Hops>) -> Connected {
         Connected { stage, hops }
     }
+
+    /// Sends the same bytes to all other processes.
+    fn tell_all(&self, bytes: &[u8]) -> Result<(), ModelError> {
+        let mut others = (0..self.stage.count()).filter(|&other| other != self.stage.mine);
+        others.try_for_each(|other| self.hops.send(other, bytes.to_vec()).map_err(ModelError::Hop))
+    }
 }
 
 /// What a pass has come to: numbers, or where they come from.
@@ -261,14 +267,12 @@ impl Decoder {
 
     /// What all layers have counted, which the process of the last one has, for all.
     pub(crate) fn counts_of_all(&self, balance: Option<&Balance>) -> Result<(), ModelError> {
-        let (Some(Connected { stage, hops }), Some(balance)) = (&self.stage, balance) else { return Ok(()) };
-        if stage.mine != stage.last() {
-            balance.go_on_from(&hops.receive(stage.last(), balance.carried_bytes()).map_err(ModelError::Hop)?);
-            return Ok(());
+        let (Some(connected), Some(balance)) = (&self.stage, balance) else { return Ok(()) };
+        let Connected { stage, hops } = connected;
+        if stage.mine == stage.last() {
+            return connected.tell_all(&balance.carried());
         }
-        for other in (0..stage.count()).filter(|&other| other != stage.mine) {
-            hops.send(other, balance.carried()).map_err(ModelError::Hop)?;
-        }
+        balance.go_on_from(&hops.receive(stage.last(), balance.carried_bytes()).map_err(ModelError::Hop)?);
         Ok(())
     }
 
@@ -280,12 +284,10 @@ impl Decoder {
     /// Sends numbers to all others, if this is the process of the last layer. Waits for nobody: [`Self::taken`]
     /// does.
     pub(crate) fn say(&self, mine: Option<Vec<f32>>, length: usize) -> Result<Said, ModelError> {
-        let Some(Connected { stage, hops }) = &self.stage else { return Ok(Said::Here(mine.unwrap_or_default())) };
+        let Some(connected) = &self.stage else { return Ok(Said::Here(mine.unwrap_or_default())) };
         let Some(numbers) = mine else { return Ok(Said::ByLast { length }) };
         let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-        for other in (0..stage.count()).filter(|&other| other != stage.mine) {
-            hops.send(other, bytes.clone()).map_err(ModelError::Hop)?;
-        }
+        connected.tell_all(&bytes)?;
         Ok(Said::Here(numbers))
     }
 

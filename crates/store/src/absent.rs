@@ -92,7 +92,7 @@ pub(crate) fn open(directory: &Path, shard: &str) -> Result<TensorFile, StoreErr
 
 /// The files of weights that a model directory should have, by its index. Empty: the weights are in one file, or
 /// there is no index that can be read.
-pub fn shards(directory: &Path) -> BTreeSet<String> {
+fn shards(directory: &Path) -> BTreeSet<String> {
     let index = directory.join(INDEX_NAME);
     if directory.join(SINGLE_NAME).exists() {
         return BTreeSet::new();
@@ -101,7 +101,7 @@ pub fn shards(directory: &Path) -> BTreeSet<String> {
     map.into_iter().map(|(_, shard)| shard).filter(|shard| SafeName::parse(shard).is_ok()).collect()
 }
 
-/// Those of [`shards`] that are not here.
+/// The files of weights that a model directory should have, by its index, and that are not here.
 pub fn missing_shards(directory: &Path) -> Vec<String> {
     shards(directory).into_iter().filter(|shard| !directory.join(shard).is_file()).collect()
 }

@@ -45,7 +45,7 @@ mod tensor_set;
 mod tensors;
 mod unique_map;
 
-pub use absent::{has_header, header_bytes, keep_header, missing_shards, no_shard, shards};
+pub use absent::{has_header, header_bytes, keep_header, missing_shards, no_shard};
 pub use cache::{Cache, EntryLock};
 pub use directory::{NewFile, Staging, commit_directory, ensure_directory};
 pub use disk::{Disk, RealDisk};

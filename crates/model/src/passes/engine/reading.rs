@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::group::{Group, Job, share};
 use super::prefixes::known_behind;
-use super::{Engine, EngineEvent, is_read_again};
+use super::{Engine, EngineEvent};
 use crate::decoder::cache::KeyValueCache;
 use crate::error::ModelError;
 use crate::model::Model;
@@ -61,10 +61,7 @@ impl Engine {
         while self.counts().running < self.settings.slots {
             let begins = self.waiting.front().is_some_and(|job| self.may_begin(job) && self.has_room(job));
             let Some(mut job) = begins.then(|| self.waiting.pop_front()).flatten() else { return };
-            let cache = match is_read_again(&job.model) {
-                true => KeyValueCache::default(),
-                false => self.prefixes.take(&job.model, &job.prompt),
-            };
+            let cache = self.prefixes.take(&job.model, &job.prompt);
             job.tell(EngineEvent::Begun { cached: cache.tokens().len() });
             match job.end_if_full() {
                 true => self.reading.push(Reading { end: cache.tokens().len(), job, cache }),
