@@ -158,6 +158,7 @@ def train(binary, base, path, name, rows):
     """Five steps. Returns the run's directory and the losses."""
     run = base.work / name
     recipe = base.work / f"{name}.toml"
+    down = "w2" if any(tensor.endswith(".w2.weight") for tensor in base.values) else "down_proj"  # LFM2
     recipe.write_text(f"""\
 output_dir = {json.dumps(str(run))}
 seed = 7
@@ -170,7 +171,7 @@ dtype = "f32"
 [lora]
 rank = 4
 alpha = 8
-target_modules = ["q_proj", "v_proj", "down_proj"]
+target_modules = ["q_proj", "v_proj", "{down}"]
 
 [data]
 train = {json.dumps(str(rows))}

@@ -25,6 +25,7 @@ use crate::files::floats::from_f32;
 use crate::vocabulary::{FrozenMatrix, resized};
 
 mod compare;
+mod stacks;
 mod write;
 
 pub use self::compare::{Comparison, compare};

@@ -144,19 +144,21 @@ fn files_of_mlx_lm_are_read() {
         assert!(!names.iter().any(|name| name.ends_with(".w1.weight") || name.ends_with(".gate_up_proj")), "{names:?}");
         assert!(logits(made.path()) == logits(&golden(family)), "{family}");
     }
-    let made = model("lfm2_moe", |_, tensors| as_mlx_of_family(tensors));
-    let config = ModelConfig::load(made.path()).expect("a config");
-    let adapter = Adapter::read(&golden("lfm2_moe").join("adapter"), &config).expect("an adapter");
-    let merged = |base: &Path| -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
+    let merged = |base: &Path, adapter: &Adapter| -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
         let parent = tempfile::tempdir().expect("a directory");
         let mut staging = Staging::begin(&RealDisk, parent.path(), "merged").expect("a new directory");
         let form = MergedForm::of_shards(u64::MAX);
-        write_merged(&RealDisk, base, &adapter, &mut staging, form, &[], &|_, _| {}).expect("a merge");
+        write_merged(&RealDisk, base, adapter, &mut staging, form, &[], &|_, _| {}).expect("a merge");
         let merged = staging.publish(&json!({"kind": "merged"})).expect("published");
         let tensors = read_tensors(&merged.join("model.safetensors"));
         tensors.into_iter().map(|(name, _, shape, bytes)| (name, (shape, bytes.to_vec()))).collect()
     };
-    assert!(merged(made.path()) == merged(&golden("lfm2_moe")));
+    for family in ["lfm2_moe", "gemma4_moe"] {
+        let made = model(family, |_, tensors| as_mlx_of_family(tensors));
+        let config = ModelConfig::load(made.path()).expect("a config");
+        let adapter = Adapter::read(&golden(family).join("adapter"), &config).expect("an adapter");
+        assert!(merged(made.path(), &adapter) == merged(&golden(family), &adapter), "{family}");
+    }
 }
 
 /// A delta net's convolution in mlx-lm's shape comes with other norms, and is refused.

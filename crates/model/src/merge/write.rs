@@ -16,6 +16,7 @@ use crate::files::base_files::{BaseFiles, is_linear};
 use crate::files::companions::{amend_config, companion_files};
 use crate::files::floats::{dtype_of, rounded};
 use crate::files::packing::{decoded, described, scheme_word, stored};
+use crate::merge::stacks::{Stack, Stacks};
 use crate::merge::{MergedTensor, Merging, beyond};
 use crate::tree::expected_tensors;
 
@@ -108,7 +109,7 @@ pub fn write_merged(
     let specs: Vec<TensorSpec> = writer.pieces.iter().map(|piece| piece.spec.clone()).collect();
     let count = writer.tensors.len();
     let written = write_shards(disk, &directory, &specs, &metadata, form.shard_bytes, |n| {
-        progress(writer.pieces[n].tensor, count);
+        progress(writer.pieces[n].tensors[0], count);
         writer.bytes(n)
     })?;
     progress(count, count);
@@ -121,11 +122,10 @@ pub fn write_merged(
     Ok(Merged { notice: writer.notice(&files), kept: writer.kept.share() })
 }
 
-/// Refuses experts that transformers reads in stacks alone: a GGUF file has not those of its directory.
+/// Refuses experts with gate and up in turns (gpt-oss): a GGUF file has not the stacks of its directory.
 fn expect_written_experts(config: &ModelConfig, files: &BaseFiles) -> Result<(), ModelError> {
     let family = config.family;
-    let in_stacks = family.has_stacks_only() || family.expert_layout() == ExpertLayout::TakingTurns;
-    if !files.is_gguf() || config.experts.is_none() || !in_stacks {
+    if !files.is_gguf() || config.experts.is_none() || family.expert_layout() != ExpertLayout::TakingTurns {
         return Ok(());
     }
     Err(ModelError::NotExpressible {
@@ -164,10 +164,9 @@ pub fn quantize_model(
 /// A tensor of the files that are written.
 struct Piece {
     spec: TensorSpec,
-    /// The number of the model's tensor that it is, or is a part of, or of the first that it is made of.
-    tensor: usize,
-    /// How many tensors it is made of, one behind the other.
-    count: usize,
+    /// The number of the model's tensor that it is, or is a part of; or of those that it is made of, one
+    /// behind the other.
+    tensors: Vec<usize>,
     /// Which part of a packed matrix it is; `None`: it is the whole tensor.
     part: Option<usize>,
 }
@@ -185,14 +184,6 @@ struct Writer<'a> {
     /// The parts of the matrix that is being written.
     parts: Vec<Vec<u8>>,
     kept: Kept,
-}
-
-/// Why a stack of experts is not written: its shape is that of codes, and transformers has stacks of its own.
-fn packed_stack(config: &ModelConfig, name: &str) -> ModelError {
-    ModelError::NotExpressible {
-        what: format!("the packed stack `{name}` of {} has no place in a merged model", config.family.architecture),
-        hint: "name the 16-bit model as the base, or keep the adapter beside this one".to_owned(),
-    }
 }
 
 impl<'a> Writer<'a> {
@@ -213,26 +204,30 @@ impl<'a> Writer<'a> {
             (_, None) => decoded,
         };
         let dtypes: Vec<Dtype> = tensors.iter().map(written_as).collect();
-        let mut pieces = Vec::new();
+        let mut pieces: Vec<Piece> = Vec::new();
         let mut last_stack = None;
+        let mut stacks = Stacks::of(config, files, &tensors);
         for (number, (tensor, &dtype)) in tensors.iter().zip(&dtypes).enumerate() {
             let shape = merging.shape(tensor);
+            if let Some(made) = stacks.take(config, &tensor.name) {
+                pieces.extend(made.into_iter().map(|Stack { name, shape, tensors }| Piece {
+                    spec: TensorSpec { name, dtype, shape },
+                    tensors,
+                    part: None,
+                }));
+                continue;
+            }
             let opened = tensor.base.stack();
             let as_there = || {
                 let (name, shape) = files.stack_of(&tensor.name).filter(|_| config.family.has_stacks_only())?;
                 Some((name, shape.to_vec()))
             };
-            let is_opened = opened.is_some();
             if let Some((name, shape)) = opened.or_else(as_there) {
-                if !is_opened && tensor.base.is_packed_in_file() {
-                    return Err(packed_stack(config, name));
-                }
                 match pieces.last_mut() {
-                    Some(Piece { count, .. }) if last_stack.as_deref() == Some(name) => *count += 1,
+                    Some(Piece { tensors, .. }) if last_stack.as_deref() == Some(name) => tensors.push(number),
                     _ => pieces.push(Piece {
                         spec: TensorSpec { name: name.to_owned(), dtype, shape },
-                        tensor: number,
-                        count: 1,
+                        tensors: vec![number],
                         part: None,
                     }),
                 }
@@ -247,8 +242,7 @@ impl<'a> Writer<'a> {
                     let specs = file_tensors(scheme, &tensor.name, [rows, columns], stored(dtype)).into_iter();
                     pieces.extend(specs.enumerate().map(|(part, spec)| Piece {
                         spec,
-                        tensor: number,
-                        count: 1,
+                        tensors: vec![number],
                         part: Some(part),
                     }));
                 }
@@ -260,7 +254,7 @@ impl<'a> Writer<'a> {
                     if let Some(shape) = as_there.filter(|shape| shape.iter().product::<usize>() == elements) {
                         spec.shape = shape;
                     }
-                    pieces.push(Piece { spec, tensor: number, count: 1, part: None });
+                    pieces.push(Piece { spec, tensors: vec![number], part: None });
                 }
             }
         }
@@ -285,20 +279,21 @@ impl<'a> Writer<'a> {
 
     /// The bytes of piece `n`. A packed matrix is made with its first part, and kept up to its last.
     fn bytes(&mut self, n: usize) -> Result<Vec<u8>, ModelError> {
-        let Piece { tensor, count, part, .. } = self.pieces[n];
-        let dtype = self.dtypes[tensor];
+        let Piece { ref tensors, part, .. } = self.pieces[n];
+        let first = tensors[0];
+        let dtype = self.dtypes[first];
         match (self.form.quantize, part) {
             (Some(scheme), Some(part)) => {
                 if part == 0 {
-                    self.parts = self.packed(scheme, tensor, dtype)?;
+                    self.parts = self.packed(scheme, first, dtype)?;
                 }
                 Ok(std::mem::take(&mut self.parts[part]))
             }
             _ => {
                 let mut bytes = Vec::new();
-                for tensor in &self.tensors[tensor..tensor + count] {
+                for tensor in tensors.iter().map(|&number| &self.tensors[number]) {
                     let own = self.merging.bytes(tensor, dtype, self.used.contains(&tensor.base.name))?;
-                    if count == 1 {
+                    if tensors.len() == 1 {
                         return Ok(own);
                     }
                     bytes.extend(own);

@@ -1,0 +1,83 @@
+//! Experts that transformers reads in stacks alone (Gemma 4), from files that have them otherwise: mlx-lm's
+//! stacks, gate and up apart, and packed ones. They are written as transformers has them:
+//! `experts.gate_up_proj` [e, 2 f, hidden], the rows of the gate first, and `experts.down_proj` [e, hidden, f].
+
+use std::collections::BTreeMap;
+
+use crate::config::ModelConfig;
+use crate::files::base_files::BaseFiles;
+use crate::merge::MergedTensor;
+
+/// A stack that is written: its name, its shape, and the numbers of the tensors it is made of.
+pub(super) struct Stack {
+    pub(super) name: String,
+    pub(super) shape: Vec<usize>,
+    pub(super) tensors: Vec<usize>,
+}
+
+/// Numbers of the gates, ups and downs of a layer's experts.
+type OfLayer = [BTreeMap<usize, usize>; 3];
+
+/// The stacks that are made of single experts, by where their layer's experts are.
+pub(super) struct Stacks {
+    layers: BTreeMap<String, Option<[Stack; 2]>>,
+}
+
+impl Stacks {
+    /// `tensors`: those of the model, in their numbers' order.
+    pub(super) fn of(config: &ModelConfig, files: &BaseFiles, tensors: &[MergedTensor<'_>]) -> Stacks {
+        let mut found: BTreeMap<String, OfLayer> = BTreeMap::new();
+        for (number, tensor) in tensors.iter().enumerate() {
+            if let Some((experts, expert, part)) = place(config, &tensor.name)
+                && !is_there(files, tensor)
+            {
+                found.entry(experts.to_owned()).or_default()[part].insert(expert, number);
+            }
+        }
+        let stacks = found.into_iter().map(|(experts, of_layer)| {
+            let made = stacks(files, config.wrapper.is_some(), tensors, &of_layer);
+            (experts, Some(made))
+        });
+        Stacks { layers: stacks.collect() }
+    }
+
+    /// The stacks of the layer that this tensor is an expert's of: with its first one all, later none.
+    /// `None`: it is written otherwise.
+    pub(super) fn take(&mut self, config: &ModelConfig, name: &str) -> Option<Vec<Stack>> {
+        let (experts, ..) = place(config, name)?;
+        let of_layer = self.layers.get_mut(experts)?;
+        Some(of_layer.take().into_iter().flatten().collect())
+    }
+}
+
+/// Where an expert's matrix is: its layer's experts, which of them, and whether it is gate, up or down (0, 1, 2).
+fn place<'n>(config: &ModelConfig, name: &'n str) -> Option<(&'n str, usize, usize)> {
+    if !config.family.has_stacks_only() {
+        return None;
+    }
+    let (experts, rest) = name.strip_suffix(".weight")?.split_once(".experts.")?;
+    let (expert, part) = rest.split_once('.')?;
+    let part = config.family.names.gated.iter().position(|gated| *gated == part)?;
+    Some((experts, expert.parse().ok()?, part))
+}
+
+/// Whether the file has its stack as transformers does, in plain numbers.
+fn is_there(files: &BaseFiles, tensor: &MergedTensor<'_>) -> bool {
+    let is_stack = |name: &str| name.ends_with(".gate_up_proj") || name.ends_with(".down_proj");
+    !tensor.base.is_packed_in_file() && files.stack_of(&tensor.name).is_some_and(|(name, _)| is_stack(name))
+}
+
+fn stacks(files: &BaseFiles, is_wrapped: bool, tensors: &[MergedTensor<'_>], of_layer: &OfLayer) -> [Stack; 2] {
+    let [gates, ups, downs] = of_layer;
+    let stack = |part: &str, numbers: Vec<usize>, per_expert: usize| {
+        let first = &tensors[numbers[0]];
+        let name = files.name_in_files(&first.name, is_wrapped);
+        let experts = name.split_once(".experts.").map_or(&*name, |(layer, _)| layer);
+        let mut shape = first.base.shape.clone();
+        shape[0] *= per_expert;
+        shape.insert(0, numbers.len() / per_expert);
+        Stack { name: format!("{experts}.experts.{part}"), shape, tensors: numbers }
+    };
+    let both = gates.values().zip(ups.values()).flat_map(|(&gate, &up)| [gate, up]).collect();
+    [stack("gate_up_proj", both, 2), stack("down_proj", downs.values().copied().collect(), 1)]
+}
