@@ -13,6 +13,7 @@
 
 #![expect(clippy::needless_range_loop, reason = "indices over arrays of one length are the form that becomes vectors")]
 
+pub mod keys;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -61,7 +62,12 @@ type Sets = [[f32; LANES]; 4];
 /// The sum of all lanes.
 #[inline(always)]
 fn sum_lanes([a, b, c, d]: Sets) -> f32 {
-    let mut lanes: [f32; LANES] = std::array::from_fn(|n| (a[n] + b[n]) + (c[n] + d[n]));
+    halve(std::array::from_fn(|n| (a[n] + b[n]) + (c[n] + d[n])))
+}
+
+/// The upper half of the lanes is added to the lower one until one is left.
+#[inline(always)]
+fn halve(mut lanes: [f32; LANES]) -> f32 {
     for half in [8, 4, 2, 1] {
         for n in 0..half {
             lanes[n] += lanes[n + half];
@@ -177,9 +183,9 @@ fn dot_numbers<T: Copy>(x: &[f32], w: &[T], value: impl Fn(T) -> f32) -> f32 {
 }
 
 #[cfg(target_arch = "x86_64")]
-use x86::avx2::{Tile256, bf16_avx2, f32_avx2, row_avx2};
+use x86::avx2::{Tile256, bf16_avx2, f32_avx2, row_avx2, split_avx2};
 #[cfg(target_arch = "x86_64")]
-use x86::avx512::{Tile512, bf16_avx512, f32_avx512, row_avx512, split_bf16_avx512};
+use x86::avx512::{Tile512, bf16_avx512, f32_avx512, row_avx512, split_avx512, split_bf16_avx512};
 
 impl InstructionSet {
     for_each_set! {
@@ -248,7 +254,19 @@ impl InstructionSet {
             baseline: codes.matrix.dot_decoded(InstructionSet::Baseline, rows, x, out),
         }
     }
+
+    for_each_set! {
+        /// [`PackedMatrix::split_rows`] of codes that are split as they are unpacked.
+        fn split_codes(self, codes: &RowsOfCodes, rows: Range<usize>, some: &mut [f32], then: Then<'_>) {
+            avx512: codes.split(rows, some, then, |piece, factors, out| split_avx512(piece, factors, out)),
+            avx2: codes.split(rows, some, then, |piece, factors, out| split_avx2(piece, factors, out)),
+            baseline: codes.matrix.split_decoded(InstructionSet::Baseline, rows, some, then),
+        }
+    }
 }
+
+/// What is done with some rows: the number of the first one, counted from the first of all, and their values.
+pub type Then<'a> = &'a mut dyn FnMut(usize, &[f32]);
 
 impl PackedMatrix {
     /// The products of split activations with some rows: `out[n] = x · w[rows.start + n]`. They have
@@ -265,6 +283,36 @@ impl PackedMatrix {
             return set.dot_codes(&codes, rows, x, out);
         }
         self.dot_decoded(set, rows, x, out);
+    }
+
+    /// Reads some rows into `some`, split, as many at a time as fit, and calls `then` with them each time.
+    ///
+    /// # Panics
+    /// If the range is beyond the matrix, or a row does not fit.
+    pub fn split_rows(&self, set: InstructionSet, rows: Range<usize>, some: &mut [f32], then: Then<'_>) {
+        let [height, width] = self.shape;
+        assert!(rows.end <= height && some.len() >= width, "rows {rows:?} of {height}, {} for {width}", some.len());
+        #[cfg(target_arch = "x86_64")]
+        if let Some(codes) = RowsOfCodes::of(self) {
+            return set.split_codes(&codes, rows, some, then);
+        }
+        self.split_decoded(set, rows, some, then);
+    }
+
+    /// [`PackedMatrix::split_rows`], of rows that are decoded first.
+    fn split_decoded(&self, set: InstructionSet, rows: Range<usize>, some: &mut [f32], then: Then<'_>) {
+        let width = self.shape[1].max(1);
+        let at_once = some.len() / width;
+        let mut row = vec![0.0; width];
+        for first in rows.clone().step_by(at_once) {
+            let now = first..rows.end.min(first + at_once);
+            let some = &mut some[..now.len() * width];
+            for (n, out) in now.zip(some.chunks_exact_mut(width)) {
+                self.decode_row_with(set, n, 0..self.shape[1], &mut row[..self.shape[1]]);
+                set.split(&row, out);
+            }
+            then(first - rows.start, some);
+        }
     }
 
     /// [`PackedMatrix::dot_rows`], of rows that are decoded into memory one by one.
@@ -314,13 +362,51 @@ impl<'a> RowsOfCodes<'a> {
     /// `sum` multiplies the whole blocks of a row.
     #[inline(always)]
     fn dot(&self, rows: Range<usize>, x: &[f32], out: &mut [f32], sum: impl Fn(&Piece, &[f32; 16], &[f32]) -> f32) {
-        let RowsOfCodes { matrix, period, groups, sharing } = *self;
         let (whole, rest_of_x) = x.split_at(x.len() / BLOCK * BLOCK);
+        let mut rest = vec![0f32; rest_of_x.len()];
+        let first = rows.start;
+        self.each_row(rows, |n, piece, factors| {
+            out[n] = sum(piece, factors, whole);
+            if !rest.is_empty() {
+                self.matrix.decode_row(first + n, whole.len()..x.len(), &mut rest);
+                out[n] = add_rest(out[n], rest_of_x, rest.iter().copied());
+            }
+        });
+    }
+
+    /// `split` writes the whole blocks of a row.
+    #[inline(always)]
+    fn split(
+        &self,
+        rows: Range<usize>,
+        some: &mut [f32],
+        then: Then<'_>,
+        split: impl Fn(&Piece, &[f32; 16], &mut [f32]),
+    ) {
+        let [_, width] = self.matrix.shape;
+        let (whole, at_once) = (width / BLOCK * BLOCK, some.len() / width);
+        let (first, count) = (rows.start, rows.len());
+        self.each_row(rows, |n, piece, factors| {
+            let out = &mut some[n % at_once * width..][..width];
+            split(piece, factors, &mut out[..whole]);
+            if whole < width {
+                self.matrix.decode_row(first + n, whole..width, &mut out[whole..]);
+            }
+            if n % at_once + 1 == at_once || n + 1 == count {
+                then(n / at_once * at_once, &some[..(n % at_once + 1) * width]);
+            }
+        });
+    }
+
+    /// Calls `row` with the number of each row, counted from the first, its codes with their numbers, and the factors
+    /// of 4 bits.
+    #[inline(always)]
+    fn each_row(&self, rows: Range<usize>, mut row: impl FnMut(usize, &Piece, &[f32; 16])) {
+        let RowsOfCodes { matrix, period, groups, sharing } = *self;
         // The numbers of several rows are read together: those of one may be fewer than a vector.
         let most = if sharing == 1 { (NUMBERS / groups).max(1) } else { 1 };
         let (mut scales, mut zeros, mut biases) =
             (vec![0f32; most * groups], vec![0f32; most * groups], vec![-0f32; most * groups]);
-        let mut rest = vec![0f32; rest_of_x.len()];
         let ((meaning, factor), codes, rounding) = (matrix.meaning(), &matrix.codes, matrix.rounding);
         let piece_of_no_row = Piece {
             codes,
@@ -335,11 +421,12 @@ impl<'a> RowsOfCodes<'a> {
             factor,
         };
         let factors = if codes.bits() == 4 { piece_of_no_row.factors() } else { [0.0; 16] };
-        for (first, out) in rows.step_by(most).zip(out.chunks_mut(most)) {
-            let (group, count) = (first / sharing * groups, out.len() * groups);
-            matrix.scales.read(group, &mut scales[..count]);
-            matrix.read_offsets(group, &mut zeros[..count], &mut biases[..count]);
-            for (n, out) in out.iter_mut().enumerate() {
+        for first in rows.clone().step_by(most) {
+            let count = most.min(rows.end - first);
+            let (group, numbers) = (first / sharing * groups, count * groups);
+            matrix.scales.read(group, &mut scales[..numbers]);
+            matrix.read_offsets(group, &mut zeros[..numbers], &mut biases[..numbers]);
+            for n in 0..count {
                 let of_row = n * groups..(n + 1) * groups;
                 let piece = Piece {
                     bit: codes.bit(first + n, 0),
@@ -348,11 +435,7 @@ impl<'a> RowsOfCodes<'a> {
                     biases: &biases[of_row],
                     ..piece_of_no_row
                 };
-                *out = sum(&piece, &factors, whole);
-                if !rest.is_empty() {
-                    matrix.decode_row(first + n, whole.len()..x.len(), &mut rest);
-                    *out = add_rest(*out, rest_of_x, rest.iter().copied());
-                }
+                row(first + n - rows.start, &piece, &factors);
             }
         }
     }

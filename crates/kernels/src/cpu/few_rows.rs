@@ -21,7 +21,7 @@ use super::matmul::Matrix;
 use super::weight::CpuWeight;
 
 /// Most rows of x. With more, tiles of the product are faster than rows.
-pub(crate) const FEW_ROWS: usize = 8;
+pub(crate) const FEW_ROWS: usize = 16;
 /// Products of fewer multiplications than this are not worth handing to another thread.
 const SMALL: usize = 1 << 17;
 /// More jobs than threads, so that one that starts late has less to do.
@@ -71,7 +71,14 @@ impl Rows<'_> {
         if rows <= 1 {
             return self.times_one(set, first, x, out);
         }
-        let (mut buffer, mut some) = (uninitialized(inputs), uninitialized(ROWS * inputs));
+        let mut some = uninitialized(ROWS * inputs);
+        if let Rows::Packed(matrix) = self {
+            let outputs = out.len() / rows;
+            return matrix.split_rows(set, first..first + outputs, &mut some, &mut |n, some| {
+                set.dot_each(x, some, inputs, &mut out[n * rows..][..some.len() / inputs * rows]);
+            });
+        }
+        let mut buffer = uninitialized(inputs);
         for (n, out) in out.chunks_mut(ROWS * rows).enumerate() {
             let some = &mut some[..out.len() / rows * inputs];
             for (row, some) in some.chunks_mut(inputs.max(1)).enumerate() {
@@ -87,7 +94,7 @@ impl Rows<'_> {
         match self {
             Rows::Floats { values, stride } => return set.split(&values[row * stride..][..width], out),
             Rows::Bf16(values) => return set.split_bf16(&values[row * width..][..width], out),
-            Rows::Packed(matrix) => matrix.decode_row_with(set, row, 0..width, buffer),
+            Rows::Packed(_) => unreachable!("packed rows are split as they are unpacked"),
             Rows::Read(weight) => weight.read(row, 0, buffer),
         }
         set.split(buffer, out);

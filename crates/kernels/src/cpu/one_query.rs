@@ -6,6 +6,8 @@
 //! large and rows are few, several threads take some heads of it each.
 
 use burn_flex::FlexTensor;
+use finetune_packed::InstructionSet;
+use finetune_packed::dot::keys::Apart;
 use rayon::prelude::*;
 
 use super::attention::{Heads, probabilities};
@@ -22,6 +24,10 @@ const PARALLEL: usize = 1 << 17;
 /// for all of them.
 const TOGETHER: usize = 8;
 
+/// Most query heads of a key/value head whose products with keys are made one by one. With more it pays to bring keys
+/// into another order first. It is the model that decides, so the bits do not depend on rows and threads.
+const FEW_QUERIES: usize = 8;
+
 /// Whether query n is the only one of row n.
 pub(super) fn fits(segments: &Segments, queries: usize) -> bool {
     let is_next = |(n, segment): (usize, &Segment)| segment.queries == 1 && segment.query_start == n;
@@ -30,7 +36,8 @@ pub(super) fn fits(segments: &Segments, queries: usize) -> bool {
 
 /// q [t, h, d], k [s, k, d], v [s, k, y], sinks [h] -> [t, h, y], for segments that [`fits`] accepts.
 ///
-/// Scores and results are sums in the order of d and of the keys. A result depends on its own row
+/// Results are sums in the order of the keys. So are scores in that of d, or they are those of
+/// [`finetune_packed::dot::keys`] where few query heads share a key/value head. A result depends on its own row
 /// alone.
 pub(super) fn attend(
     q: &FlexTensor,
@@ -56,7 +63,12 @@ pub(super) fn attend(
         let at = segment.key_start + first;
         let (keys_at, values_at) = (at * stride + head * heads.width, at * value_stride + head * heads.value_width);
         let mut scores = uninitialized(together * keys);
-        simd::key_scores(q, &ks[keys_at..], stride, heads.width, &mut scores);
+        let (values, width) = (&ks[keys_at..], heads.width);
+        if heads.group() <= FEW_QUERIES {
+            InstructionSet::best().dot_apart(q, Apart { values, stride, width }, &mut scores);
+        } else {
+            simd::key_scores(q, values, stride, width, &mut scores);
+        }
         for (n, scores) in scores.chunks_mut(keys).enumerate() {
             let sink = sinks.map(|sinks| floats(sinks)[piece * together + n]);
             probabilities(scores, shape, sink);

@@ -19,8 +19,10 @@ use crate::passes::sampling::Sampling;
 use crate::stage::Said;
 use crate::tree::expected_tensors;
 
-/// Most rows of a pass. With more, products on the CPU change to the order of sums that suits many.
-pub(crate) const ROWS: usize = 8;
+/// Most rows of a pass on CPUs. With more, products change to the order of sums that suits many.
+const ROWS: usize = 16;
+/// Most rows of a pass where a GPU has a part of it: its kernel for packed weights takes no more.
+const ROWS_ON_GPU: usize = 8;
 /// Bytes of keys and values that several rows may take in any model.
 const CACHE_BYTES: usize = 192 << 20;
 /// In a large one they may take a byte for so many parameters: 0.5 GB in a model of 8 billion.
@@ -39,8 +41,8 @@ pub struct RowRequest<'a> {
     pub end_ids: &'a [u32],
 }
 
-/// Most tokens that are proposed at a time: with the one that is known they are the rows of a pass.
-pub const MOST_AHEAD: usize = ROWS - 1;
+/// Most tokens that are proposed at a time: with the one that is known they are the rows of a pass on any device.
+pub const MOST_AHEAD: usize = ROWS_ON_GPU - 1;
 
 /// A row that is continued: its number among the requests, and its next token.
 type Running = (usize, u32);
@@ -50,7 +52,7 @@ impl Model {
     /// with the number of a row and its new token, and says whether that row goes on. A request
     /// with an empty prompt gets no tokens.
     ///
-    /// Eight rows are held at once: [`Model::rows_at_once`] says how many fit.
+    /// Sixteen rows are held at once, or eight on a GPU: [`Model::rows_at_once`] says how many fit.
     ///
     /// # Errors
     /// If a token of a prompt is not in the vocabulary, if logits are not finite, or if the device
@@ -71,14 +73,14 @@ impl Model {
             }
             return Ok(generations);
         }
-        for requests in requests.chunks(ROWS) {
+        for requests in requests.chunks(self.most_rows()) {
             let first = generations.len();
             generations.extend(self.generate_together(requests, &mut |row, token| each(first + row, token))?);
         }
         Ok(generations)
     }
 
-    /// As [`Self::generate_rows`], of at most [`ROWS`] rows whose tokens are in the vocabulary.
+    /// As [`Self::generate_rows`], of at most [`Model::most_rows`] rows whose tokens are in the vocabulary.
     fn generate_together(
         &self,
         requests: &[RowRequest<'_>],
@@ -97,7 +99,12 @@ impl Model {
         Ok(answers.generations)
     }
 
-    /// How many of the first requests are well carried out together: at most eight, and no more
+    /// Most rows of a pass.
+    pub(crate) fn most_rows(&self) -> usize {
+        if self.all_on_cpu { ROWS } else { ROWS_ON_GPU }
+    }
+
+    /// How many of the first requests are well carried out together: at most sixteen (on a GPU eight), and no more
     /// than have room for their keys and values in 192 MiB or, in a model of more than 3 billion
     /// parameters, in a byte for 16 of them. At least one, if there is one.
     pub fn rows_at_once(&self, requests: &[RowRequest<'_>]) -> usize {
@@ -108,7 +115,7 @@ impl Model {
             longest = longest.max(request.prompt.len().saturating_add(request.max_new_tokens).min(most));
             self.row_bytes(longest).saturating_mul(n + 1) <= most
         };
-        let fitting = requests.iter().take(ROWS).enumerate().map(fits).take_while(|fits| *fits).count();
+        let fitting = requests.iter().take(self.most_rows()).enumerate().map(fits).take_while(|fits| *fits).count();
         fitting.max(1).min(requests.len())
     }
 

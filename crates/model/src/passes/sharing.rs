@@ -3,7 +3,7 @@
 //! Models that are clones of one base with LoRA branches of their own share its products. Each row goes through
 //! its own branches, and on the CPU has the bits that it has alone:
 //!
-//! - A product of the base of at most eight rows has one order of sums, and so has one of more than 64 rows (see
+//! - A product of the base of at most sixteen rows has one order of sums, and so has one of more than 64 rows (see
 //!   `generate_rows` and the engine's `prefixes`). Prompts share a pass only if each brings more than 64 tokens.
 //! - A product with a branch is made of the rows of one adapter, or of one prompt, alone.
 //! - Attention goes over each row's own keys.

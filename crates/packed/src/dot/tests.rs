@@ -3,6 +3,7 @@
 use finetune_random::Stream;
 use half::bf16;
 
+use super::keys::Apart;
 use super::{BLOCK, HALF, LANES};
 use crate::all_forms::{Random, for_all};
 use crate::simd::InstructionSet;
@@ -59,6 +60,44 @@ fn numbers_are_summed_in_one_order() {
     }
 }
 
+/// Sixteen lanes, halves added to halves, then the rest.
+fn reference_of_keys(x: &[f32], key: &[f32]) -> f32 {
+    let whole = x.len() / LANES * LANES;
+    let mut lanes = vec![0f32; LANES];
+    for j in 0..whole {
+        lanes[j % LANES] = x[j].mul_add(key[j], lanes[j % LANES]);
+    }
+    while lanes.len() > 1 {
+        let (lower, upper) = lanes.split_at(lanes.len() / 2);
+        lanes = lower.iter().zip(upper).map(|(lower, upper)| lower + upper).collect();
+    }
+    (whole..x.len()).fold(lanes[0], |sum, j| x[j].mul_add(key[j], sum))
+}
+
+#[test]
+fn products_with_keys_are_summed_in_one_order() {
+    for (width, stride, rows, count) in [
+        (64, 192, 3, 100),
+        (16, 16, 1, 15),
+        (72, 80, 2, 33),
+        (5, 7, 4, 17),
+        (128, 128, 5, 64),
+        (256, 512, 8, 129),
+        (8, 8, 1, 1),
+    ] {
+        let x = Stream::new(1, 0, 0, 0).uniform(rows * width, 1.0);
+        let values = Stream::new(2, 0, 0, 0).uniform((count - 1) * stride + width, 1.0);
+        for set in InstructionSet::here() {
+            let mut out = vec![f32::NAN; rows * count];
+            set.dot_apart(&x, Apart { values: &values, stride, width }, &mut out);
+            for (n, found) in out.iter().enumerate() {
+                let want = reference_of_keys(&x[n / count * width..][..width], &values[n % count * stride..][..width]);
+                same(*found, want, &format!("{set:?}, {width} elements, row {} and key {}", n / count, n % count));
+            }
+        }
+    }
+}
+
 #[test]
 fn codes_are_summed_in_the_same_order() {
     let mut matrices = 0;
@@ -74,6 +113,15 @@ fn codes_are_summed_in_the_same_order() {
             for ((row, found), want) in rows.clone().zip(out).zip(&want) {
                 same(found, *want, &format!("{set:?}, row {row} of {matrix:?}"));
             }
+            // Three rows at a time: a last one is left.
+            let mut found = Vec::new();
+            matrix.split_rows(set, rows.clone(), &mut vec![f32::NAN; 3 * width], &mut |first, some| {
+                assert_eq!(first * width, found.len());
+                found.extend_from_slice(some);
+            });
+            let apart: Vec<f32> = rows.clone().flat_map(|row| split(&values(row))).collect();
+            assert_eq!(found.len(), apart.len());
+            found.iter().zip(&apart).for_each(|(found, want)| same(*found, *want, &format!("{set:?} of {matrix:?}")));
         }
         matrices += 1;
     });

@@ -8,7 +8,6 @@ use super::{EngineEnd, EngineEvent, Listener, PassCounts, is_read_again};
 use crate::decoder::cache::{KeyValueCache, RowsCache};
 use crate::error::ModelError;
 use crate::model::Model;
-use crate::passes::generate_rows::ROWS;
 use crate::passes::lookup::{Lookup, Speculated};
 use crate::passes::token_rules::{Chooser, ChosenToken};
 use crate::stage::Said;
@@ -102,7 +101,7 @@ struct Pass {
     proposed: Vec<u32>,
 }
 
-/// At most [`ROWS`] requests of models that share passes. Those of one model lie next to each other.
+/// At most [`Model::most_rows`] requests of models that share passes. Those of one model lie next to each other.
 pub(super) struct Group {
     jobs: Vec<Job>,
     caches: Caches,
@@ -142,7 +141,7 @@ impl Group {
 
     /// Whether a request of this model may join. Proposed tokens may have to be taken back, in all rows.
     pub(super) fn takes(&self, model: &Arc<Model>) -> bool {
-        let has_place = matches!(self.caches, Caches::Together(_)) && self.jobs.len() < ROWS;
+        let has_place = matches!(self.caches, Caches::Together(_)) && self.jobs.len() < model.most_rows();
         has_place && self.shares_with(model) && self.pass.as_ref().is_none_or(|pass| pass.proposed.is_empty())
     }
 

@@ -6,6 +6,7 @@ use half::bf16;
 
 use super::{HalvesOfGroups, halves, prefetch, quarters, sum_eight};
 use crate::codes::NibbleOrder;
+use crate::dot::keys::Apart;
 use crate::dot::{BLOCK, HALF, LANES, Tile, add_rest};
 use crate::matrix::Rounding;
 use crate::numbers::widen;
@@ -151,11 +152,16 @@ fn values_avx2<const ROUNDED: bool>(piece: &Piece, group: usize, factors: __m256
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn nibbles_avx2<const ROUNDED: bool>(piece: &Piece, factors: &[f32; 16], x: &[f32]) -> f32 {
+fn nibbles_avx2<const ROUNDED: bool>(
+    piece: &Piece,
+    factors: &[f32; 16],
+    blocks: usize,
+    mut take: impl FnMut(usize, usize, [__m256; 2]),
+) {
     // SAFETY: the array has two vectors.
     let factors = unsafe { [_mm256_loadu_ps(factors.as_ptr()), _mm256_loadu_ps(factors.as_ptr().add(8))] };
     let is_high_first = piece.codes.order() == NibbleOrder::HighFirst;
-    let bytes = piece.codes.bytes()[piece.bit / 8..][..x.len() / 2].as_chunks::<HALF>().0;
+    let bytes = piece.codes.bytes()[piece.bit / 8..][..blocks * HALF].as_chunks::<HALF>().0;
     let of_group = |group: usize| {
         let (low, high) = (factors[0], factors[1]);
         [values_avx2::<ROUNDED>(piece, group, low), values_avx2::<ROUNDED>(piece, group, high)]
@@ -169,22 +175,15 @@ fn nibbles_avx2<const ROUNDED: bool>(piece: &Piece, factors: &[f32; 16], x: &[f3
     };
     let mut groups = HalvesOfGroups::new(piece);
     let mut values = of_group(0);
-    let mut sums = Sums256::new();
-    for (x, bytes) in x.as_chunks::<BLOCK>().0.iter().zip(bytes) {
+    for (block, bytes) in bytes.iter().enumerate() {
         prefetch(bytes);
-        let (x, bytes) = (halves(x), bytes.as_chunks::<8>().0);
-        if groups.begins() {
-            values = of_group(groups.group);
+        for (quarter, bytes) in bytes.as_chunks::<8>().0.iter().enumerate() {
+            if quarter % 2 == 0 && groups.begins() {
+                values = of_group(groups.group);
+            }
+            take(block, quarter, split(values, bytes));
         }
-        sums.add::<0, 0>(x[0], split(values, &bytes[0]));
-        sums.add::<0, 1>(x[0], split(values, &bytes[1]));
-        if groups.begins() {
-            values = of_group(groups.group);
-        }
-        sums.add::<2, 0>(x[1], split(values, &bytes[2]));
-        sums.add::<2, 1>(x[1], split(values, &bytes[3]));
     }
-    sums.sum()
 }
 
 /// Of sixteen values, those at the places that the lowest four bits name.
@@ -196,22 +195,57 @@ fn look_up_avx2([low, high]: [__m256; 2], codes: __m256i) -> __m256 {
     _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, codes), _mm256_permutevar8x32_ps(high, codes), fourth)
 }
 
+/// Calls `take` with the number of a block, that of its quarter, and the quarter's even and odd values, for the
+/// first blocks of a row.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn each_quarter(piece: &Piece, factors: &[f32; 16], blocks: usize, take: impl FnMut(usize, usize, [__m256; 2])) {
+    match (piece.codes.bits(), piece.rounding, piece.meaning) {
+        (4, Rounding::None, _) => nibbles_avx2::<false>(piece, factors, blocks, take),
+        (4, ..) => nibbles_avx2::<true>(piece, factors, blocks, take),
+        (_, _, Meaning::Affine) => bytes_avx2::<true>(piece, blocks, take),
+        _ => bytes_avx2::<false>(piece, blocks, take),
+    }
+}
+
 /// The product of the whole blocks of a row.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in crate::dot) fn row_avx2(piece: &Piece, factors: &[f32; 16], x: &[f32]) -> f32 {
-    match (piece.codes.bits(), piece.rounding, piece.meaning) {
-        (4, Rounding::None, _) => nibbles_avx2::<false>(piece, factors, x),
-        (4, ..) => nibbles_avx2::<true>(piece, factors, x),
-        (_, _, Meaning::Affine) => bytes_avx2::<true>(piece, x),
-        _ => bytes_avx2::<false>(piece, x),
-    }
+    let x = x.as_chunks::<BLOCK>().0;
+    let mut sums = Sums256::new();
+    each_quarter(piece, factors, x.len(), |block, quarter, values| {
+        let x = halves(&x[block]);
+        match quarter {
+            0 => sums.add::<0, 0>(x[0], values),
+            1 => sums.add::<0, 1>(x[0], values),
+            2 => sums.add::<2, 0>(x[1], values),
+            _ => sums.add::<2, 1>(x[1], values),
+        }
+    });
+    sums.sum()
+}
+
+/// The values of the whole blocks of a row, split.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in crate::dot) fn split_avx2(piece: &Piece, factors: &[f32; 16], out: &mut [f32]) {
+    let out = out.as_chunks_mut::<BLOCK>().0;
+    each_quarter(piece, factors, out.len(), |block, quarter, [even, odd]| {
+        let half = &mut out[block].as_chunks_mut::<HALF>().0[quarter / 2];
+        let at = quarter % 2 * 8;
+        // SAFETY: the array has four vectors, the first two of the even elements.
+        unsafe {
+            _mm256_storeu_ps(half.as_mut_ptr().add(at), even);
+            _mm256_storeu_ps(half.as_mut_ptr().add(LANES + at), odd);
+        }
+    });
 }
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn bytes_avx2<const AFFINE: bool>(piece: &Piece, x: &[f32]) -> f32 {
-    let bytes = piece.codes.bytes()[piece.bit / 8..][..x.len()].as_chunks::<BLOCK>().0;
+fn bytes_avx2<const AFFINE: bool>(piece: &Piece, blocks: usize, mut take: impl FnMut(usize, usize, [__m256; 2])) {
+    let bytes = piece.codes.bytes()[piece.bit / 8..][..blocks * BLOCK].as_chunks::<BLOCK>().0;
     let factor = _mm256_set1_ps(piece.factor);
     let of_group = |group: usize| {
         let offsets = if AFFINE { piece.biases } else { piece.zeros };
@@ -233,20 +267,32 @@ fn bytes_avx2<const AFFINE: bool>(piece: &Piece, x: &[f32]) -> f32 {
     };
     let mut groups = HalvesOfGroups::new(piece);
     let mut group = of_group(0);
-    let mut sums = Sums256::new();
-    for (x, bytes) in x.as_chunks::<BLOCK>().0.iter().zip(bytes) {
+    for (block, bytes) in bytes.iter().enumerate() {
         prefetch(bytes);
-        let (x, bytes) = (halves(x), quarters(bytes));
-        if groups.begins() {
-            group = of_group(groups.group);
+        for (quarter, bytes) in quarters(bytes).into_iter().enumerate() {
+            if quarter % 2 == 0 && groups.begins() {
+                group = of_group(groups.group);
+            }
+            take(block, quarter, split(group, bytes));
         }
-        sums.add::<0, 0>(x[0], split(group, bytes[0]));
-        sums.add::<0, 1>(x[0], split(group, bytes[1]));
-        if groups.begins() {
-            group = of_group(groups.group);
-        }
-        sums.add::<2, 0>(x[1], split(group, bytes[2]));
-        sums.add::<2, 1>(x[1], split(group, bytes[3]));
     }
-    sums.sum()
+}
+
+/// The products of a row of whole sixteens with the keys from `first` on, all of them. Returns how many.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in crate::dot) fn keys_avx2(x: &[f32], keys: Apart<'_>, first: usize, out: &mut [f32]) -> usize {
+    for (n, out) in out.iter_mut().enumerate() {
+        let row = &keys.row(first + n)[..x.len()];
+        let mut sums = [_mm256_setzero_ps(); 2];
+        for at in (0..x.len()).step_by(LANES) {
+            for (half, sum) in sums.iter_mut().enumerate() {
+                let at = at + half * 8;
+                // SAFETY: `x` and the row are whole sixteens of one length.
+                let (x, row) = unsafe { (_mm256_loadu_ps(x.as_ptr().add(at)), _mm256_loadu_ps(row.as_ptr().add(at))) };
+                *sum = _mm256_fmadd_ps(x, row, *sum);
+            }
+        }
+        *out = sum_eight(_mm256_add_ps(sums[0], sums[1]));
+    }
+    out.len()
 }

@@ -6,6 +6,7 @@ use half::bf16;
 
 use super::{HalvesOfGroups, halves, halves_of_codes, prefetch, sum_eight};
 use crate::codes::NibbleOrder;
+use crate::dot::keys::Apart;
 use crate::dot::{BLOCK, HALF, LANES, Tile, add_rest};
 use crate::matrix::Rounding;
 use crate::numbers::widen;
@@ -123,6 +124,7 @@ pub(in crate::dot) fn split_bf16_avx512(x: &[bf16], out: &mut [f32]) {
     assert_eq!(x.len(), out.len(), "as many elements");
     let whole = x.len() / BLOCK * BLOCK;
     for (x, out) in x[..whole].as_chunks::<HALF>().0.iter().zip(out.as_chunks_mut::<HALF>().0) {
+        prefetch(x);
         // SAFETY: the array is as long as what is loaded.
         let pairs = unsafe { _mm512_loadu_si512(x.as_ptr().cast()) };
         let even = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
@@ -192,11 +194,16 @@ fn values_avx512<const ROUNDED: bool>(piece: &Piece, group: usize, factors: __m5
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn nibbles_avx512<const ROUNDED: bool>(piece: &Piece, factors: &[f32; 16], x: &[f32]) -> f32 {
+fn nibbles_avx512<const ROUNDED: bool>(
+    piece: &Piece,
+    factors: &[f32; 16],
+    blocks: usize,
+    mut take: impl FnMut(usize, usize, [__m512; 2]),
+) {
     // SAFETY: the array is as long as what is loaded.
     let factors = unsafe { _mm512_loadu_ps(factors.as_ptr()) };
     let is_high_first = piece.codes.order() == NibbleOrder::HighFirst;
-    let bytes = piece.codes.bytes()[piece.bit / 8..][..x.len() / 2].as_chunks::<HALF>().0;
+    let bytes = piece.codes.bytes()[piece.bit / 8..][..blocks * HALF].as_chunks::<HALF>().0;
     // A permutation takes the lowest four bits.
     let split = |values: __m512, bytes: &[u8; HALF / 2]| {
         // SAFETY: the array is as long as what is loaded.
@@ -207,38 +214,62 @@ fn nibbles_avx512<const ROUNDED: bool>(piece: &Piece, factors: &[f32; 16], x: &[
     };
     let mut groups = HalvesOfGroups::new(piece);
     let mut values = values_avx512::<ROUNDED>(piece, 0, factors);
-    let mut sums = Sums512::new();
-    for (x, bytes) in x.as_chunks::<BLOCK>().0.iter().zip(bytes) {
+    for (block, bytes) in bytes.iter().enumerate() {
         prefetch(bytes);
-        let (x, bytes) = (halves(x), halves_of_codes(bytes));
-        if groups.begins() {
-            values = values_avx512::<ROUNDED>(piece, groups.group, factors);
+        for (half, bytes) in halves_of_codes(bytes).into_iter().enumerate() {
+            if groups.begins() {
+                values = values_avx512::<ROUNDED>(piece, groups.group, factors);
+            }
+            take(block, half, split(values, bytes));
         }
-        sums.add::<0>(x[0], split(values, bytes[0]));
-        if groups.begins() {
-            values = values_avx512::<ROUNDED>(piece, groups.group, factors);
-        }
-        sums.add::<2>(x[1], split(values, bytes[1]));
     }
-    sums.sum()
+}
+
+/// Calls `take` with the number of a block, that of its half, and the half's even and odd values, for the first
+/// blocks of a row.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn each_half(piece: &Piece, factors: &[f32; 16], blocks: usize, take: impl FnMut(usize, usize, [__m512; 2])) {
+    match (piece.codes.bits(), piece.rounding, piece.meaning) {
+        (4, Rounding::None, _) => nibbles_avx512::<false>(piece, factors, blocks, take),
+        (4, ..) => nibbles_avx512::<true>(piece, factors, blocks, take),
+        (_, _, Meaning::Affine) => bytes_avx512::<true>(piece, blocks, take),
+        _ => bytes_avx512::<false>(piece, blocks, take),
+    }
 }
 
 /// The product of the whole blocks of a row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 pub(in crate::dot) fn row_avx512(piece: &Piece, factors: &[f32; 16], x: &[f32]) -> f32 {
-    match (piece.codes.bits(), piece.rounding, piece.meaning) {
-        (4, Rounding::None, _) => nibbles_avx512::<false>(piece, factors, x),
-        (4, ..) => nibbles_avx512::<true>(piece, factors, x),
-        (_, _, Meaning::Affine) => bytes_avx512::<true>(piece, x),
-        _ => bytes_avx512::<false>(piece, x),
-    }
+    let x = x.as_chunks::<BLOCK>().0;
+    let mut sums = Sums512::new();
+    each_half(piece, factors, x.len(), |block, half, values| match half {
+        0 => sums.add::<0>(halves(&x[block])[0], values),
+        _ => sums.add::<2>(halves(&x[block])[1], values),
+    });
+    sums.sum()
+}
+
+/// The values of the whole blocks of a row, split.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(in crate::dot) fn split_avx512(piece: &Piece, factors: &[f32; 16], out: &mut [f32]) {
+    let out = out.as_chunks_mut::<BLOCK>().0;
+    each_half(piece, factors, out.len(), |block, half, [even, odd]| {
+        let out = &mut out[block].as_chunks_mut::<HALF>().0[half];
+        // SAFETY: the array has two vectors.
+        unsafe {
+            _mm512_storeu_ps(out.as_mut_ptr(), even);
+            _mm512_storeu_ps(out.as_mut_ptr().add(LANES), odd);
+        }
+    });
 }
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn bytes_avx512<const AFFINE: bool>(piece: &Piece, x: &[f32]) -> f32 {
-    let bytes = piece.codes.bytes()[piece.bit / 8..][..x.len()].as_chunks::<BLOCK>().0;
+fn bytes_avx512<const AFFINE: bool>(piece: &Piece, blocks: usize, mut take: impl FnMut(usize, usize, [__m512; 2])) {
+    let bytes = piece.codes.bytes()[piece.bit / 8..][..blocks * BLOCK].as_chunks::<BLOCK>().0;
     let factor = _mm512_set1_ps(piece.factor);
     let of_group = |group: usize| {
         let offsets = if AFFINE { piece.biases } else { piece.zeros };
@@ -260,18 +291,50 @@ fn bytes_avx512<const AFFINE: bool>(piece: &Piece, x: &[f32]) -> f32 {
     };
     let mut groups = HalvesOfGroups::new(piece);
     let mut group = of_group(0);
-    let mut sums = Sums512::new();
-    for (x, bytes) in x.as_chunks::<BLOCK>().0.iter().zip(bytes) {
+    for (block, bytes) in bytes.iter().enumerate() {
         prefetch(bytes);
-        let (x, bytes) = (halves(x), halves(bytes));
-        if groups.begins() {
-            group = of_group(groups.group);
+        for (half, bytes) in halves(bytes).into_iter().enumerate() {
+            if groups.begins() {
+                group = of_group(groups.group);
+            }
+            take(block, half, split(group, bytes));
         }
-        sums.add::<0>(x[0], split(group, bytes[0]));
-        if groups.begins() {
-            group = of_group(groups.group);
-        }
-        sums.add::<2>(x[1], split(group, bytes[1]));
     }
-    sums.sum()
+}
+
+/// The products of a row of whole vectors with the keys from `first` on, sixteen at a time. Returns how many.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+pub(in crate::dot) fn keys_avx512(x: &[f32], keys: Apart<'_>, first: usize, out: &mut [f32]) -> usize {
+    let (sixteens, _) = out.as_chunks_mut::<LANES>();
+    for (n, out) in sixteens.iter_mut().enumerate() {
+        // In the order in which `sum_each` takes them: the rest of four of the place, and its quarter.
+        let row = |place: usize| &keys.row(first + n * LANES + place % 4 * 4 + place / 4)[..x.len()];
+        let rows: [&[f32]; LANES] = std::array::from_fn(row);
+        let mut sums = [_mm512_setzero_ps(); LANES];
+        for at in (0..x.len()).step_by(LANES) {
+            // SAFETY: `x` and the rows are whole vectors of one length.
+            let x = unsafe { _mm512_loadu_ps(x.as_ptr().add(at)) };
+            for (sum, row) in sums.iter_mut().zip(rows) {
+                // SAFETY: as above.
+                *sum = _mm512_fmadd_ps(x, unsafe { _mm512_loadu_ps(row.as_ptr().add(at)) }, *sum);
+            }
+        }
+        // SAFETY: the array is a vector.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum_each(sums)) };
+    }
+    sixteens.len() * LANES
+}
+
+/// The sum of all lanes of each vector, halves added to halves as in [`sum_lanes`]. Four vectors that follow each other
+/// give the sums of one lane in each quarter.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+fn sum_each(sums: [__m512; LANES]) -> __m512 {
+    // Two vectors whose eight lanes are of two rows each, then four whose four are.
+    let eight = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+    let four = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+    let quarter = |n: usize| four(eight(sums[n], sums[n + 1]), eight(sums[n + 2], sums[n + 3]));
+    let two = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xee>(a, b));
+    let one = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b));
+    one(two(quarter(0), quarter(4)), two(quarter(8), quarter(12)))
 }
