@@ -101,7 +101,7 @@ impl Model {
 
     /// Most rows of a pass.
     pub(crate) fn most_rows(&self) -> usize {
-        if self.all_on_cpu { ROWS } else { ROWS_ON_GPU }
+        if self.all_on_cpu() { ROWS } else { ROWS_ON_GPU }
     }
 
     /// How many of the first requests are well carried out together: at most sixteen (on a GPU eight), and no more

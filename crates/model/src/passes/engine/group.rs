@@ -8,6 +8,7 @@ use super::{EngineEnd, EngineEvent, Listener, PassCounts, is_read_again};
 use crate::decoder::cache::{KeyValueCache, RowsCache};
 use crate::error::ModelError;
 use crate::model::Model;
+use crate::passes::generate_rows::MOST_AHEAD;
 use crate::passes::lookup::{Lookup, Speculated};
 use crate::passes::token_rules::{Chooser, ChosenToken};
 use crate::stage::Said;
@@ -219,7 +220,7 @@ impl Group {
         match (self.jobs.as_slice(), &self.caches) {
             ([job], Caches::Together(_)) if job.model.takes_back() => {
                 // One token at least is made anyway.
-                let room = (job.max_new_tokens - job.chooser.chosen() - 1).min(ROWS - 1);
+                let room = (job.max_new_tokens - job.chooser.chosen() - 1).min(MOST_AHEAD);
                 job.lookup.propose(room)
             }
             _ => Vec::new(),
