@@ -329,7 +329,7 @@ def check_experts(binary, family, work, report):
                 report.note(family, name, "it is written, and was to be refused", wrong=True)
             except Failure as error:
                 is_told = "mlx-lm would not load" in str(error)
-                report.note(family, name, f"refused: {str(error).splitlines()[0]}", wrong=not is_told)
+                report.note(family, name, "refused by name" if is_told else str(error), wrong=not is_told)
         else:
             theirs = work / f"written-{name}"
             quietly(partial(write, base, theirs, **(loading if owner == "bitsandbytes" else {})))
