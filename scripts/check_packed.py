@@ -17,7 +17,8 @@ of tests/goldens/packed that a reference program decodes:
                 element in a thousand off, by one unit
 
     quantize    `finetune quantize` of a 16-bit base: tensors and sizes are those of mlx-lm's or
-                bitsandbytes' own directory, byte by byte, and both programs load it
+                bitsandbytes' own directory, byte by byte, and both programs load it. Models with experts,
+                too, by their family (`--case qwen3_moe`)
 
 With --smollm2 DIR (what fetch_smollm2.py wrote), for SmolLM2-135M-Instruct in mlx4, nf4 and its own
 GGUF file: quantize, eval and peer on rows of datasets/quickstart, five steps, and a greedy answer
@@ -36,6 +37,7 @@ import os
 import sys
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -51,6 +53,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import packed_forms as forms
 from check_interchange import Failure, Report, load_model, our_loss, run_finetune
 from interchange_formats import compare_logits, missing, torch_logits
+from make_expert_goldens import BITSANDBYTES, FAMILIES, MLX, NOT_IN_MLX, write_base
 from make_goldens import IGNORED, mean_loss, token_losses, trained_tokens
 
 GOLDENS = Path(__file__).resolve().parent.parent / "tests" / "goldens" / "packed"
@@ -61,14 +64,11 @@ STEPS = 5
 BF16 = 3e-2
 # Merged weights in f32, of up to about 1.
 F32 = 1e-6
-NEEDS = {"bitsandbytes": ("bitsandbytes",), "mlx": ("mlx", "mlx_lm"), "gguf": ("gguf",)}
+NEEDS = {"bitsandbytes": ("bitsandbytes",), "mlx": ("mlx", "mlx_lm"), "gguf": ("gguf",),
+         "experts": ()}
 SCHEMES = {
-    "mlx4": ("mlx", lambda base, output: forms.write_mlx(base, output, bits=4, group=64)),
-    "mlx8": ("mlx", lambda base, output: forms.write_mlx(base, output, bits=8, group=64)),
-    "mxfp4": ("mlx", lambda base, output: forms.write_mlx(base, output, mode="mxfp4")),
-    "nf4": ("bitsandbytes", lambda base, output: forms.write_bitsandbytes(
-        base, output, load_in_4bit=True, bnb_4bit_quant_type="nf4")),
-    "int8": ("bitsandbytes", lambda base, output: forms.write_bitsandbytes(base, output, load_in_8bit=True)),
+    **{form: ("mlx", partial(forms.convert_mlx, **settings)) for form, settings in MLX.items()},
+    **{form: ("bitsandbytes", partial(forms.save_bitsandbytes, **settings)) for form, settings in BITSANDBYTES.items()},
 }
 QUESTION = "What is the capital of France?"
 NEW_TOKENS = 16
@@ -281,10 +281,11 @@ def same_tensor(name, a, b):
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
-def check_quantize(binary, name, base, work, report, theirs=None):
+def check_quantize(binary, name, base, work, report, theirs=None, case=None, **loading):
     """`finetune quantize` of the 16-bit directory `base`, against `theirs`, or else what the other program writes now.
-    Returns our directory.
+    Returns our directory. `loading`: how bitsandbytes' model is loaded.
     """
+    case = case or base.name
     owner, write = SCHEMES[name]
     ours = work / f"quantized-{name}"
     run_finetune(binary, "quantize", base, "--to", name, "--output", ours)
@@ -293,21 +294,46 @@ def check_quantize(binary, name, base, work, report, theirs=None):
         theirs = work / f"theirs-{name}"
         quietly(write, base, theirs)
     mine, other = tensors_of(ours), tensors_of(theirs)
+    if owner == "mlx":  # which makes two matrices of a head's kv_b_proj, of ours when it loads them
+        for tensors in (mine, other):
+            for key in [key for key in tensors if any(part in key for part in ("kv_b_proj", "embed_q", "unembed_out"))]:
+                del tensors[key]
     wrong = sorted(mine.keys() ^ other.keys())
     wrong += [key for key in mine.keys() & other.keys() if not same_tensor(key, mine[key], other[key])]
     text = f"{len(other) - len(wrong)} of {len(other)} tensors are {owner}'s, byte by byte"
-    report.note(base.name, name, text + (f"; not {', '.join(wrong[:3])}" if wrong else ""), wrong=bool(wrong))
+    report.note(case, name, text + (f"; not {', '.join(wrong[:3])}" if wrong else ""), wrong=bool(wrong))
     if written:
         return ours  # the checks of losses load it
     if owner == "mlx":
         rows = [list(range(1, 20))]
         pair = [mlx_logits(quietly(mlx_model, path), rows)[0] for path in (ours, theirs)]
-        report.note(base.name, name, "mlx-lm loads it and computes the same", wrong=not np.array_equal(*pair))
+        report.note(case, name, "mlx-lm loads it and computes the same", wrong=not np.array_equal(*pair))
     else:
-        pair = [forms.bitsandbytes_values(forms.load_bitsandbytes(path))[0] for path in (ours, theirs)]
+        pair = [forms.bitsandbytes_values(forms.load_bitsandbytes(path, **loading))[0] for path in (ours, theirs)]
         same = pair[0].keys() == pair[1].keys() and all(torch.equal(pair[0][key], pair[1][key]) for key in pair[0])
-        report.note(base.name, name, "transformers with bitsandbytes loads it, with the same values", wrong=not same)
+        report.note(case, name, "transformers with bitsandbytes loads it, with the same values", wrong=not same)
     return ours
+
+
+def check_experts(binary, family, work, report):
+    """`finetune quantize` of a model with experts."""
+    base = work / "base"
+    write_base(family, base)
+    loading = {"attention": "eager"} if family == "gpt_oss" else {}
+    for name, (owner, write) in SCHEMES.items():
+        if absent := missing(*NEEDS[owner]):
+            report.skipped(family, name, absent)
+        elif owner == "mlx" and family in NOT_IN_MLX:
+            try:
+                run_finetune(binary, "quantize", base, "--to", name, "--output", work / name)
+                report.note(family, name, "it is written, and was to be refused", wrong=True)
+            except Failure as error:
+                is_told = "mlx-lm would not load" in str(error)
+                report.note(family, name, "refused by name" if is_told else str(error), wrong=not is_told)
+        else:
+            theirs = work / f"written-{name}"
+            quietly(partial(write, base, theirs, **(loading if owner == "bitsandbytes" else {})))
+            check_quantize(binary, name, base, work, report, theirs=theirs, case=family, **loading)
 
 
 # --- SmolLM2 --------------------------------------------------------------------------------------
@@ -386,7 +412,7 @@ def check_case(binary, case, work, report):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--finetune", type=Path, required=True, metavar="BIN", help="the binary to check")
-    parser.add_argument("--case", action="append", metavar="NAME", help="check this golden case only (may be repeated)")
+    parser.add_argument("--case", action="append", metavar="NAME", help="check this golden case or family with experts only (may be repeated)")
     parser.add_argument("--smollm2", type=Path, metavar="DIR", help="also check a real model: what fetch_smollm2.py wrote")
     arguments = parser.parse_args()
 
@@ -413,6 +439,9 @@ def main():
             case, owner = path.parent.name, json.loads(path.read_text())["format"]
             if owner in NEEDS and (not arguments.case or case in arguments.case):
                 check(case, owner, lambda work: check_case(binary, case, work, report))
+        for family in FAMILIES:
+            if not arguments.case or family in arguments.case:
+                check(family, "experts", lambda work: check_experts(binary, family, work, report))
         for name, (owner, _) in SCHEMES.items():
             if not arguments.case:
                 check(f"to {name}", owner, lambda work: check_quantize(

@@ -47,13 +47,14 @@ def widened(tensors):
 
 
 def load_bitsandbytes(directory, **settings):
-    """The model of transformers and bitsandbytes on the CPU. `settings`: how to pack a 16-bit directory."""
+    """The model of transformers and bitsandbytes on the CPU. `settings`: how to pack a 16-bit directory; `attention`:
+    its implementation."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    dtype = settings.pop("dtype", torch.bfloat16)
+    dtype, attention = settings.pop("dtype", torch.bfloat16), settings.pop("attention", "sdpa")
     config = BitsAndBytesConfig(**settings) if settings else None
     more = {"quantization_config": config} if config else {}
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, device_map="cpu", attn_implementation="sdpa",
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, device_map="cpu", attn_implementation=attention,
                                                  **more)
     for module in model.modules():
         if hasattr(module, "compute_dtype"):
@@ -111,11 +112,16 @@ def bitsandbytes_values(model):
     return {name: value.detach().float().clone() for name, value in values.items()}, packed
 
 
-def write_bitsandbytes(base, output, dtype=torch.bfloat16, **settings):
+def save_bitsandbytes(base, output, dtype=torch.bfloat16, **settings):
+    """What transformers with bitsandbytes writes of a base."""
     if settings.get("load_in_4bit"):
         settings["bnb_4bit_compute_dtype"] = dtype
     load_bitsandbytes(base, dtype=dtype, **settings).save_pretrained(output)
     (output / "generation_config.json").unlink(missing_ok=True)
+
+
+def write_bitsandbytes(base, output, dtype=torch.bfloat16, **settings):
+    save_bitsandbytes(base, output, dtype, **settings)
     # What is read again, not what was in memory: a file that says less than the model would be found.
     return bitsandbytes_values(load_bitsandbytes(output, dtype=dtype))
 
@@ -129,19 +135,23 @@ def in_hub_spelling(config):
     rope = dict(config.pop("rope_parameters", None) or {})
     if config["model_type"] == "gemma4_text":
         config["rope_parameters"] = rope  # of both kinds of layers
-        full = config.pop("per_layer_config")[str(config["layer_types"].index("full_attention"))]
-        config["global_head_dim"], config["num_global_key_value_heads"] = full["head_dim"], full["num_key_value_heads"]
+        if "per_layer_config" in config:
+            full = config.pop("per_layer_config")[str(config["layer_types"].index("full_attention"))]
+            config["global_head_dim"], config["num_global_key_value_heads"] = full["head_dim"], full["num_key_value_heads"]
     elif rope:
         config["rope_theta"] = rope.pop("rope_theta")
+        if "partial_rotary_factor" in rope:
+            config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
         config["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
     config["torch_dtype"] = config.pop("dtype", config.get("torch_dtype"))
-    if "num_local_experts" in config:
+    if "num_local_experts" in config and config["model_type"] != "gpt_oss":
         config["num_experts"] = config.pop("num_local_experts")
     return config
 
 
-def write_mlx(base, output, mode="affine", bits=None, group=None, overrides=None):
-    """What mlx_lm.convert does, without a tokenizer. `overrides`: path ending -> settings or False."""
+def convert_mlx(base, output, mode="affine", bits=None, group=None, overrides=None):
+    """What mlx_lm.convert does, without a tokenizer. `overrides`: path ending -> settings or False; `None`: what the
+    family asks for, such as 8 bits for routers."""
     import mlx.core as mx
     from mlx_lm.utils import load_model, quantize_model, save_config, save_model
 
@@ -155,10 +165,16 @@ def write_mlx(base, output, mode="affine", bits=None, group=None, overrides=None
                 return settings
         return True
 
-    model, config = quantize_model(model, config, group, bits, mode=mode, quant_predicate=predicate)
+    asked = None if overrides is None else predicate
+    model, config = quantize_model(model, config, group, bits, mode=mode, quant_predicate=asked)
     save_model(output, model)
     save_config(config, output / "config.json")
     (output / "model.safetensors.index.json").unlink()
+
+
+def write_mlx(base, output, overrides=None, **settings):
+    """As `convert_mlx`, with `overrides` alone, whatever the family asks for."""
+    convert_mlx(base, output, overrides=overrides or {}, **settings)
     return mlx_values(output)
 
 

@@ -7,7 +7,7 @@ mod base;
 mod combine;
 mod files;
 pub(crate) mod mlx;
-mod mlx_names;
+pub(crate) mod mlx_names;
 mod peft;
 mod read;
 mod settings;

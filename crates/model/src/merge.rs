@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use finetune_kernels::matmul::{Matrix, matmul};
-use finetune_store::{Dtype, TensorSpec};
+use finetune_store::Dtype;
 use serde_json::{Value, json};
 
 use crate::adaptation::{is_expert, is_of_vocabulary, module_of, saved_tensors};
@@ -25,6 +25,8 @@ use crate::files::floats::from_f32;
 use crate::vocabulary::{FrozenMatrix, resized};
 
 mod compare;
+mod loader;
+mod pieces;
 mod stacks;
 mod write;
 
@@ -130,10 +132,6 @@ impl<'a> Merging<'a> {
             shape[0] = rows;
         }
         shape
-    }
-
-    fn spec(&self, tensor: &MergedTensor<'_>, dtype: Dtype) -> TensorSpec {
-        TensorSpec { name: tensor.name.clone(), dtype, shape: self.shape(tensor) }
     }
 
     /// The bytes of a tensor of the merged model in a number type. `used`: whether the base computes

@@ -1,9 +1,10 @@
 //! `finetune quantize`: a model directory in a few bits a weight, for other programs and for runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use finetune_model::merge::Merged;
 use finetune_model::{Model, ModelConfig, Scheme, expected_tensors, quantize_model, scheme_word};
 use finetune_store::{Dtype, Holding, RealDisk, Staging, StoreError, TensorSet, recognize, refuse_links_out};
 use serde_json::json;
@@ -19,6 +20,9 @@ use crate::source::{Named, named};
 
 /// What the manifest calls such a directory.
 pub(super) const KIND: &str = "packed model";
+
+/// What the names of experts have in the middle.
+const EXPERTS: &str = ".experts.";
 
 /// The most names that a line lists.
 const SHOWN: usize = 4;
@@ -60,12 +64,12 @@ fn write(arguments: &QuantizeArguments, show: &mut Progress, unfinished: &Unfini
     show.start("packing", expected_tensors(&config).len() as u64);
     let written = quantize_model(&RealDisk, &base, scheme, &mut staging, &|done, _| show.position(done as u64));
     show.finish();
-    written?;
+    let written = written?;
     let after = Sizes::of(staging.directory())?;
     let publishing = unfinished.publishing();
     staging.publish_replacing(&json!({"kind": KIND, "scheme": scheme_word(scheme)}))?;
     drop(publishing);
-    Ok(Report::new(scheme, &before, &after))
+    Ok(Report::new(scheme, &before, &after, written))
 }
 
 /// The model that is packed.
@@ -119,7 +123,7 @@ fn no_room(output: &Path, needed: u64, free: u64) -> Failure {
 struct Sizes {
     /// Bytes of all tensors.
     bytes: u64,
-    /// Elements of all tensors, in the order of the names; only if they are not packed.
+    /// Type and shape of all tensors, in the order of the names.
     tensors: BTreeMap<String, (Dtype, Vec<usize>)>,
 }
 
@@ -137,14 +141,20 @@ impl Sizes {
         shape.iter().map(|&length| length as u64).product()
     }
 
-    /// Bytes that this takes at most once it is packed: all matrices are.
+    /// About the bytes that this takes once it is packed, if all matrices are that may be.
     fn packed(&self, scheme: Scheme) -> u64 {
         let bits = bits(scheme);
-        let tensor = |(dtype, shape): &(Dtype, Vec<usize>)| {
+        let tensor = |(name, (dtype, shape)): (&String, &(Dtype, Vec<usize>))| {
             let elements = Sizes::elements(shape);
-            if shape.len() == 2 { (elements as f64 * bits / 8.0) as u64 } else { elements * dtype.size() as u64 }
+            // A stack of experts has three dimensions.
+            let is_packed = match (name.contains(EXPERTS), group(scheme)) {
+                (true, Some(_)) => shape.len() >= 2,
+                (true, None) => false,
+                (false, _) => shape.len() == 2,
+            };
+            if is_packed { (elements as f64 * bits / 8.0) as u64 } else { elements * dtype.size() as u64 }
         };
-        self.tensors.values().map(tensor).sum()
+        self.tensors.iter().map(tensor).sum()
     }
 }
 
@@ -190,28 +200,19 @@ struct Report {
 }
 
 impl Report {
-    fn new(scheme: Scheme, before: &Sizes, after: &Sizes) -> Report {
+    fn new(scheme: Scheme, before: &Sizes, after: &Sizes, written: Merged) -> Report {
         let weights: u64 = before.tensors.values().map(|(_, shape)| Sizes::elements(shape)).sum();
-        let is_matrix = |name: &str, shape: &[usize]| shape.len() == 2 && name.ends_with(".weight");
-        let matrices: Vec<(&String, &Vec<usize>)> = before
-            .tensors
-            .iter()
-            .filter(|(name, (_, shape))| is_matrix(name, shape))
-            .map(|(name, (_, shape))| (name, shape))
-            .collect();
-        let stayed = |name: &String, shape: &Vec<usize>| {
-            let is_float = |dtype: &Dtype| matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32);
-            after.tensors.get(name).is_some_and(|(dtype, found)| is_float(dtype) && found == shape)
-        };
-        let kept = matrices.iter().filter(|(name, shape)| stayed(name, shape));
-        let kept = kept.map(|(name, shape)| ((*name).clone(), why(scheme, name, shape[1]))).collect();
+        let kept = written.plain.into_iter().map(|(name, columns)| {
+            let why = why(scheme, &name, columns);
+            (name, why)
+        });
         Report {
             scheme,
             before: before.bytes,
             after: after.bytes,
             bits_per_weight: after.bytes as f64 * 8.0 / weights.max(1) as f64,
-            matrices: matrices.len(),
-            kept,
+            matrices: written.matrices,
+            kept: kept.collect(),
         }
     }
 
@@ -234,12 +235,13 @@ impl Report {
 
     /// The names of the matrices that stayed, by the reason. Those of many layers are one name.
     fn reasons(&self) -> BTreeMap<&str, Vec<String>> {
-        let mut reasons: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();
+        let mut reasons: BTreeMap<&str, BTreeMap<String, BTreeSet<&str>>> = BTreeMap::new();
         for (name, why) in &self.kept {
-            *reasons.entry(why).or_default().entry(part(name)).or_default() += 1;
+            let (layer, part) = part(name);
+            reasons.entry(why).or_default().entry(part).or_default().insert(layer);
         }
-        let named = |(name, count): (&str, usize)| match count {
-            1 => name.to_owned(),
+        let named = |(name, layers): (String, BTreeSet<&str>)| match layers.len() {
+            1 => name,
             count => format!("{name} of {count} layers"),
         };
         reasons.into_iter().map(|(why, names)| (why, names.into_iter().map(named).collect())).collect()
@@ -256,11 +258,17 @@ impl Report {
     }
 }
 
-/// A module's name, without its layer: `mlp.down_proj` of `model.layers.7.mlp.down_proj.weight`.
-fn part(name: &str) -> &str {
+/// The layer of a matrix, and its module there: `7` and `mlp.down_proj` of
+/// `model.layers.7.mlp.down_proj.weight`. All experts of a layer have one name.
+fn part(name: &str) -> (&str, String) {
     let module = name.trim_end_matches(".weight");
     let in_layer = module.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
-    in_layer.map_or(module, |(_, part)| part)
+    let (layer, part) = in_layer.unwrap_or(("", module));
+    let of_expert = format!(".{part}");
+    match of_expert.split_once(EXPERTS).and_then(|(before, rest)| Some((before, rest.split_once('.')?.1))) {
+        Some((before, projection)) => (layer, format!("{before}{EXPERTS}*.{projection}")[1..].to_owned()),
+        None => (layer, part.to_owned()),
+    }
 }
 
 /// Why a matrix stayed as it was.
@@ -268,8 +276,12 @@ fn why(scheme: Scheme, name: &str, columns: usize) -> String {
     let of_vocabulary = name.contains("embed_tokens") || name.starts_with("lm_head");
     match group(scheme) {
         None if of_vocabulary => "bitsandbytes packs the linear layers between embedding and output layer".to_owned(),
+        None if name.contains(EXPERTS) => {
+            "transformers has experts in stacks, which bitsandbytes does not pack".to_owned()
+        }
+        Some(_) if name.ends_with(".kv_b_proj.weight") => "mlx-lm makes two matrices of it for each head".to_owned(),
         Some(group) if !columns.is_multiple_of(group) => format!("its {columns} columns are no multiple of {group}"),
-        _ => "it is none of the matrices that this form packs".to_owned(),
+        _ => format!("it is none of the matrices that {} packs", reader(scheme)),
     }
 }
 
@@ -284,6 +296,15 @@ mod tests {
         let tensors = tensors.iter().map(|(name, dtype, shape)| ((*name).to_owned(), (*dtype, shape.to_vec())));
         Sizes { bytes, tensors: tensors.collect() }
     }
+
+    /// `matrices` in all, of which these are in plain numbers: names and columns.
+    fn written(matrices: usize, plain: &[(&str, usize)]) -> Merged {
+        let plain = plain.iter().map(|(name, columns)| ((*name).to_owned(), *columns)).collect();
+        Merged { matrices, plain, ..Merged::default() }
+    }
+
+    const DOWN: [(&str, usize); 2] =
+        [("model.layers.0.mlp.down_proj.weight", 176), ("model.layers.1.mlp.down_proj.weight", 176)];
 
     #[test]
     fn what_is_said_of_a_packed_model() {
@@ -311,7 +332,7 @@ mod tests {
             as they were: mlp.down_proj of 2 layers: its 176 columns are no multiple of 64
             loads in    mlx-lm, and here: model.path, eval, generate, chat
         "#]]
-        .assert_eq(&Report::new(Scheme::Mlx4, &before, &after).text());
+        .assert_eq(&Report::new(Scheme::Mlx4, &before, &after, written(4, &DOWN)).text());
         let after = sizes(&[
             ("model.embed_tokens.weight", Dtype::BF16, &[1024, 64]),
             ("model.layers.0.mlp.down_proj.SCB", Dtype::F32, &[64]),
@@ -322,8 +343,41 @@ mod tests {
             ("model.layers.0.mlp.up_proj.weight", Dtype::I8, &[176, 64]),
             ("model.norm.weight", Dtype::BF16, &[64]),
         ]);
-        let report = Report::new(Scheme::Int8, &before, &after);
+        let plain = [("model.embed_tokens.weight", 64)];
+        let report = Report::new(Scheme::Int8, &before, &after, written(4, &plain));
         assert_eq!(report.kept.len(), 1);
         assert!(report.text().contains("bitsandbytes packs the linear layers between"), "{}", report.text());
+    }
+
+    #[test]
+    fn what_is_said_of_experts() {
+        let sizes = sizes(&[
+            ("model.layers.1.mlp.experts.0.down_proj.weight", Dtype::BF16, &[64, 32]),
+            ("model.layers.1.mlp.experts.down_proj", Dtype::BF16, &[4, 64, 32]),
+        ]);
+        assert_eq!(sizes.packed(Scheme::Mlx4), 5 * 64 * 32 * 9 / 16);
+        assert_eq!(sizes.packed(Scheme::Nf4), 5 * 64 * 32 * 2);
+        let plain = [
+            ("model.layers.1.mlp.experts.0.down_proj.weight", 32),
+            ("model.layers.1.mlp.experts.1.down_proj.weight", 32),
+            ("model.layers.2.mlp.experts.0.down_proj.weight", 32),
+            ("model.layers.1.experts.0.up_proj.weight", 64),
+            ("model.layers.1.mlp.gate.weight", 64),
+        ];
+        let said = |scheme| {
+            let report = Report::new(scheme, &sizes, &sizes, written(9, &plain));
+            let reasons = report.reasons().into_iter().map(|(why, names)| format!("{}: {why}\n", names.join(", ")));
+            reasons.collect::<String>()
+        };
+        expect![[r#"
+            mlp.gate: it is none of the matrices that transformers with bitsandbytes packs
+            experts.*.up_proj, mlp.experts.*.down_proj of 2 layers: transformers has experts in stacks, which bitsandbytes does not pack
+        "#]]
+        .assert_eq(&said(Scheme::Nf4));
+        expect![[r#"
+            experts.*.up_proj, mlp.gate: it is none of the matrices that mlx-lm packs
+            mlp.experts.*.down_proj of 2 layers: its 32 columns are no multiple of 64
+        "#]]
+        .assert_eq(&said(Scheme::Mlx4));
     }
 }

@@ -11,21 +11,22 @@ use crate::adapter::settings::Settings;
 use crate::adapter::stacked::OfExpert;
 use crate::adapter::tensors::{Branches, Parts, of_shape};
 use crate::config::ModelConfig;
+use crate::config::family::InMlx;
 use crate::error::ModelError;
 use crate::lora::LoraTarget;
 use crate::merge::BranchValues;
 
-/// A linear layer in mlx-lm.
+/// A module in mlx-lm.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct MlxModule {
+pub(crate) struct MlxModule {
     /// Its name in the text model.
-    pub(super) name: String,
+    pub(crate) name: String,
     /// Its place, if it is one expert's in a stack.
-    pub(super) expert: Option<usize>,
+    pub(crate) expert: Option<usize>,
 }
 
 /// What mlx-lm has for a module of a model of this config.
-pub(super) fn of_module(module: &str, config: &ModelConfig) -> MlxModule {
+pub(crate) fn of_module(module: &str, config: &ModelConfig) -> MlxModule {
     let family = config.family;
     let part = |name: &str| {
         let parts = family.names.gated.iter().zip(["gate_proj", "up_proj", "down_proj"]);
@@ -72,7 +73,7 @@ pub(super) fn half_of(b: &[f32], rank: usize, half: usize) -> Vec<f32> {
 /// Why mlx-lm has no branch on a module. `None`: it has one.
 pub(super) fn without_branch(target: &LoraTarget, config: &ModelConfig) -> Option<String> {
     let module = &target.module;
-    let is_gate = config.family.mixture.is_some_and(|mixture| mixture.correction.is_some());
+    let is_gate = config.family.mixture.is_some_and(|mixture| mixture.in_mlx == InMlx::PlainRouter);
     if module.ends_with(".kv_b_proj") || module.ends_with(".shared_mlp.input_linear") {
         return Some(format!("mlx-lm holds `{module}` in two parts, and one branch is not two"));
     }

@@ -244,6 +244,19 @@ pub(crate) struct Mixture {
     pub(crate) peft_reads: bool,
     /// Whether transformers can add an auxiliary loss of its routers.
     pub(crate) has_router_loss: bool,
+    /// What mlx-lm 0.32 makes of it.
+    pub(crate) in_mlx: InMlx,
+}
+
+/// What mlx-lm makes of a family's mixtures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InMlx {
+    /// Routers are linear layers, which it packs in 8 bits; experts are in stacks, packed or not.
+    LinearRouter,
+    /// The same, but routers are no linear layers: they are never packed.
+    PlainRouter,
+    /// It does not read what is packed here, and why.
+    Unread(&'static str),
 }
 
 /// Whether the weights of a token's experts are divided by their sum.

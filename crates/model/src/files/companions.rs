@@ -165,11 +165,13 @@ fn config_json(base: &Path, dtype: Dtype) -> Result<Vec<u8>, ModelError> {
         _ => "float32",
     });
     // The weights are plain numbers. A packed base has these in both of mlx-lm's and transformers'
-    // spellings. Stacks of experts that are written as they are read stay packed.
+    // spellings. Stacks of experts that are written as they are read stay packed, which is in MXFP4.
     let family = Family::of_model(config.get("model_type").and_then(Value::as_str));
     let is_plain = family.is_none_or(|family| family.expert_layout() == ExpertLayout::Plain);
-    if let Some(config) = config.as_object_mut().filter(|_| is_plain) {
-        config.retain(|key, _| !["quantization", "quantization_config"].contains(&key.as_str()));
+    let stays = |value: &Value| !is_plain && value["quant_method"] == "mxfp4";
+    if let Some(config) = config.as_object_mut() {
+        let is_of_packing = |key: &str| ["quantization", "quantization_config"].contains(&key);
+        config.retain(|key, value| !is_of_packing(key) || stays(value));
     }
     // The config says tied, but the weights have an output layer of their own. Not every reader
     // compares the two.

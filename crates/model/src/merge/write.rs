@@ -5,18 +5,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use finetune_kernels::FloatType;
-use finetune_packed::{Kept, Scheme, applies, config_entry, file_bytes, file_tensors, quantize};
+use finetune_packed::{Kept, Scheme, file_bytes, quantize};
 use finetune_store::{Disk, Dtype, Staging, TensorSpec, write_shards};
+use serde_json::Value;
 
+use crate::adaptation::module_of;
 use crate::adapter::Adapter;
 use crate::config::family::ExpertLayout;
 use crate::config::{ModelConfig, Wrapper};
 use crate::error::ModelError;
-use crate::files::base_files::{BaseFiles, is_linear};
+use crate::files::base_files::BaseFiles;
 use crate::files::companions::{amend_config, companion_files};
 use crate::files::floats::{dtype_of, rounded};
 use crate::files::packing::{decoded, described, scheme_word, stored};
-use crate::merge::stacks::{Stack, Stacks};
+use crate::merge::loader::{Loader, is_mlx};
+use crate::merge::pieces::{Piece, Written};
 use crate::merge::{MergedTensor, Merging, beyond};
 use crate::tree::expected_tensors;
 
@@ -50,6 +53,10 @@ pub struct Merged {
     /// The part of what the adapter changes that is left once the result is packed: 1 is all of it.
     /// `None`: the result is not packed, or nothing was changed.
     pub kept: Option<f64>,
+    /// How many matrices the model has.
+    pub matrices: usize,
+    /// Those that were written in plain numbers, by their names in the model, and their columns.
+    pub plain: Vec<(String, usize)>,
 }
 
 /// Writes the merged model into a directory that is being made: weights in the base's number types
@@ -70,12 +77,6 @@ pub fn write_merged(
     progress: &dyn Fn(usize, usize),
 ) -> Result<Merged, ModelError> {
     let (config, files) = BaseFiles::open(base, adapter.base.quantization)?;
-    if form.quantize.is_some() && config.experts.is_some() {
-        return Err(ModelError::NotExpressible {
-            what: format!("the packed experts of {} have no place here yet", config.family.architecture),
-            hint: "model.quantization packs them while they are loaded".to_owned(),
-        });
-    }
     if let (Some(Wrapper { class, .. }), true) = (&config.wrapper, form.quantize.is_some() || files.is_packed(&config)?)
     {
         return Err(ModelError::NotExpressible {
@@ -87,7 +88,8 @@ pub fn write_merged(
     }
     expect_written_experts(&config, &files)?;
     let merging = Merging::new(&config, adapter);
-    let mut writer = Writer::new(&merging, &config, &files, form)?;
+    let loader = form.quantize.map(|scheme| Loader::of(&config, &files, scheme, merging.opens_stacks)).transpose()?;
+    let mut writer = Writer::new(&merging, &config, &files, form, loader.as_ref())?;
     // Read before the long work, so that an error such as a link out of the directory comes early.
     let is_wrapped = config.wrapper.is_some();
     let mut companions = companion_files(base, writer.number_type(), text)?;
@@ -98,10 +100,8 @@ pub fn write_merged(
         } else {
             merging.amend(config);
         }
-        if let Some(scheme) = form.quantize {
-            for (key, value) in config_entry(scheme) {
-                config[key] = value;
-            }
+        for (key, value) in writer.config_entries(loader.as_ref()) {
+            config[key] = value;
         }
     });
     let directory = output.directory().to_owned();
@@ -119,7 +119,8 @@ pub fn write_merged(
     for (name, bytes) in companions {
         output.write(&name, &bytes)?;
     }
-    Ok(Merged { notice: writer.notice(&files), kept: writer.kept.share() })
+    let matrices = writer.tensors.iter().filter(|tensor| writer.is_matrix(tensor)).count();
+    Ok(Merged { notice: writer.notice(&files), kept: writer.kept.share(), matrices, plain: writer.plain() })
 }
 
 /// Refuses experts with gate and up in turns (gpt-oss): a GGUF file has not the stacks of its directory.
@@ -148,7 +149,7 @@ pub fn quantize_model(
     scheme: Scheme,
     output: &mut Staging<'_>,
     progress: &dyn Fn(usize, usize),
-) -> Result<(), ModelError> {
+) -> Result<Merged, ModelError> {
     let (config, files) = BaseFiles::open(base, None)?;
     if let Some(words) = described(files.tensors(&config)?.iter()) {
         return Err(ModelError::NotExpressible {
@@ -157,18 +158,7 @@ pub fn quantize_model(
         });
     }
     let form = MergedForm { quantize: Some(scheme), ..MergedForm::of_shards(SHARD_BYTES) };
-    write_merged(disk, base, &Adapter::none(&config), output, form, &[], progress)?;
-    Ok(())
-}
-
-/// A tensor of the files that are written.
-struct Piece {
-    spec: TensorSpec,
-    /// The number of the model's tensor that it is, or is a part of; or of those that it is made of, one
-    /// behind the other.
-    tensors: Vec<usize>,
-    /// Which part of a packed matrix it is; `None`: it is the whole tensor.
-    part: Option<usize>,
+    write_merged(disk, base, &Adapter::none(&config), output, form, &[], progress)
 }
 
 /// Makes the bytes of each tensor of the files, in their order.
@@ -192,6 +182,7 @@ impl<'a> Writer<'a> {
         config: &ModelConfig,
         files: &'a BaseFiles,
         form: MergedForm,
+        loader: Option<&Loader<'_>>,
     ) -> Result<Writer<'a>, ModelError> {
         let tensors = merging.tensors(files, config)?;
         let of_stacks = tensors.iter().filter(|tensor| tensor.base.stack().is_some()).map(|tensor| tensor.name.clone());
@@ -204,103 +195,70 @@ impl<'a> Writer<'a> {
             (_, None) => decoded,
         };
         let dtypes: Vec<Dtype> = tensors.iter().map(written_as).collect();
-        let mut pieces: Vec<Piece> = Vec::new();
-        let mut last_stack = None;
-        let mut stacks = Stacks::of(config, files, &tensors);
-        for (number, (tensor, &dtype)) in tensors.iter().zip(&dtypes).enumerate() {
-            let shape = merging.shape(tensor);
-            if let Some(made) = stacks.take(config, &tensor.name) {
-                pieces.extend(made.into_iter().map(|Stack { name, shape, tensors }| Piece {
-                    spec: TensorSpec { name, dtype, shape },
-                    tensors,
-                    part: None,
-                }));
-                continue;
-            }
-            let opened = tensor.base.stack();
-            let as_there = || {
-                let (name, shape) = files.stack_of(&tensor.name).filter(|_| config.family.has_stacks_only())?;
-                Some((name, shape.to_vec()))
-            };
-            if let Some((name, shape)) = opened.or_else(as_there) {
-                match pieces.last_mut() {
-                    Some(Piece { tensors, .. }) if last_stack.as_deref() == Some(name) => tensors.push(number),
-                    _ => pieces.push(Piece {
-                        spec: TensorSpec { name: name.to_owned(), dtype, shape },
-                        tensors: vec![number],
-                        part: None,
-                    }),
-                }
-                last_stack = Some(name.to_owned());
-                continue;
-            }
-            match (form.quantize, shape.as_slice()) {
-                (Some(scheme), &[rows, columns])
-                    if used.contains(&tensor.base.name)
-                        && applies(scheme, [rows, columns], is_linear(&tensor.name)) =>
-                {
-                    let specs = file_tensors(scheme, &tensor.name, [rows, columns], stored(dtype)).into_iter();
-                    pieces.extend(specs.enumerate().map(|(part, spec)| Piece {
-                        spec,
-                        tensors: vec![number],
-                        part: Some(part),
-                    }));
-                }
-                _ => {
-                    let name = files.name_in_files(&tensor.name, config.wrapper.is_some()).into_owned();
-                    let mut spec = TensorSpec { name, ..merging.spec(tensor, dtype) };
-                    let elements = spec.shape.iter().product::<usize>();
-                    let as_there = files.shape_in_files(&tensor.name);
-                    if let Some(shape) = as_there.filter(|shape| shape.iter().product::<usize>() == elements) {
-                        spec.shape = shape;
-                    }
-                    pieces.push(Piece { spec, tensors: vec![number], part: None });
-                }
-            }
-        }
+        let written = Written { merging, config, files, tensors: &tensors, dtypes: &dtypes, used: &used };
+        let pieces = written.pieces(loader);
         Ok(Writer { merging, form, tensors, dtypes, used, pieces, parts: Vec::new(), kept: Kept::default() })
     }
 
     /// The number type of the first matrix: what config.json says.
     fn number_type(&self) -> Dtype {
-        let is_matrix =
-            |tensor: &MergedTensor<'_>| tensor.base.shape.len() == 2 && self.used.contains(&tensor.base.name);
-        let matrix = self.tensors.iter().zip(&self.dtypes).find(|(tensor, _)| is_matrix(tensor));
+        let matrix = self.tensors.iter().zip(&self.dtypes).find(|(tensor, _)| self.is_matrix(tensor));
         matrix.map_or(Dtype::F32, |(_, dtype)| *dtype)
+    }
+
+    fn is_matrix(&self, tensor: &MergedTensor<'_>) -> bool {
+        tensor.base.shape.len() == 2 && self.used.contains(&tensor.base.name)
     }
 
     /// The `format` of the files' metadata: who they are for.
     fn framework(&self) -> &'static str {
-        match self.form.quantize {
-            Some(Scheme::Mlx4 | Scheme::Mlx8 | Scheme::Mxfp4) => "mlx",
-            Some(Scheme::Nf4 | Scheme::Int8) | None => "pt",
-        }
+        if self.form.quantize.is_some_and(is_mlx) { "mlx" } else { "pt" }
     }
 
-    /// The bytes of piece `n`. A packed matrix is made with its first part, and kept up to its last.
+    /// What config.json says of packed matrices.
+    fn config_entries(&self, loader: Option<&Loader<'_>>) -> Vec<(&'static str, Value)> {
+        let Some(loader) = loader else { return Vec::new() };
+        let first = self.pieces.iter().filter(|piece| matches!(piece.packed, Some((_, 0))));
+        let modules = first.map(|piece| module_of(&piece.spec.name));
+        loader.config_entry(modules.filter(|module| loader.has_own_bits(module)))
+    }
+
+    /// The matrices that are in plain numbers, and their columns.
+    fn plain(&self) -> Vec<(String, usize)> {
+        let of_packed = self.pieces.iter().filter(|piece| piece.packed.is_some()).flat_map(|piece| &piece.tensors);
+        let packed: BTreeSet<usize> = of_packed.copied().collect();
+        let matrices = self.tensors.iter().enumerate().filter(|(_, tensor)| self.is_matrix(tensor));
+        let plain = matrices.filter(|(number, _)| !packed.contains(number));
+        plain.map(|(_, tensor)| (tensor.name.clone(), tensor.base.shape[1])).collect()
+    }
+
+    /// The bytes of piece `n`. Packed matrices are made with their first part, and kept up to their last.
     fn bytes(&mut self, n: usize) -> Result<Vec<u8>, ModelError> {
-        let Piece { ref tensors, part, .. } = self.pieces[n];
-        let first = tensors[0];
-        let dtype = self.dtypes[first];
-        match (self.form.quantize, part) {
-            (Some(scheme), Some(part)) => {
-                if part == 0 {
-                    self.parts = self.packed(scheme, first, dtype)?;
-                }
-                Ok(std::mem::take(&mut self.parts[part]))
-            }
-            _ => {
-                let mut bytes = Vec::new();
-                for tensor in tensors.iter().map(|&number| &self.tensors[number]) {
-                    let own = self.merging.bytes(tensor, dtype, self.used.contains(&tensor.base.name))?;
-                    if tensors.len() == 1 {
-                        return Ok(own);
+        let (tensors, packed) = (self.pieces[n].tensors.clone(), self.pieces[n].packed);
+        let dtype = self.dtypes[tensors[0]];
+        if let Some((scheme, part)) = packed {
+            if part == 0 {
+                self.parts.clear();
+                for tensor in tensors {
+                    for (place, bytes) in self.packed(scheme, tensor, dtype)?.into_iter().enumerate() {
+                        match self.parts.get_mut(place) {
+                            Some(parts) => parts.extend(bytes),
+                            None => self.parts.push(bytes),
+                        }
                     }
-                    bytes.extend(own);
                 }
-                Ok(bytes)
             }
+            return Ok(std::mem::take(&mut self.parts[part]));
         }
+        let mut bytes = Vec::new();
+        for tensor in tensors.iter().map(|&number| &self.tensors[number]) {
+            let own = self.merging.bytes(tensor, dtype, self.used.contains(&tensor.base.name))?;
+            if tensors.len() == 1 {
+                return Ok(own);
+            }
+            bytes.extend(own);
+        }
+        Ok(bytes)
     }
 
     /// The parts of a packed matrix. It is packed from numbers in the type that it would have dense, as

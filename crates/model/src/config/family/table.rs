@@ -9,7 +9,7 @@ use finetune_kernels::Scores;
 
 use self::parts::{DEEPSEEK_EXPERTS, NAMES, QWEN3_EXPERTS, SANDWICH};
 use super::{
-    Asked, AttentionGate, Bias, ExpertLayout, Family, LatentSizes, Mixture, Names, Normalized, OtherMixer,
+    Asked, AttentionGate, Bias, ExpertLayout, Family, InMlx, LatentSizes, Mixture, Names, Normalized, OtherMixer,
     PartialRotary, RopeLayers, Shared, Softcap, Windows,
 };
 use crate::config::Activation;
@@ -252,6 +252,7 @@ pub(crate) static FAMILIES: [Family; 28] = [
             normalized: (Normalized::Always, 0.0),
             shared: Shared::Gated(512),
             peft_reads: false,
+            in_mlx: InMlx::Unread("it reads Qwen3.5's mixture inside of the multimodal model alone"),
             ..QWEN3_EXPERTS
         }),
         ..QWEN3_5
@@ -346,6 +347,7 @@ pub(crate) static FAMILIES: [Family; 28] = [
             has_biases: true,
             layout: ExpertLayout::TakingTurns,
             peft_reads: false,
+            in_mlx: InMlx::Unread("gpt-oss is published in the one form that it reads, MXFP4"),
             ..QWEN3_EXPERTS
         }),
         exceeds_f16: true,
@@ -455,6 +457,7 @@ pub(crate) static FAMILIES: [Family; 28] = [
             sizes: [512, 10, 512],
             normalized: (Normalized::Asked(true), 0.0),
             shared: Shared::Gated(512),
+            in_mlx: InMlx::Unread("it adds 1 to the norms of Qwen3-Next's files, and packed ones are not read here"),
             ..QWEN3_EXPERTS
         }),
         ..QWEN3_5

@@ -2,7 +2,7 @@
 
 use finetune_kernels::Scores;
 
-use crate::config::family::{ExpertLayout, Mixture, Names, Normalized, Shared};
+use crate::config::family::{ExpertLayout, InMlx, Mixture, Names, Normalized, Shared};
 
 pub(super) const NAMES: Names = Names {
     norms: [Some("input_layernorm"), None, Some("post_attention_layernorm"), None],
@@ -43,6 +43,7 @@ pub(super) const QWEN3_EXPERTS: Mixture = Mixture {
     is_beside: false,
     peft_reads: true,
     has_router_loss: true,
+    in_mlx: InMlx::LinearRouter,
 };
 
 pub(super) const DEEPSEEK_EXPERTS: Mixture = Mixture {
@@ -55,5 +56,6 @@ pub(super) const DEEPSEEK_EXPERTS: Mixture = Mixture {
     dense: 3,
     shared: Shared::Plain(1),
     has_router_loss: false,
+    in_mlx: InMlx::PlainRouter,
     ..QWEN3_EXPERTS
 };

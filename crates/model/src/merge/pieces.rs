@@ -1,0 +1,160 @@
+//! The tensors of the files that are written, and what of the model each of them is made of.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use finetune_packed::{Scheme, file_tensors};
+use finetune_store::{Dtype, TensorSpec};
+
+use crate::adapter::mlx_names::MlxModule;
+use crate::config::ModelConfig;
+use crate::files::base_files::BaseFiles;
+use crate::files::packing::stored;
+use crate::merge::loader::Loader;
+use crate::merge::stacks::{Stack, Stacks};
+use crate::merge::{MergedTensor, Merging};
+
+/// A tensor of the files that are written.
+pub(super) struct Piece {
+    pub(super) spec: TensorSpec,
+    /// The number of the model's tensor that it is, or is a part of; or of those that it is made of, one
+    /// behind the other.
+    pub(super) tensors: Vec<usize>,
+    /// How its matrices are packed, and which part of a packed one it has. `None`: it has plain numbers.
+    pub(super) packed: Option<(Scheme, usize)>,
+}
+
+/// A model that is written.
+pub(super) struct Written<'w> {
+    pub(super) merging: &'w Merging<'w>,
+    pub(super) config: &'w ModelConfig,
+    pub(super) files: &'w BaseFiles,
+    pub(super) tensors: &'w [MergedTensor<'w>],
+    /// The number type that each of `tensors` is rounded to.
+    pub(super) dtypes: &'w [Dtype],
+    /// Names of the tensors that the base computes with.
+    pub(super) used: &'w BTreeSet<String>,
+}
+
+impl Written<'_> {
+    /// All pieces, in the order of the base's files. `loader`: who loads the form that matrices are packed in, if
+    /// they are.
+    pub(super) fn pieces(&self, loader: Option<&Loader<'_>>) -> Vec<Piece> {
+        match loader {
+            Some(loader) if loader.is_mlx() => self.for_mlx(loader),
+            _ => self.for_transformers(loader),
+        }
+    }
+
+    /// Under the names that the base's files have, or transformers has of them.
+    fn for_transformers(&self, loader: Option<&Loader<'_>>) -> Vec<Piece> {
+        let Written { config, files, tensors, .. } = *self;
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut last_stack = None;
+        let mut stacks = Stacks::of(config, files, tensors);
+        for (number, (tensor, &dtype)) in tensors.iter().zip(self.dtypes).enumerate() {
+            if let Some(made) = stacks.take(config, &tensor.name) {
+                pieces.extend(made.into_iter().map(|Stack { name, shape, tensors }| Piece {
+                    spec: TensorSpec { name, dtype, shape },
+                    tensors,
+                    packed: None,
+                }));
+                continue;
+            }
+            if let Some((name, shape)) = self.as_there(tensor) {
+                match pieces.last_mut() {
+                    Some(Piece { tensors, .. }) if last_stack == Some(name) => tensors.push(number),
+                    _ => pieces.push(Piece {
+                        spec: TensorSpec { name: name.to_owned(), dtype, shape },
+                        tensors: vec![number],
+                        packed: None,
+                    }),
+                }
+                last_stack = Some(name);
+                continue;
+            }
+            match loader.and_then(|loader| self.scheme_of(loader, number)) {
+                Some(scheme) => pieces.extend(self.packed(scheme, &tensor.name, vec![number], None)),
+                None => {
+                    let name = files.name_in_files(&tensor.name, config.wrapper.is_some()).into_owned();
+                    let spec = TensorSpec { name, dtype, shape: self.shape(number) };
+                    pieces.push(Piece { spec, tensors: vec![number], packed: None });
+                }
+            }
+        }
+        pieces
+    }
+
+    /// Under the names of mlx-lm, with experts in its stacks. It refuses files with more than it computes with: what
+    /// no part of the model uses is left out.
+    fn for_mlx(&self, loader: &Loader<'_>) -> Vec<Piece> {
+        let mut stacks: BTreeMap<String, BTreeMap<usize, usize>> = BTreeMap::new();
+        let is_used = |tensor: &MergedTensor<'_>| self.used.contains(&tensor.base.name);
+        let tensors = || self.tensors.iter().enumerate().filter(|(_, tensor)| is_used(tensor));
+        for (number, tensor) in tensors() {
+            if let MlxModule { name, expert: Some(expert) } = loader.place(&tensor.name) {
+                stacks.entry(name).or_default().insert(expert, number);
+            }
+        }
+        let mut pieces = Vec::new();
+        for (number, tensor) in tensors() {
+            let MlxModule { name, expert } = loader.place(&tensor.name);
+            let (numbers, experts) = match expert {
+                // All of a stack stand where its first is.
+                Some(_) => match stacks.remove(&name) {
+                    Some(of_stack) => (of_stack.values().copied().collect(), Some(of_stack.len())),
+                    None => continue,
+                },
+                None => (vec![number], None),
+            };
+            match self.scheme_of(loader, number) {
+                Some(scheme) => pieces.extend(self.packed(scheme, &name, numbers, experts)),
+                None => {
+                    let shape = loader.shape(&tensor.name, &self.shape(number));
+                    let shape = experts.into_iter().chain(shape).collect();
+                    let spec = TensorSpec { name, dtype: self.dtypes[number], shape };
+                    pieces.push(Piece { spec, tensors: numbers, packed: None });
+                }
+            }
+        }
+        pieces
+    }
+
+    /// How a tensor is packed, if it is.
+    fn scheme_of(&self, loader: &Loader<'_>, number: usize) -> Option<Scheme> {
+        let tensor = &self.tensors[number];
+        match *self.merging.shape(tensor) {
+            [rows, columns] if self.used.contains(&tensor.base.name) => loader.scheme_of(&tensor.name, [rows, columns]),
+            _ => None,
+        }
+    }
+
+    /// The parts of packed matrices of one shape. `experts`: how many are in a stack.
+    fn packed(&self, scheme: Scheme, name: &str, tensors: Vec<usize>, experts: Option<usize>) -> Vec<Piece> {
+        let first = tensors[0];
+        let shape = self.merging.shape(&self.tensors[first]);
+        let specs = file_tensors(scheme, name, [shape[0], shape[1]], stored(self.dtypes[first]));
+        let piece = |(part, TensorSpec { name, dtype, shape }): (usize, TensorSpec)| {
+            let spec = TensorSpec { name, dtype, shape: experts.into_iter().chain(shape).collect() };
+            Piece { spec, tensors: tensors.clone(), packed: Some((scheme, part)) }
+        };
+        specs.into_iter().enumerate().map(piece).collect()
+    }
+
+    /// The stack of experts that a tensor is written into, if that is one of the files as it is there.
+    fn as_there<'t>(&'t self, tensor: &'t MergedTensor<'_>) -> Option<(&'t str, Vec<usize>)> {
+        let in_files = || {
+            let (name, shape) = self.files.stack_of(&tensor.name).filter(|_| self.config.family.has_stacks_only())?;
+            Some((name, shape.to_vec()))
+        };
+        tensor.base.stack().or_else(in_files)
+    }
+
+    /// The shape of a tensor in a file for transformers.
+    fn shape(&self, number: usize) -> Vec<usize> {
+        let tensor = &self.tensors[number];
+        let shape = self.merging.shape(tensor);
+        let elements = shape.iter().product::<usize>();
+        let as_there = self.files.shape_in_files(&tensor.name);
+        as_there.filter(|there| there.iter().product::<usize>() == elements).unwrap_or(shape)
+    }
+}
