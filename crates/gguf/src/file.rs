@@ -1,10 +1,11 @@
 //! Reading a file that may be anybody's: every length is held against what is left of the file.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufReader, Read};
+use std::io::{BufReader, ErrorKind, Read};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use finetune_store::FileReader;
 
 use crate::error::GgufError;
 use crate::header::{ALIGNMENT, LONGEST_NAME, MAGIC, MOST_DIMENSIONS, TensorInfo, VERSION};
@@ -24,7 +25,7 @@ const LARGEST_ALIGNMENT: u64 = 1 << 20;
 #[derive(Debug)]
 pub struct File {
     path: PathBuf,
-    file: std::fs::File,
+    file: FileReader,
     version: u32,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
@@ -67,6 +68,7 @@ impl File {
         let data = reader.position.next_multiple_of(alignment);
         let starts = places(&reader, &infos, data, alignment, length)?;
         let tensors = infos.into_iter().map(|(info, _)| info).collect();
+        let file = FileReader::new(file);
         Ok(File { path: path.to_owned(), version, metadata, tensors, starts, length, file })
     }
 
@@ -95,6 +97,16 @@ impl File {
         &self.path
     }
 
+    /// From now on large tensors are read past the system's cache, where the file system lets it be passed.
+    pub fn pass_cache(&mut self) {
+        self.file.pass_cache();
+    }
+
+    /// Bytes of the whole file.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
     /// The tensor of this name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.starts.contains_key(name).then(|| self.tensors.iter().find(|tensor| tensor.name == name))?
@@ -104,7 +116,7 @@ impl File {
     ///
     /// # Errors
     /// [`GgufError::Impossible`] for a name that the file has not or a type that is not read,
-    /// [`GgufError::Unreadable`].
+    /// [`GgufError::Unreadable`], [`GgufError::Malformed`] if the file was cut meanwhile.
     pub fn bytes(&self, name: &str) -> Result<Vec<u8>, GgufError> {
         self.part(name, 0..u64::MAX)
     }
@@ -121,9 +133,15 @@ impl File {
         // `places` has compared the sizes with the length of the file.
         let size = tensor.bytes()?.min(self.length);
         let (first, end) = (bytes.start.min(size), bytes.end.min(size));
-        let unreadable = |source| GgufError::Unreadable { path: self.path.clone(), source };
-        let mut bytes = vec![0; end.saturating_sub(first) as usize];
-        self.file.read_exact_at(&mut bytes, start + first).map_err(unreadable)?;
+        let (start, length) = (start + first, end.saturating_sub(first));
+        let mut bytes = vec![0; length as usize];
+        self.file.read_exact_at(&mut bytes, start).map_err(|source| match source.kind() {
+            ErrorKind::UnexpectedEof => {
+                let what = format!("{length} bytes from {start} on are not all there: it became shorter");
+                GgufError::Malformed { path: self.path.clone(), what }
+            }
+            _ => GgufError::Unreadable { path: self.path.clone(), source },
+        })?;
         Ok(bytes)
     }
 

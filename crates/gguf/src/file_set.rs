@@ -113,6 +113,17 @@ impl FileSet {
         self.files.iter().map(File::path)
     }
 
+    /// From now on large tensors are read past the system's cache, where the file system lets it be passed: for
+    /// files that are read again and again and are larger than the cache.
+    pub fn pass_cache(&mut self) {
+        self.files.iter_mut().for_each(File::pass_cache);
+    }
+
+    /// Bytes of all files.
+    pub fn length(&self) -> u64 {
+        self.files.iter().map(File::length).sum()
+    }
+
     /// The file that has a tensor; the first if none has.
     fn holder(&self, name: &str) -> &File {
         self.files.iter().find(|file| file.tensor(name).is_some()).unwrap_or(self.first())

@@ -28,6 +28,33 @@ fn a_file_that_ends_early_is_refused() {
     }
 }
 
+/// A file that is cut after it was opened, whichever way it is read.
+#[test]
+fn a_file_that_gets_shorter_is_an_error() {
+    let tensor = TensorInfo { name: "numbers".into(), shape: vec![500, 1000], kind: TensorType::F32 };
+    let numbers: Vec<u8> = (0..500_000_u32).flat_map(u32::to_le_bytes).collect();
+    let mut bytes = header(&Vec::new(), std::slice::from_ref(&tensor)).expect("a header");
+    let start = bytes.len();
+    bytes.extend(&numbers);
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::io::Write::write_all(&mut file.as_file(), &bytes).expect("its bytes");
+    let mut readers = [(); 2].map(|()| File::open(file.path()).expect("a whole file"));
+    readers[1].pass_cache();
+    for reader in &readers {
+        assert!(reader.bytes("numbers").expect("all of them") == numbers);
+        let part = reader.part("numbers", 70_001..900_000).expect("some of them");
+        assert!(part == numbers[70_001..900_000]);
+    }
+    file.as_file().set_len(start as u64 + 1_000_000).expect("a shorter file");
+    for reader in &readers {
+        assert!(reader.part("numbers", 0..1_000_000).expect("what is left") == numbers[..1_000_000]);
+        let error = reader.bytes("numbers").expect_err("half of them");
+        let path = file.path().display().to_string();
+        assert!(matches!(error, GgufError::Malformed { .. }) && error.to_string().contains(&path), "{error}");
+        assert!(error.to_string().contains(&format!("2000000 bytes from {start} on")), "{error}");
+    }
+}
+
 /// Each byte of the header is changed in turn.
 #[test]
 fn a_changed_byte_never_panics() {

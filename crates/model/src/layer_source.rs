@@ -75,13 +75,16 @@ impl LayerSource {
     /// # Errors
     /// If the system gives no more threads.
     pub(crate) fn start(
-        files: BaseFiles,
+        mut files: BaseFiles,
         config: ModelConfig,
         placement: Placement,
     ) -> Result<LayerSource, ModelError> {
         let (orders, ordered) = channel::<Absent>();
         let (done, read) = channel();
         let no_thread = |what: String| ModelError::Layers { what };
+        if let Some(memory) = placement.host_memory() {
+            files.pass_cache_of(memory);
+        }
         // A pool of its own: a pass that waits for a layer may hold every thread of the shared one.
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(READERS)

@@ -22,6 +22,8 @@ pub struct Placement {
     bf16_products: bool,
     /// Whether the frozen matrices of the layers stay in their files, and are read when a pass comes to them.
     reads_layers: bool,
+    /// Bytes of main memory that this process may use. `None`: it is not known.
+    host_memory: Option<u64>,
     /// Which layers this process holds. `None`: all.
     stage: Option<Stage>,
     /// Which slice of every layer this process holds. `None`: all of it.
@@ -42,6 +44,7 @@ impl Placement {
             quantization: None,
             bf16_products: false,
             reads_layers: false,
+            host_memory: None,
             stage: None,
             slice: None,
             ends_where_used: false,
@@ -69,6 +72,7 @@ impl Placement {
             quantization: None,
             bf16_products: false,
             reads_layers: false,
+            host_memory: None,
             stage: None,
             slice: None,
             ends_where_used: false,
@@ -92,6 +96,18 @@ impl Placement {
     /// Whether the frozen matrices of the layers are read from the disk whenever a pass comes to them.
     pub fn reads_layers(&self) -> bool {
         self.reads_layers
+    }
+
+    /// The same on a host where this process may use so many bytes of main memory, if that is known. Layers of a base
+    /// that takes more than half of it are read past the system's cache, which could not hold the base.
+    #[must_use]
+    pub fn with_host_memory(self, host_memory: Option<u64>) -> Placement {
+        Placement { host_memory, ..self }
+    }
+
+    /// Bytes of main memory that this process may use, if that is known.
+    pub(crate) fn host_memory(&self) -> Option<u64> {
+        self.host_memory
     }
 
     /// The same with the layers that this process holds, where several hold the model together.

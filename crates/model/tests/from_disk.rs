@@ -52,7 +52,8 @@ fn kinds_of_adapters() -> Vec<Case> {
 
 impl Case {
     fn model(&self, from_disk: bool) -> Model {
-        let placement = placement().with_layers_from_disk(from_disk);
+        // Too little memory to keep a file: what is large is read past the system's cache.
+        let placement = placement().with_layers_from_disk(from_disk).with_host_memory(Some(0));
         let mut model = Model::load(&self.base, &placement).unwrap_or_else(|error| panic!("{}: {error}", self.name));
         let adapter = Adapter::read(&self.adapter, &model.config).unwrap_or_else(|e| panic!("{}: {e}", self.name));
         model.attach(&adapter).expect("an adapter of this model");
@@ -155,18 +156,40 @@ fn one_thread_is_enough() {
     pool.install(|| case.expect_same_bits());
 }
 
+/// The golden models are too small to be read past the system's cache. The matrices of this one are not.
+#[test]
+fn layers_that_are_read_past_the_cache_have_the_same_bits() {
+    let base = goldens().join("../../datasets/quickstart/base");
+    let tokens: Vec<u32> = (0..40).map(|n| n * 25).collect();
+    let logits = |placement: Placement| -> Vec<u32> {
+        let model = Model::load(&base, &placement).expect("the model loads");
+        model.logits(&tokens).expect("tokens of the vocabulary").into_iter().map(f32::to_bits).collect()
+    };
+    let want = logits(placement());
+    // None of it is past the cache, or all that is large.
+    for memory in [None, Some(1 << 40), Some(0)] {
+        let found = logits(placement().with_layers_from_disk(true).with_host_memory(memory));
+        assert!(found == want, "{memory:?}");
+    }
+}
+
 /// What is found wrong in a layer ends a pass with an error that names the file.
 #[test]
 fn a_damaged_layer_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
-    let source = golden::directory("llama");
+    let source = goldens().join("../../datasets/quickstart/base");
     for name in ["config.json", "model.safetensors"] {
         std::fs::copy(source.join(name), folder.path().join(name)).expect("a copy");
     }
-    let model = Model::load(folder.path(), &Placement::cpu(None).with_layers_from_disk(true)).expect("the model loads");
+    // Through the system's cache, and past it.
+    let placements =
+        [None, Some(0)].map(|memory| Placement::cpu(None).with_layers_from_disk(true).with_host_memory(memory));
+    let models = placements.map(|placement| Model::load(folder.path(), &placement).expect("the model loads"));
     let file = std::fs::OpenOptions::new().write(true).open(folder.path().join("model.safetensors")).expect("the file");
     let length = file.metadata().expect("metadata").len();
     file.set_len(length / 4).expect("a shorter file");
-    let error = model.logits(&[1, 2, 3]).expect_err("a layer is missing").to_string();
-    assert!(error.contains("model.safetensors"), "{error}");
+    for model in models {
+        let error = model.logits(&[1, 2, 3]).expect_err("a layer is missing").to_string();
+        assert!(error.contains("model.safetensors") && error.contains("are not all there"), "{error}");
+    }
 }

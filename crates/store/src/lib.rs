@@ -12,7 +12,7 @@
 //!
 //! **Start reading** in `directory.rs` (the commit protocol, in the order in which it happens),
 //! then `disk.rs` (the calls it makes) and `fault.rs` (the disk that loses power at each of them).
-//! For model files: `header.rs`, then `tensors.rs` and `tensor_set.rs`.
+//! For model files: `header.rs`, then `tensors.rs` and `tensor_set.rs`, whose bytes come by `file_reader.rs`.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -26,6 +26,7 @@ mod encode;
 mod error;
 pub mod failpoint;
 pub mod fault;
+mod file_reader;
 mod hash;
 mod header;
 mod holding;
@@ -52,6 +53,7 @@ pub use disk::{Disk, RealDisk};
 pub use dtype::Dtype;
 pub use encode::{TensorSpec, encode_tensors};
 pub use error::{Operation, StoreError};
+pub use file_reader::FileReader;
 pub use hash::{content_hash, content_hash_of, hash_of, hex};
 pub use header::{Header, MAX_HEADER_BYTES, MAX_TENSORS, TensorInfo};
 pub use holding::Holding;

@@ -147,6 +147,17 @@ impl TensorSet {
         self
     }
 
+    /// From now on large tensors are read past the system's cache, where the file system lets it be passed: for
+    /// files that are read again and again and are larger than the cache.
+    pub fn pass_cache(&mut self) {
+        self.files.iter_mut().for_each(TensorFile::pass_cache);
+    }
+
+    /// Bytes of all files, with those of which only the header is here.
+    pub fn length(&self) -> u64 {
+        self.files.iter().map(TensorFile::length).sum()
+    }
+
     /// Names of the tensors that the index leaves out. They can be read like the others.
     pub fn unlisted(&self) -> &[String] {
         &self.unlisted

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::absent;
 use crate::dtype::Dtype;
 use crate::error::{Operation, StoreError};
+use crate::file_reader::FileReader;
 use crate::header::{Header, LENGTH_BYTES, MAX_HEADER_BYTES, TensorInfo};
 use crate::stand_in::{START_BYTES, StandIn};
 
@@ -153,7 +154,7 @@ pub const PIECE: usize = 8 << 20;
 pub struct TensorFile {
     path: PathBuf,
     /// `None`: only the header is here.
-    file: Option<File>,
+    file: Option<FileReader>,
     length: u64,
     header: Header,
     header_hash: [u8; 32],
@@ -188,7 +189,8 @@ impl TensorFile {
             .and_then(|data_length| Header::parse_json(&bytes[LENGTH_BYTES..], data_length))
             .map_err(wrong)?;
         let header_hash = *blake3::hash(&bytes).as_bytes();
-        Ok(Self { path: path.to_path_buf(), file: Some(file), length, header, header_hash })
+        let file = Some(FileReader::new(file));
+        Ok(Self { path: path.to_path_buf(), file, length, header, header_hash })
     }
 
     /// A file that is not here, by its header that is kept at `kept` (`absent.rs`).
@@ -243,6 +245,11 @@ impl TensorFile {
         self.header_hash
     }
 
+    /// From now on its large parts are read past the system's cache.
+    pub(crate) fn pass_cache(&mut self) {
+        self.file.iter_mut().for_each(FileReader::pass_cache);
+    }
+
     /// Bytes of the whole file.
     pub(crate) fn length(&self) -> u64 {
         self.length
@@ -268,20 +275,24 @@ impl TensorFile {
 
     fn read_at(&self, buffer: &mut [u8], start: u64) -> Result<(), StoreError> {
         let Some(file) = &self.file else { return Err(self.missing()) };
-        file.read_exact_at(buffer, start).map_err(|source| cut_or_failed(&self.path, source))
+        let length = buffer.len() as u64;
+        file.read_exact_at(buffer, start).map_err(|source| cut_or_failed(&self.path, start, length, source))
     }
 }
 
 fn read_at(file: &File, path: &Path, start: u64, length: u64) -> Result<Vec<u8>, StoreError> {
     let mut bytes = vec![0; length as usize];
-    file.read_exact_at(&mut bytes, start).map_err(|source| cut_or_failed(path, source))?;
+    file.read_exact_at(&mut bytes, start).map_err(|source| cut_or_failed(path, start, length, source))?;
     Ok(bytes)
 }
 
 /// The error of a read. A file that ends earlier than when it was opened has been cut since.
-fn cut_or_failed(path: &Path, source: io::Error) -> StoreError {
+fn cut_or_failed(path: &Path, start: u64, length: u64, source: io::Error) -> StoreError {
     match source.kind() {
-        io::ErrorKind::UnexpectedEof => StoreError::malformed(path, "it became shorter while it was being read"),
+        io::ErrorKind::UnexpectedEof => {
+            let what = "it became shorter while it was being read";
+            StoreError::malformed(path, format!("{what}: {length} bytes from {start} on are not all there"))
+        }
         _ => StoreError::reading(path, source),
     }
 }

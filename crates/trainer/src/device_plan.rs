@@ -82,7 +82,8 @@ impl DevicePlan {
             plan.notices.push(format!("{what}; f32 is used, and model.dtype = \"bf16\" takes half of its memory"));
         }
         let quantization = model.quantization.and_then(|quantization| scheme_named(quantization.as_str()));
-        Ok(DevicePlan { placement: plan.placement.quantized(quantization), ..plan })
+        let placement = plan.placement.quantized(quantization).with_host_memory(host.memory);
+        Ok(DevicePlan { placement, ..plan })
     }
 
     fn cpu(dtype: DtypeChoice) -> DevicePlan {

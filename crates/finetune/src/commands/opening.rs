@@ -93,7 +93,11 @@ pub(super) fn device_plan(
         residency: ResidencyChoice::Memory,
     };
     let family = ModelConfig::load(directory)?.family;
-    Ok(DevicePlan::choose(&wanted, &ThisHost::default(), stored_type(directory), family)?)
+    Ok(DevicePlan::choose(&wanted, &this_host(), stored_type(directory), family)?)
+}
+
+fn this_host() -> ThisHost {
+    ThisHost { memory: memory::machine_bytes(), ..ThisHost::default() }
 }
 
 /// The placement with its layers where `--residency` says. `auto` leaves on the disk what would take more than
@@ -116,8 +120,7 @@ fn with_residency(
         Some(slice) => slice_bytes(&ModelConfig::load(model)?, &form, held, slice.count),
         None => mine.map(|(_, layer)| layer.bytes(held)).sum(),
     };
-    let host = ThisHost { memory: memory::machine_bytes(), ..ThisHost::default() };
-    let available = device_plan.memory(&host);
+    let available = device_plan.memory(&this_host());
     let is_too_large = available.is_some_and(|available| bytes > available - available / 5);
     if residency == ResidencyArgument::Auto && !is_too_large {
         return Ok(placement);

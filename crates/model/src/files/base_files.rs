@@ -130,6 +130,25 @@ impl BaseFiles {
         &self.path
     }
 
+    /// Reads large tensors past the system's cache from now on, if the files take more than half of `memory` bytes.
+    /// Such a cache keeps nothing of them until they are read again. What is smaller stays in it: memory is faster
+    /// than any disk.
+    pub(crate) fn pass_cache_of(&mut self, memory: u64) {
+        let is_too_long = |length: u64| length > memory / 2;
+        match &mut self.origin {
+            Origin::Directory { files, .. } => {
+                if is_too_long(files.length()) {
+                    files.pass_cache();
+                }
+            }
+            Origin::Gguf(base) => {
+                if is_too_long(base.length()) {
+                    base.pass_cache();
+                }
+            }
+        }
+    }
+
     /// The safetensors files, if the base has such.
     pub(crate) fn safetensors(&self) -> Option<&TensorSet> {
         match &self.origin {

@@ -119,6 +119,16 @@ impl GgufBase {
         Ok(Some(GgufBase { path: path.to_owned(), files, config, config_json, makings, convolutions }))
     }
 
+    /// From now on large tensors are read past the system's cache.
+    pub(crate) fn pass_cache(&mut self) {
+        self.files.pass_cache();
+    }
+
+    /// Bytes of all files.
+    pub(crate) fn length(&self) -> u64 {
+        self.files.length()
+    }
+
     /// The config of the model.
     pub(crate) fn config(&self) -> &ModelConfig {
         &self.config
