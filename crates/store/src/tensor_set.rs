@@ -201,12 +201,6 @@ impl TensorSet {
         (self.split.get(of)?.len() == 1).then_some(of.as_str())
     }
 
-    /// The tensor that this one and others are read from, under its name in the files.
-    pub fn stack_of(&self, name: &str) -> Option<&str> {
-        let (of, _) = self.part_of.get(name)?;
-        (self.split.get(of)?.len() > 1).then_some(of.as_str())
-    }
-
     /// Whether a tensor is read from a part of another.
     pub fn is_part(&self, name: &str) -> bool {
         self.part_of.contains_key(name)

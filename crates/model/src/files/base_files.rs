@@ -261,14 +261,17 @@ impl BaseFiles {
         let (mut of_stacks, mut tensors): (Vec<_>, Vec<_>) =
             self.tensors(config)?.into_iter().partition(BaseTensor::is_of_stack);
         let is_packed = tensors.iter().any(BaseTensor::is_packed_in_file);
+        let all_of_stacks: BTreeSet<String> = of_stacks.iter().flat_map(BaseTensor::parts).collect();
         of_stacks.retain(|tensor| opens_stacks && tensor.shape.len() == 2);
         let opened: BTreeSet<String> = of_stacks.iter().flat_map(BaseTensor::parts).collect();
         tensors.extend(of_experts(of_stacks));
-        let Some(files) = self.safetensors().filter(|_| !is_packed) else { return Ok(tensors) };
+        let Some(files) = self.safetensors() else { return Ok(tensors) };
         let known: BTreeSet<String> = tensors.iter().map(|tensor| tensor.name.clone()).collect();
-        let is_other = |name: &&str| !known.contains(*name) && !opened.contains(*name);
+        // Of a base with packed matrices, what is not computed with may be a part of one: only stacks stay.
+        let stays = |name: &str| !is_packed || all_of_stacks.contains(name);
+        let is_other = |name: &&str| !known.contains(*name) && !opened.contains(*name) && stays(name);
         let others = files.names().filter(is_other).filter_map(|name| files.get(name));
-        let others = others.chain(files.left_out());
+        let others = others.chain(files.left_out().filter(|_| !is_packed));
         tensors.extend(others.map(|view| BaseTensor {
             name: view.name.to_owned(),
             shape: view.shape.to_vec(),
@@ -277,17 +280,12 @@ impl BaseFiles {
             quantization: None,
             cut: None,
         }));
+        if is_packed {
+            return Ok(tensors);
+        }
         let place: BTreeMap<&str, usize> = files.names().zip(0..).collect();
         tensors.sort_by_key(|tensor| place.get(tensor.name_in_file()).copied());
         Ok(tensors)
-    }
-
-    /// The stack of experts that a tensor of this name in the model is read from: its name and shape in the
-    /// files.
-    pub(crate) fn stack_of(&self, name: &str) -> Option<(&str, &[usize])> {
-        let files = self.safetensors()?;
-        let stack = files.stack_of(name)?;
-        Some((stack, files.shape_of_whole(stack)?))
     }
 
     /// Whether it is a GGUF file.

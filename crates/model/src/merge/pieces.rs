@@ -60,7 +60,7 @@ impl Written<'_> {
                 }));
                 continue;
             }
-            if let Some((name, shape)) = self.as_there(tensor) {
+            if let Some((name, shape)) = tensor.base.stack() {
                 match pieces.last_mut() {
                     Some(Piece { tensors, .. }) if last_stack == Some(name) => tensors.push(number),
                     _ => pieces.push(Piece {
@@ -138,15 +138,6 @@ impl Written<'_> {
             Piece { spec, tensors: tensors.clone(), packed: Some((scheme, part)) }
         };
         specs.into_iter().enumerate().map(piece).collect()
-    }
-
-    /// The stack of experts that a tensor is written into, if that is one of the files as it is there.
-    fn as_there<'t>(&'t self, tensor: &'t MergedTensor<'_>) -> Option<(&'t str, Vec<usize>)> {
-        let in_files = || {
-            let (name, shape) = self.files.stack_of(&tensor.name).filter(|_| self.config.family.has_stacks_only())?;
-            Some((name, shape.to_vec()))
-        };
-        tensor.base.stack().or_else(in_files)
     }
 
     /// The shape of a tensor in a file for transformers.

@@ -1,5 +1,5 @@
-//! Experts that transformers reads in stacks alone (Gemma 4), from files that have them otherwise: mlx-lm's
-//! stacks, gate and up apart, and packed ones. They are written as transformers has them:
+//! Experts that transformers reads in stacks alone (Gemma 4). They are written as it has them, however the files of
+//! the base do, where mlx-lm has gate and up apart, packed or not:
 //! `experts.gate_up_proj` [e, 2 f, hidden], the rows of the gate first, and `experts.down_proj` [e, hidden, f].
 
 use std::collections::BTreeMap;
@@ -28,9 +28,7 @@ impl Stacks {
     pub(super) fn of(config: &ModelConfig, files: &BaseFiles, tensors: &[MergedTensor<'_>]) -> Stacks {
         let mut found: BTreeMap<String, OfLayer> = BTreeMap::new();
         for (number, tensor) in tensors.iter().enumerate() {
-            if let Some((experts, expert, part)) = place(config, &tensor.name)
-                && !is_there(files, tensor)
-            {
+            if let Some((experts, expert, part)) = place(config, &tensor.name) {
                 found.entry(experts.to_owned()).or_default()[part].insert(expert, number);
             }
         }
@@ -59,12 +57,6 @@ fn place<'n>(config: &ModelConfig, name: &'n str) -> Option<(&'n str, usize, usi
     let (expert, part) = rest.split_once('.')?;
     let part = config.family.names.gated.iter().position(|gated| *gated == part)?;
     Some((experts, expert.parse().ok()?, part))
-}
-
-/// Whether the file has its stack as transformers does, in plain numbers.
-fn is_there(files: &BaseFiles, tensor: &MergedTensor<'_>) -> bool {
-    let is_stack = |name: &str| name.ends_with(".gate_up_proj") || name.ends_with(".down_proj");
-    !tensor.base.is_packed_in_file() && files.stack_of(&tensor.name).is_some_and(|(name, _)| is_stack(name))
 }
 
 fn stacks(files: &BaseFiles, is_wrapped: bool, tensors: &[MergedTensor<'_>], of_layer: &OfLayer) -> [Stack; 2] {
