@@ -262,7 +262,8 @@ mod tests {
     /// (where a part begins, its length, where its pieces begin and end)
     #[test]
     fn pieces_meet_at_multiples_of_their_size() {
-        let cases: [(usize, usize, &[(usize, usize)]); 4] = [
+        type Case<'a> = (usize, usize, &'a [(usize, usize)]);
+        let cases: [Case<'_>; 4] = [
             (0, 0, &[]),
             (5, 10, &[(5, 15)]),
             (0, 2 * AT_ONCE, &[(0, AT_ONCE), (AT_ONCE, 2 * AT_ONCE)]),
