@@ -19,6 +19,9 @@ use crate::exit::Exit;
 const LARGE: usize = 1 << 18;
 /// Blocks are multiples of this: a page, on every system.
 const GRAIN: usize = 1 << 14;
+/// Addresses that are reserved at a time for blocks of up to a quarter of it: they follow each other in pages of
+/// 2 MiB, which most of them are smaller than. A CPU reads weights a third faster from those.
+const RESERVED: usize = 1 << 25;
 
 pub(crate) struct Allocator;
 
@@ -55,6 +58,8 @@ struct Blocks {
     used_bytes: usize,
     kept_bytes: usize,
     most_used: usize,
+    /// Address and length of what is reserved and not yet handed out. Nothing of it takes memory.
+    reserved: (usize, usize),
 }
 
 // The maps' own nodes are small, so they come from mimalloc. No lock is taken twice.
@@ -74,6 +79,7 @@ impl Blocks {
             used_bytes: 0,
             kept_bytes: 0,
             most_used: 0,
+            reserved: (0, 0),
         }
     }
 
@@ -101,13 +107,30 @@ impl Blocks {
         let most = self.most_used.max(self.used_bytes + length);
         while self.used_bytes + self.kept_bytes + length > most + most / 8 && self.drop_oldest() {}
         loop {
-            if let Some(address) = pages::map(length) {
+            if let Some(address) = self.cut(length).or_else(|| pages::map(length)) {
                 return Some(address);
             }
             if !self.drop_oldest() {
                 return None;
             }
         }
+    }
+
+    /// New pages from what is reserved. `None`: they are too many, or the system reserves no more.
+    fn cut(&mut self, length: usize) -> Option<usize> {
+        if length > RESERVED / 4 {
+            return None;
+        }
+        if self.reserved.1 < length {
+            let address = pages::map(RESERVED)?;
+            let (rest, unused) = std::mem::replace(&mut self.reserved, (address, RESERVED));
+            if unused > 0 {
+                pages::unmap(rest, unused);
+            }
+        }
+        let (address, left) = self.reserved;
+        self.reserved = (address + length, left - length);
+        Some(address)
     }
 
     /// Takes a kept block off the lists.
@@ -139,14 +162,23 @@ impl Blocks {
 }
 
 /// Pages from the system.
-#[expect(unsafe_code, reason = "mmap and munmap are C functions")]
+#[expect(unsafe_code, reason = "mmap, madvise and munmap are C functions")]
 mod pages {
     /// Zeroed pages of this length.
     pub(super) fn map(length: usize) -> Option<usize> {
         let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANON);
         // SAFETY: a new private mapping at no particular address touches nothing that is there.
         let address = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
-        (address != libc::MAP_FAILED).then_some(address as usize)
+        if address == libc::MAP_FAILED {
+            return None;
+        }
+        // A system without such pages says so, and gives small ones.
+        #[cfg(target_os = "linux")]
+        // SAFETY: the pages are those of the new mapping; nothing is in them.
+        unsafe {
+            libc::madvise(address, length, libc::MADV_HUGEPAGE)
+        };
+        Some(address as usize)
     }
 
     /// Gives back pages that came from [`map`] and are no longer in use.
