@@ -152,13 +152,10 @@ fn main() {
             let product = best(|| matrix.dot_rows(set, 0..rows, &x, std::hint::black_box(&mut products)));
             let (eight, mut some) = (vec![1.0; 8 * columns], vec![0.0; ROWS * columns]);
             let several = best(|| {
-                for first in (0..rows).step_by(ROWS) {
-                    for (n, some) in some.chunks_mut(columns).enumerate() {
-                        matrix.decode_row_with(set, (first + n) % rows, 0..columns, &mut out[..columns]);
-                        set.split(&out[..columns], some);
-                    }
-                    set.dot_each(&eight, &some, columns, std::hint::black_box(&mut products[..8 * ROWS]));
-                }
+                matrix.split_rows(set, 0..rows, &mut some, &mut |_, some, ahead| {
+                    let products = &mut products[..8 * some.len() / columns];
+                    set.dot_each(&eight, some, columns, ahead, std::hint::black_box(products));
+                });
             });
             let set = format!("{set:?}");
             println!("{name:16} {set:9} {of_rows:8.3} {transposed:12.3} {product:8.3} {several:12.3}");

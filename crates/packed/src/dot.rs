@@ -92,6 +92,9 @@ const TILE: usize = 4;
 /// apart.
 trait Tile {
     fn sums<const O: usize, const T: usize>(&self, x: &[f32], w: &[f32], width: usize) -> [[f32; T]; O];
+
+    /// Asks for the line of this address, which need not be there.
+    fn prefetch(&self, _address: *const i8) {}
 }
 
 /// The product of activations and elements that both are split, in whole blocks.
@@ -120,14 +123,43 @@ impl Tile for PlainTile {
     }
 }
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Memory that will be read soon. It is asked for while products are made, and need not be there.
+#[derive(Clone, Copy, Debug)]
+pub struct Ahead {
+    start: *const i8,
+    bytes: usize,
+}
+
+impl Ahead {
+    /// As many bytes as `now` has, from its end on.
+    pub fn of<T>(now: &[T]) -> Ahead {
+        Ahead { start: now.as_ptr_range().end.cast(), bytes: size_of_val(now) }
+    }
+
+    /// Nothing.
+    pub const NONE: Ahead = Ahead { start: std::ptr::null(), bytes: 0 };
+
+    /// Asks for the n-th of so many parts.
+    #[inline(always)]
+    fn ask(self, tile: &impl Tile, n: usize, parts: usize) {
+        for at in (self.bytes * n / parts..self.bytes * (n + 1) / parts).step_by(LINE) {
+            tile.prefetch(self.start.wrapping_add(at));
+        }
+    }
+}
+
 /// `out[o, t] = x[t] · w[o]`, all split: x [t, i], w [o, i].
 #[inline(always)]
-fn dot_tiles(tile: &impl Tile, x: &[f32], w: &[f32], width: usize, out: &mut [f32]) {
+fn dot_tiles(tile: &impl Tile, x: &[f32], w: &[f32], width: usize, ahead: Ahead, out: &mut [f32]) {
     let (rows, outputs) = (x.len() / width.max(1), w.len() / width.max(1));
     assert_eq!(out.len(), rows * outputs, "a product for each two rows");
     let (fours, sixes) = (rows / TILE * TILE, outputs / ROWS * ROWS);
     for o in (0..sixes).step_by(ROWS) {
         for t in (0..fours).step_by(TILE) {
+            ahead.ask(tile, o / ROWS * (fours / TILE) + t / TILE, (fours / TILE) * (sixes / ROWS));
             dot_tile::<ROWS, TILE>(tile, [x, w], [t, o], width, rows, out);
         }
         for t in fours..rows {
@@ -214,14 +246,15 @@ impl InstructionSet {
 
     for_each_set! {
         /// The products of rows of activations with rows of a weight, all split: x [t, width],
-        /// w [o, width] -> out [o, t]. [`ROWS`] rows of the weight are multiplied together.
+        /// w [o, width] -> out [o, t]. [`ROWS`] rows of the weight are multiplied together. `ahead`: what will be
+        /// read then.
         ///
         /// # Panics
         /// If the lengths do not fit.
-        pub fn dot_each(self, x: &[f32], w: &[f32], width: usize, out: &mut [f32]) {
-            avx512: dot_tiles(&Tile512, x, w, width, out),
-            avx2: dot_tiles(&Tile256, x, w, width, out),
-            baseline: dot_tiles(&PlainTile, x, w, width, out),
+        pub fn dot_each(self, x: &[f32], w: &[f32], width: usize, ahead: Ahead, out: &mut [f32]) {
+            avx512: dot_tiles(&Tile512, x, w, width, ahead, out),
+            avx2: dot_tiles(&Tile256, x, w, width, ahead, out),
+            baseline: dot_tiles(&PlainTile, x, w, width, ahead, out),
         }
     }
 
@@ -265,8 +298,9 @@ impl InstructionSet {
     }
 }
 
-/// What is done with some rows: the number of the first one, counted from the first of all, and their values.
-pub type Then<'a> = &'a mut dyn FnMut(usize, &[f32]);
+/// What is done with some rows: the number of the first one, counted from the first of all, their values, and the
+/// codes of those behind them.
+pub type Then<'a> = &'a mut dyn FnMut(usize, &[f32], Ahead);
 
 impl PackedMatrix {
     /// The products of split activations with some rows: `out[n] = x · w[rows.start + n]`. They have
@@ -311,7 +345,7 @@ impl PackedMatrix {
                 self.decode_row_with(set, n, 0..self.shape[1], &mut row[..self.shape[1]]);
                 set.split(&row, out);
             }
-            then(first - rows.start, some);
+            then(first - rows.start, some, Ahead::NONE);
         }
     }
 
@@ -393,7 +427,11 @@ impl<'a> RowsOfCodes<'a> {
                 self.matrix.decode_row(first + n, whole..width, &mut out[whole..]);
             }
             if n % at_once + 1 == at_once || n + 1 == count {
-                then(n / at_once * at_once, &some[..(n % at_once + 1) * width]);
+                let begin = n / at_once * at_once;
+                let codes = &self.matrix.codes;
+                let bytes = codes.bit(first + begin, 0) / 8..codes.bit(first + n + 1, 0) / 8;
+                let ahead = codes.bytes().get(bytes).map_or(Ahead::NONE, Ahead::of);
+                then(begin, &some[..(n - begin + 1) * width], ahead);
             }
         });
     }

@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use finetune_packed::dot::ROWS;
+use finetune_packed::dot::{Ahead, ROWS};
 use finetune_packed::{InstructionSet, PackedMatrix};
 use half::bf16;
 use rayon::prelude::*;
@@ -74,8 +74,8 @@ impl Rows<'_> {
         let mut some = uninitialized(ROWS * inputs);
         if let Rows::Packed(matrix) = self {
             let outputs = out.len() / rows;
-            return matrix.split_rows(set, first..first + outputs, &mut some, &mut |n, some| {
-                set.dot_each(x, some, inputs, &mut out[n * rows..][..some.len() / inputs * rows]);
+            return matrix.split_rows(set, first..first + outputs, &mut some, &mut |n, some, ahead| {
+                set.dot_each(x, some, inputs, ahead, &mut out[n * rows..][..some.len() / inputs * rows]);
             });
         }
         let mut buffer = uninitialized(inputs);
@@ -84,7 +84,16 @@ impl Rows<'_> {
             for (row, some) in some.chunks_mut(inputs.max(1)).enumerate() {
                 self.read(set, first + n * ROWS + row, &mut buffer, some);
             }
-            set.dot_each(x, some, inputs, out);
+            set.dot_each(x, some, inputs, self.behind(first + n * ROWS, some.len() / inputs, inputs), out);
+        }
+    }
+
+    /// What will be read after so many rows, if it is known where that is.
+    fn behind(&self, row: usize, rows: usize, width: usize) -> Ahead {
+        match self {
+            Rows::Floats { values, stride } => Ahead::of(&values[row * stride..][..(rows - 1) * stride + width]),
+            Rows::Bf16(values) => Ahead::of(&values[row * width..][..rows * width]),
+            Rows::Packed(_) | Rows::Read(_) => Ahead::NONE,
         }
     }
 

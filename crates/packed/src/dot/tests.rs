@@ -4,7 +4,7 @@ use finetune_random::Stream;
 use half::bf16;
 
 use super::keys::Apart;
-use super::{BLOCK, HALF, LANES};
+use super::{Ahead, BLOCK, HALF, LANES};
 use crate::all_forms::{Random, for_all};
 use crate::simd::InstructionSet;
 
@@ -47,7 +47,7 @@ fn numbers_are_summed_in_one_order() {
             let what = format!("{set:?}, {length} elements");
             for (rows, outputs) in [(1, 1), (5, 8), (8, 7), (4, 6)].into_iter().filter(|_| length > 0) {
                 let mut each = vec![f32::NAN; rows * outputs];
-                set.dot_each(&split(&x).repeat(rows), &split(&w).repeat(outputs), length, &mut each);
+                set.dot_each(&split(&x).repeat(rows), &split(&w).repeat(outputs), length, Ahead::of(&w), &mut each);
                 each.iter().for_each(|found| same(*found, want, &what));
             }
             let (mut of_f32, mut of_bf16) = (vec![f32::NAN; length], vec![f32::NAN; length]);
@@ -115,7 +115,7 @@ fn codes_are_summed_in_the_same_order() {
             }
             // Three rows at a time: a last one is left.
             let mut found = Vec::new();
-            matrix.split_rows(set, rows.clone(), &mut vec![f32::NAN; 3 * width], &mut |first, some| {
+            matrix.split_rows(set, rows.clone(), &mut vec![f32::NAN; 3 * width], &mut |first, some, _| {
                 assert_eq!(first * width, found.len());
                 found.extend_from_slice(some);
             });

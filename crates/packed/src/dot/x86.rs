@@ -25,7 +25,14 @@ const AHEAD: usize = 4096;
 #[inline]
 #[target_feature(enable = "sse")]
 fn prefetch<T>(now: &T) {
-    _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(now).cast::<i8>().wrapping_add(AHEAD));
+    prefetch_at(std::ptr::from_ref(now).cast::<i8>().wrapping_add(AHEAD));
+}
+
+/// Asks for the line of this address, which need not be there.
+#[inline]
+#[target_feature(enable = "sse")]
+fn prefetch_at(address: *const i8) {
+    _mm_prefetch::<_MM_HINT_T0>(address);
 }
 
 /// The two halves of a block.

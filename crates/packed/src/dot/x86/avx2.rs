@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{HalvesOfGroups, halves, prefetch, quarters, sum_eight};
+use super::{HalvesOfGroups, halves, prefetch, prefetch_at, quarters, sum_eight};
 use crate::codes::NibbleOrder;
 use crate::dot::keys::Apart;
 use crate::dot::{BLOCK, HALF, LANES, Tile, add_rest};
@@ -63,6 +63,12 @@ impl Tile for Tile256 {
             }
         }
         products
+    }
+
+    #[inline(always)]
+    fn prefetch(&self, address: *const i8) {
+        // SAFETY: the tile is used where these instructions are there.
+        unsafe { prefetch_at(address) };
     }
 }
 

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{HalvesOfGroups, halves, halves_of_codes, prefetch, sum_eight};
+use super::{HalvesOfGroups, halves, halves_of_codes, prefetch, prefetch_at, sum_eight};
 use crate::codes::NibbleOrder;
 use crate::dot::keys::Apart;
 use crate::dot::{BLOCK, HALF, LANES, Tile, add_rest};
@@ -59,6 +59,12 @@ impl Tile for Tile512 {
         // SAFETY: the tile is used where these instructions are there; the rows are as long as asserted.
         unsafe { tile_512(x.as_ptr(), w.as_ptr(), width) }
     }
+
+    #[inline(always)]
+    fn prefetch(&self, address: *const i8) {
+        // SAFETY: the tile is used where these instructions are there.
+        unsafe { prefetch_at(address) };
+    }
 }
 
 /// # Safety
@@ -78,8 +84,16 @@ unsafe fn tile_512<const O: usize, const T: usize>(x: *const f32, w: *const f32,
     add_sets(&mut second, &unsafe { set_of_tile::<O, T, 3>(x, w, width) });
     add_sets(&mut first, &second);
     let mut products = [[0.0; T]; O];
-    for (product, lanes) in products.as_flattened_mut().iter_mut().zip(first.as_flattened()) {
-        *product = sum_lanes(*lanes);
+    for (products, sums) in products.as_flattened_mut().chunks_mut(LANES).zip(first.as_flattened().chunks(LANES)) {
+        if sums.len() < LANES / 2 {
+            products.iter_mut().zip(sums).for_each(|(product, lanes)| *product = sum_lanes(*lanes));
+            continue;
+        }
+        let place = |n: usize| sums.get(n % 4 * 4 + n / 4).copied().unwrap_or(_mm512_setzero_ps());
+        let mut all = [0.0; LANES];
+        // SAFETY: the array is a vector.
+        unsafe { _mm512_storeu_ps(all.as_mut_ptr(), sum_each(std::array::from_fn(place))) };
+        products.copy_from_slice(&all[..sums.len()]);
     }
     products
 }
