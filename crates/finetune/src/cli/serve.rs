@@ -57,7 +57,8 @@ pub(crate) struct ServeArguments {
     /// Where to compute; auto: a GPU if there is one
     #[arg(long, value_enum, default_value_t = DeviceArgument::Auto)]
     pub(crate) device: DeviceArgument,
-    /// Number type to compute in on a GPU; auto: what the model's file has
+    /// Number type to compute in on a GPU; auto: what the model's file has. On a CPU, bf16 reads prompts in products of
+    /// that type, if it has them (`finetune devices`)
     #[arg(long, value_enum, default_value_t = DtypeArgument::Auto)]
     pub(crate) dtype: DtypeArgument,
     /// Pack a 16-bit model while it is loaded; by default as the first adapter's base in training
