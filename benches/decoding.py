@@ -17,7 +17,9 @@ that a program does not make or take is left out, with its message.
 PYTHON has transformers, llama_cpp, mlx_lm and numpy. The floor of a token is the bytes of the weights
 over the bandwidth at which these threads read as many bytes: a token reads every weight once.
 """
-import argparse, json, os, pathlib, platform, resource, statistics, subprocess, sys, tempfile, time
+import argparse, json, os, pathlib, resource, statistics, subprocess, sys, tempfile, time
+
+from lora_runs import processor
 
 PEERS = pathlib.Path(__file__).with_name("decoding_peers.py")
 LENGTH, ROWS = 128, 8
@@ -171,13 +173,6 @@ def table_of(results, sizes, speeds):
     return table
 
 
-def processor():
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def versions(python):
     code = ("import importlib.metadata as m, json\nfound = {}\n"
             "for name in ['llama_cpp_python', 'mlx', 'mlx-lm', 'torch', 'transformers', 'numpy']:\n"
@@ -206,7 +201,7 @@ def main():
         print(f"left out: {what}: {why}")
     if options.output:
         text = {
-            "machine": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} processors, {processor()}",
+            "machine": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} processors, {processor()['processor']}",
             "date": time.strftime("%Y-%m-%d"),
             "command": "python3 benches/decoding.py " + " ".join(sys.argv[1:]),
             "versions": versions(options.python),

@@ -27,7 +27,8 @@ import sys
 import threading
 import time
 
-from decoding import environment, processor
+from decoding import environment
+from lora_runs import processor
 
 CUT = """
 import json, sys, tokenizers
@@ -187,7 +188,7 @@ def main():
     for row in rows:
         print(f"| {row} | " + " | ".join(f"{of_one[row]:.3g}" if row in of_one else "" for of_one in table.values()) + " |")
     if given.output:
-        about = {"machine": f"{os.cpu_count()} processors, {processor()}",
+        about = {"machine": f"{os.cpu_count()} processors, {processor()['processor']}",
                  "date": time.strftime("%Y-%m-%d"), "threads": given.threads, "rounds": given.rounds,
                  "answer": given.answer, "table": table, "all": results}
         given.output.write_text(json.dumps(about, indent=1) + "\n")

@@ -20,7 +20,7 @@ const LARGE: usize = 1 << 18;
 /// Blocks are multiples of this: a page, on every system.
 const GRAIN: usize = 1 << 14;
 /// Addresses that are reserved at a time for blocks of up to a quarter of it: they follow each other in pages of
-/// 2 MiB, which most of them are smaller than. A CPU reads weights a third faster from those.
+/// 2 MiB, which most of them are smaller than. One core reads up to a third faster from those (AMD EPYC).
 const RESERVED: usize = 1 << 25;
 
 pub(crate) struct Allocator;

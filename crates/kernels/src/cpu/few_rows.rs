@@ -103,7 +103,7 @@ impl Rows<'_> {
         match self {
             Rows::Floats { values, stride } => return set.split(&values[row * stride..][..width], out),
             Rows::Bf16(values) => return set.split_bf16(&values[row * width..][..width], out),
-            Rows::Packed(_) => unreachable!("packed rows are split as they are unpacked"),
+            Rows::Packed(matrix) => return matrix.split_rows(set, row..row + 1, out, &mut |_, _, _| {}),
             Rows::Read(weight) => weight.read(row, 0, buffer),
         }
         set.split(buffer, out);

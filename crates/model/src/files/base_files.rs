@@ -249,7 +249,8 @@ impl BaseFiles {
     }
 
     /// Every tensor of the model, and those of the files that no part of it uses, in the order of the
-    /// files. A packed base has the former only: the others may be parts of packed matrices.
+    /// files. Of a packed base there are the former and stacks of experts only: others may be parts of packed
+    /// matrices.
     ///
     /// Stacks of experts that are written as they are read count as tensors that no part of the model uses.
     /// `opens_stacks`: of their matrices there is a tensor [i, o] for each expert instead.

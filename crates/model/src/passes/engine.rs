@@ -5,9 +5,9 @@
 //!
 //! **On the CPU an answer does not depend on what else is under way.** Prompts are read in parts of
 //! 512 tokens that always begin at the same places; several short ones are a part together where that
-//! changes no bit (see `reading`). At most sixteen rows are continued in one pass (on a GPU eight), and products of up to
-//! sixteen rows have one order of sums (see `generate_rows`). What was read of an earlier prompt is used
-//! again where that changes no bit (see `prefixes`).
+//! changes no bit (see `reading`). At most sixteen rows are continued in one pass (on a GPU eight), and
+//! products of up to sixteen rows have one order of sums (see `generate_rows`). What was read of an earlier
+//! prompt is used again where that changes no bit (see `prefixes`).
 //!
 //! Requests with different adapters of one base share passes, unless an adapter is more than branches
 //! beside the base's products (see `sharing`).
