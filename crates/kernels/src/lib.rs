@@ -40,6 +40,7 @@ pub mod weight;
 
 pub use arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
 pub use by_head::HeadRows;
+pub use cpu::few_rows::FEW_ROWS;
 pub use cpu::matmul;
 pub use delta::DeltaShape;
 pub use devices::{DeviceKind, FloatType, FoundDevice};

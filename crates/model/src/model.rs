@@ -55,6 +55,8 @@ pub struct Model {
     all_on_cpu: bool,
     /// The branches as passes with rows of other adapters need them, made when the first such pass does.
     pub(crate) branches: OnceLock<Arc<BranchTable>>,
+    /// See [`Model::shares_above`].
+    pub(crate) shares_above: OnceLock<usize>,
     /// The coefficient of the routers' auxiliary loss in what is minimised; 0: it counts nothing.
     pub(crate) router_loss: f64,
 }
@@ -201,6 +203,7 @@ impl Model {
             base: Arc::default(),
             all_on_cpu: placement.is_cpu(),
             branches: OnceLock::new(),
+            shares_above: OnceLock::new(),
             router_loss: 0.0,
         })
     }

@@ -6,8 +6,8 @@ mod made;
 use std::sync::Arc;
 
 use finetune_model::{
-    Adaptation, ChosenToken, Engine, EngineEnd, EngineSettings, LoraTarget, MOST_AHEAD, Model, PassCounts, TokenRules,
-    target_layers,
+    Adaptation, ChosenToken, Engine, EngineEnd, EngineSettings, LoraTarget, MOST_AHEAD, Model, PassCounts, Placement,
+    TokenRules, target_layers,
 };
 use finetune_random::Stream;
 
@@ -159,6 +159,36 @@ fn short_prompts_are_read_alone() {
     let PassCounts { prompt_passes, prompt_parts, .. } = engine.counts().passes;
     assert_eq!((prompt_passes, prompt_parts), (3, 4));
     finish(&mut engine);
+}
+
+/// Where every matrix has more than 64 outputs, prompts of more than sixteen tokens are read together, with products in
+/// f32 and in bf16.
+#[test]
+fn short_prompts_are_read_together_where_matrices_are_wide() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut config = made::read_json(&made::golden("llama").join("config.json"));
+    for (key, value) in [("hidden_size", 80), ("head_dim", 20), ("intermediate_size", 160)] {
+        config[key] = value.into();
+    }
+    config["max_position_embeddings"] = 8192.into();
+    made::write(&directory.path().join("config.json"), config.to_string());
+    for placement in [Placement::cpu(None), Placement::cpu_with_bf16_products()] {
+        let base = Model::initialize(directory.path(), 5, &placement).expect("a base of random weights");
+        let models = [3, 16].map(|rank| adapted(&base, on(&base, &[INTO.as_slice(), &OUT_OF].concat(), rank, 8.0), 1));
+        let lengths = [17, 40, 64, 90, 22, 16, 5, 33];
+        let asked = |n: usize| (&models[n % 2], text(lengths[n], n as u32));
+        let want: Vec<Vec<ChosenToken>> = (0..lengths.len()).map(|n| alone(asked(n).0, &asked(n).1, 9)).collect();
+        let mut engine = Engine::new(SETTINGS);
+        let ask = |n: usize| submit(&mut engine, request(asked(n).0, &asked(n).1, 9, rules()));
+        let heard: Vec<Heard> = (0..lengths.len()).map(ask).collect();
+        finish(&mut engine);
+        for (n, (heard, want)) in heard.iter().zip(&want).enumerate() {
+            assert_eq!(heard.chosen(), *want, "request {n}");
+        }
+        // The first five in one pass, those of 16 and 5 tokens alone, the last one.
+        let PassCounts { prompt_passes, prompt_parts, .. } = engine.counts().passes;
+        assert_eq!((prompt_passes, prompt_parts), (4, 8));
+    }
 }
 
 /// Adapters that are more than branches beside the base's products, and other bases: passes of their own.

@@ -14,6 +14,7 @@
 #![expect(clippy::needless_range_loop, reason = "indices over arrays of one length are the form that becomes vectors")]
 
 pub mod keys;
+mod rounded;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]

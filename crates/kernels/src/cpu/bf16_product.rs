@@ -3,13 +3,15 @@
 //!
 //! Both matrices are rounded to bf16. A tile of the result is four rows of the left one by six of
 //! the right one; each of its elements is summed in sixteen lanes of two products, a piece of the
-//! sum at a time. The order of a sum depends on its length alone.
+//! sum at a time. The order of a sum depends on its length alone, also where the left matrix has a few rows and the
+//! time is that of reading the weight once.
 
 #[cfg(target_arch = "x86_64")]
 use finetune_packed::InstructionSet;
 use half::bf16;
 use rayon::prelude::*;
 
+use super::few_rows::{self, FEW_ROWS};
 use super::matmul::Matrix;
 use super::simd;
 use super::weight::CpuWeight;
@@ -68,18 +70,74 @@ pub(crate) fn times_transposed(out: &mut [f32], keep: bool, scale: f32, x: Matri
     let [outputs, inputs] = w.shape();
     let length = inputs.next_multiple_of(STEP);
     let a = rounded(x);
+    if x.rows() <= FEW_ROWS {
+        let sizes = [x.rows(), outputs, inputs];
+        return few_rows::by_jobs(out, keep, scale, sizes, |first, out| few_products(&a, x.rows(), w, first, out));
+    }
     by_blocks(outputs, length, |first, count, block| {
-        let rows = block.par_chunks_mut(length).take(count).enumerate();
-        rows.for_each_init(
-            || vec![0.0; inputs],
-            |read, (row, out)| {
-                w.read(first + row, 0, read);
-                simd::narrow(read, &mut out[..inputs]);
-            },
-        );
+        let tiles = block.par_chunks_mut(TILE[1] * length).enumerate();
+        tiles.for_each(|(tile, out)| {
+            let row = first + tile * TILE[1];
+            read_rounded(w, row..(row + TILE[1]).min(first + count), length, out);
+        });
         let b = Rows { values: block, strides: [length, STEP] };
         add_block(out, keep, scale, &a, &b, length / STEP, [outputs, first, count]);
     });
+}
+
+/// Writes some rows of a weight into `out`, rounded, `length` apart.
+fn read_rounded(w: &CpuWeight, rows: std::ops::Range<usize>, length: usize, out: &mut [bf16]) {
+    if w.round_rows(rows.clone(), length, out) {
+        return;
+    }
+    let mut read = vec![0.0; w.shape()[1]];
+    for (row, out) in rows.zip(out.chunks_mut(length)) {
+        w.read(row, 0, &mut read);
+        simd::narrow(&read, &mut out[..read.len()]);
+    }
+}
+
+/// `out[n, t] = a[t] · w[first + n]`, for so many rows of a.
+fn few_products(a: &[bf16], rows: usize, w: &CpuWeight, first: usize, out: &mut [f32]) {
+    let [_, inputs] = w.shape();
+    let length = inputs.next_multiple_of(STEP);
+    let mut block = vec![bf16::ZERO; TILE[1] * length];
+    for (n, out) in out.chunks_mut(TILE[1] * rows).enumerate() {
+        let range = first + n * TILE[1]..first + n * TILE[1] + out.len() / rows;
+        let as_it_is = if range.len() == TILE[1] && length == inputs { w.rows_in_bf16(range.clone()) } else { None };
+        let values = as_it_is.unwrap_or_else(|| {
+            read_rounded(w, range, length, &mut block);
+            &block
+        });
+        let b = Rows { values, strides: [length, STEP] };
+        for t in (0..rows).step_by(TILE[0]) {
+            let a = Rows { values: &a[t * length..], strides: [length, STEP] };
+            let out = &mut out[t..];
+            match rows - t {
+                1 => few_tile::<1>(&a, &b, length / STEP, rows, out),
+                2 => few_tile::<2>(&a, &b, length / STEP, rows, out),
+                3 => few_tile::<3>(&a, &b, length / STEP, rows, out),
+                _ => few_tile::<4>(&a, &b, length / STEP, rows, out),
+            }
+        }
+    }
+}
+
+/// Writes the products of T rows of a with those of b, of which each has so many steps. Those of one row of b lie next
+/// to each other in `out`, those of the next one `width` behind them.
+fn few_tile<const T: usize>(a: &Rows<'_>, b: &Rows<'_>, steps: usize, width: usize, out: &mut [f32]) {
+    let mut sums = [[0.0; TILE[1]]; T];
+    for piece in (0..steps).step_by(PIECE) {
+        let tile = tile::<T>(a, b, piece..(piece + PIECE).min(steps));
+        for (sum, more) in sums.as_flattened_mut().iter_mut().zip(tile.as_flattened()) {
+            *sum += more;
+        }
+    }
+    for (column, out) in out.chunks_mut(width).enumerate() {
+        for (out, sums) in out.iter_mut().zip(&sums) {
+            *out = sums[column];
+        }
+    }
 }
 
 /// `out = keep · out + scale · y W` with some rows of W: y [t, rows], w [o, i], out [t, i].
@@ -146,7 +204,7 @@ fn add_block(
                 for row in (0..a.len() / length.max(1)).step_by(TILE[0]) {
                     let a = Rows { values: &a[row * length..], strides: [length, STEP] };
                     let b = Rows { values: &b.values[column * b.strides[0]..], strides: b.strides };
-                    let tile = tile(&a, &b, range.clone());
+                    let tile = tile::<{ TILE[0] }>(&a, &b, range.clone());
                     for (i, tile) in tile.iter().enumerate() {
                         simd::add_scaled(&mut sums[(row + i) * width + column..][..TILE[1]], 1.0, tile);
                     }
@@ -161,12 +219,12 @@ fn add_block(
     });
 }
 
-/// The products of four rows of a and six of b, summed over some steps.
-fn tile(a: &Rows<'_>, b: &Rows<'_>, steps: std::ops::Range<usize>) -> [[f32; TILE[1]]; TILE[0]] {
+/// The products of T rows of a, at most four, and six of b, summed over some steps.
+fn tile<const T: usize>(a: &Rows<'_>, b: &Rows<'_>, steps: std::ops::Range<usize>) -> [[f32; TILE[1]]; T] {
     let last = |rows: &Rows<'_>, count: usize| {
         (count - 1) * rows.strides[0] + steps.end.saturating_sub(1) * rows.strides[1] + STEP
     };
-    assert!(last(a, TILE[0]) <= a.values.len() && last(b, TILE[1]) <= b.values.len(), "a tile beyond its rows");
+    assert!(last(a, T) <= a.values.len() && last(b, TILE[1]) <= b.values.len(), "a tile beyond its rows");
     #[cfg(target_arch = "x86_64")]
     if can_multiply() {
         #[expect(unsafe_code, reason = "bf16 instructions")]
@@ -197,8 +255,12 @@ mod x86 {
     /// Every element of the tile's rows and steps has to be inside its slice.
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16,fma")]
     #[expect(unsafe_code, reason = "loads without bounds checks")]
-    pub(super) unsafe fn tile(a: &Rows<'_>, b: &Rows<'_>, steps: std::ops::Range<usize>) -> [[f32; TILE[1]]; TILE[0]] {
-        let mut sums = [[_mm512_setzero_ps(); TILE[1]]; TILE[0]];
+    pub(super) unsafe fn tile<const T: usize>(
+        a: &Rows<'_>,
+        b: &Rows<'_>,
+        steps: std::ops::Range<usize>,
+    ) -> [[f32; TILE[1]]; T] {
+        let mut sums = [[_mm512_setzero_ps(); TILE[1]]; T];
         let load = |rows: &Rows<'_>, row: usize, step: usize| {
             let start = row * rows.strides[0] + step * rows.strides[1];
             debug_assert!(start + STEP <= rows.values.len());
@@ -218,9 +280,9 @@ mod x86 {
                 }
             }
         }
-        let mut out = [[0.0; TILE[1]]; TILE[0]];
+        let mut out = [[0.0; TILE[1]]; T];
         for j in 0..TILE[1] {
-            let column = totals(std::array::from_fn(|i| sums[i][j]));
+            let column = totals(std::array::from_fn(|i| sums.get(i).map_or(_mm512_setzero_ps(), |sums| sums[j])));
             for (out, total) in out.iter_mut().zip(column) {
                 out[j] = total;
             }
@@ -259,7 +321,9 @@ mod tests {
     /// them: within f32's rounding of the products of the rounded matrices.
     #[test]
     fn products_of_bf16_match_f64() {
-        for [t, o, i] in [[9, 7, 33], [40, 300, 70], [33, 65, 1100], [64, 12, 32], [70, 900, 640]] {
+        for [t, o, i] in
+            [[9, 7, 33], [1, 70, 64], [16, 33, 1100], [40, 300, 70], [33, 65, 1100], [64, 12, 32], [70, 900, 640]]
+        {
             let stream = Stream::new(t as u64, 1, o as u64, i as u32);
             let values = stream.normal(t * i + o * i + t * o, 1.0);
             let (xs, rest) = values.split_at(t * i);
@@ -281,6 +345,31 @@ mod tests {
                     start + 0.5 * (0..o).map(|k| round(ys[m * o + k]) * round(ws[k * i + n])).sum::<f64>()
                 };
                 expect_close(&out, i, want, o);
+            }
+        }
+    }
+
+    /// A row has the same bits alone, among a few and among many, with rows of the weight that are used as they lie in
+    /// memory and with ones that are rounded first.
+    #[test]
+    fn a_row_has_the_same_bits_whatever_is_multiplied_with_it() {
+        for [o, i] in [[70, 64], [13, 1100], [600, 2080]] {
+            let stream = Stream::new(o as u64, 2, i as u64, 0);
+            let values = stream.normal(70 * i + o * i, 1.0);
+            let (xs, ws) = values.split_at(70 * i);
+            let rounded: Vec<bf16> = ws.iter().map(|w| bf16::from_f32(*w)).collect();
+            let in_memory = CpuWeight::from(crate::PackedWeight::bf16(rounded, [o, i]));
+            let in_f32 = CpuWeight::from(FlexTensor::from_data(TensorData::new(ws.to_vec(), [o, i])));
+            let products = |t: usize, w: &CpuWeight| {
+                let mut out = vec![0.0; t * o];
+                times_transposed(&mut out, false, 1.0, Matrix::new(&xs[..t * i], t, i), w);
+                out
+            };
+            let many = products(70, &in_f32);
+            for t in [1, 2, 3, 4, 5, 7, 15, 16, 17] {
+                for w in [&in_memory, &in_f32] {
+                    assert!(products(t, w) == many[..t * o], "{t} rows of {i} times {o}");
+                }
             }
         }
     }

@@ -20,8 +20,9 @@ use super::buffer::uninitialized;
 use super::matmul::Matrix;
 use super::weight::CpuWeight;
 
-/// Most rows of x. With more, tiles of the product are faster than rows.
-pub(crate) const FEW_ROWS: usize = 16;
+/// Most rows that the CPU multiplies with one row of a weight after the other. With more, tiles of the product are faster,
+/// whose sums have another order.
+pub const FEW_ROWS: usize = 16;
 /// Products of fewer multiplications than this are not worth handing to another thread.
 const SMALL: usize = 1 << 17;
 /// More jobs than threads, so that one that starts late has less to do.
@@ -139,17 +140,28 @@ pub(super) fn times_transposed_f32(
 
 fn each_output(out: &mut [f32], keep: bool, scale: f32, x: Matrix, outputs: usize, w: &Rows<'_>) {
     let (inputs, rows) = (x.columns(), x.rows());
-    assert_eq!(out.len(), rows * outputs, "output of another size");
-    if rows == 0 || outputs == 0 {
-        return;
-    }
     let set = InstructionSet::best();
     let mut split = uninitialized(rows * inputs);
     for (t, split) in split.chunks_mut(inputs.max(1)).enumerate() {
         set.split(x.row(t), split);
     }
-    // A job writes one piece of the products, those of each output together.
     let job = |first: usize, products: &mut [f32]| w.products(set, first, &split, inputs, products);
+    by_jobs(out, keep, scale, [rows, outputs, inputs], job);
+}
+
+/// `out = keep · out + scale · products`: `job` writes those of some outputs, from the given one on, with all
+/// rows: [output, row].
+pub(super) fn by_jobs(
+    out: &mut [f32],
+    keep: bool,
+    scale: f32,
+    [rows, outputs, inputs]: [usize; 3],
+    job: impl Fn(usize, &mut [f32]) + Sync,
+) {
+    assert_eq!(out.len(), rows * outputs, "output of another size");
+    if rows == 0 || outputs == 0 {
+        return;
+    }
     let all = |products: &mut [f32]| {
         if rows * outputs * inputs <= SMALL {
             return job(0, products);

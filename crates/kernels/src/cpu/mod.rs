@@ -12,7 +12,7 @@ mod cross_entropy;
 mod delta_rule;
 mod dropout;
 mod experts;
-mod few_rows;
+pub(crate) mod few_rows;
 mod gated;
 mod linear;
 mod lora_cross_entropy;

@@ -88,7 +88,24 @@ impl CpuWeight {
         }
     }
 
-    /// Whether products with more than a few rows are those of bf16.
+    /// Some rows, if they lie in memory in bf16.
+    pub(super) fn rows_in_bf16(&self, rows: std::ops::Range<usize>) -> Option<&[bf16]> {
+        let [_, columns] = self.shape();
+        match self.rows() {
+            Rows::Bf16(values) => Some(&values[rows.start * columns..rows.end * columns]),
+            _ => None,
+        }
+    }
+
+    /// As [`finetune_packed::PackedMatrix::round_rows`]; `false` where it is not packed.
+    pub(super) fn round_rows(&self, rows: std::ops::Range<usize>, stride: usize, out: &mut [bf16]) -> bool {
+        match self.rows() {
+            Rows::Packed(matrix) => matrix.round_rows(rows, stride, out),
+            _ => false,
+        }
+    }
+
+    /// Whether products are those of bf16.
     fn in_bf16(&self) -> bool {
         matches!(self, CpuWeight::Packed(packed) if packed.in_bf16)
     }
@@ -135,11 +152,11 @@ impl CpuWeight {
 /// `out = keep · out + scale · x Wᵀ`: x [t, i], w [o, i], out [t, o].
 pub(crate) fn times_transposed(out: &mut [f32], keep: bool, scale: f32, x: Matrix, w: &CpuWeight) {
     let [outputs, inputs] = w.shape();
-    if x.rows() <= FEW_ROWS && x.has_whole_rows() {
-        return few_rows::times_transposed(out, keep, scale, x, w);
-    }
     if w.in_bf16() && x.has_whole_rows() {
         return bf16_product::times_transposed(out, keep, scale, x, w);
+    }
+    if x.rows() <= FEW_ROWS && x.has_whole_rows() {
+        return few_rows::times_transposed(out, keep, scale, x, w);
     }
     if let Some(values) = w.floats() {
         return matmul(out, keep, scale, x, Matrix::new(values, outputs, inputs).transposed());

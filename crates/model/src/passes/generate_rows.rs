@@ -2,11 +2,11 @@
 //! that weights are read once for all of them.
 //!
 //! On the CPU an answer has the bits that it would have alone: no sum goes over more than one row,
-//! and products of up to [`ROWS`] rows have one order of sums.
+//! and products of up to [`FEW_ROWS`] rows have one order of sums.
 
 use std::collections::VecDeque;
 
-use finetune_kernels::Segments;
+use finetune_kernels::{FEW_ROWS, Segments};
 use rayon::prelude::*;
 
 use crate::config::{LayerConfig, MixerKind};
@@ -19,8 +19,6 @@ use crate::passes::sampling::Sampling;
 use crate::stage::Said;
 use crate::tree::expected_tensors;
 
-/// Most rows of a pass on CPUs. With more, products change to the order of sums that suits many.
-const ROWS: usize = 16;
 /// Most rows of a pass where a GPU has a part of it: its kernel for packed weights takes no more.
 const ROWS_ON_GPU: usize = 8;
 /// Bytes of keys and values that several rows may take in any model.
@@ -101,7 +99,7 @@ impl Model {
 
     /// Most rows of a pass.
     pub(crate) fn most_rows(&self) -> usize {
-        if self.all_on_cpu() { ROWS } else { ROWS_ON_GPU }
+        if self.all_on_cpu() { FEW_ROWS } else { ROWS_ON_GPU }
     }
 
     /// How many of the first requests are well carried out together: at most sixteen (on a GPU eight), and no more
@@ -179,7 +177,7 @@ impl Model {
     }
 
     /// Logits [t, v] after each of t tokens that follow the only row of the cache, to which they are added. There
-    /// are at most [`ROWS`], and on the CPU the logits have the bits of t passes of one token: products have one
+    /// are at most [`FEW_ROWS`], and on the CPU the logits have the bits of t passes of one token: products have one
     /// order of sums, and attention goes over each query's own keys as if it were a row.
     pub(crate) fn read_ahead(&self, tokens: &[u32], cache: &mut RowsCache) -> Result<Vec<f32>, ModelError> {
         self.logits_of(self.begin_ahead(tokens, cache)?)

@@ -3,15 +3,16 @@
 //! Models that are clones of one base with LoRA branches of their own share its products. Each row goes through
 //! its own branches, and on the CPU has the bits that it has alone:
 //!
-//! - A product of the base of at most sixteen rows has one order of sums, and so has one of more than 64 rows (see
-//!   `generate_rows` and the engine's `prefixes`). Prompts share a pass only if each brings more than 64 tokens.
+//! - A product of the base of at most sixteen rows has one order of sums, and so has one of more rows if either they
+//!   or its outputs are more than 64 (see `generate_rows` and [`finetune_kernels::matmul`]). Prompts share a pass only
+//!   if each brings more than sixteen tokens, or more than 64 where a matrix has fewer outputs.
 //! - A product with a branch is made of the rows of one adapter, or of one prompt, alone.
 //! - Attention goes over each row's own keys.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use finetune_kernels::{Segment, Segments};
+use finetune_kernels::{FEW_ROWS, Segment, Segments};
 
 use crate::adaptation::is_expert;
 use crate::branch::EMBEDDING;
@@ -21,7 +22,7 @@ use crate::error::ModelError;
 use crate::model::{Model, Trained};
 use crate::stage::Said;
 
-/// Most rows of a product on the CPU whose order of sums is another one than that of many.
+/// Most rows of a product with few outputs, on the CPU, whose order of sums is another one than that of many.
 pub(crate) const FEW: usize = 64;
 
 /// The next part of a prompt: the model that reads it, its tokens, and what was read before them.
@@ -63,6 +64,20 @@ impl Model {
     pub(crate) fn reads_together(&self) -> bool {
         // Latent attention reads a part in one of two ways, alone.
         self.has_rows_of_their_own() && self.config.latent.is_none() && self.has_branches_alone()
+    }
+
+    /// Most tokens of a part of a prompt that may not share a pass on the CPU: products of the base with as many rows
+    /// may have another order of sums than those with more.
+    pub(crate) fn shares_above(&self) -> usize {
+        *self.shares_above.get_or_init(|| {
+            // As in [`BranchTable::of`], the clone is for the walk.
+            let mut weights = self.weights.clone();
+            let outputs = weights.places().into_iter().filter(|place| !place.is_embedding);
+            match outputs.map(|place| place.weight.shape[0]).min() {
+                Some(fewest) if fewest > FEW => FEW_ROWS,
+                _ => FEW,
+            }
+        })
     }
 
     fn branch_table(&self) -> Arc<BranchTable> {

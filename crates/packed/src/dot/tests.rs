@@ -127,3 +127,33 @@ fn codes_are_summed_in_the_same_order() {
     });
     assert!(matrices > 2000, "{matrices}");
 }
+
+#[test]
+fn rows_are_rounded_to_the_nearest_bf16() {
+    let (mut found, mut matrices) = (0, 0);
+    for_all(|matrix| {
+        let [_, width] = matrix.shape;
+        let (rows, stride) = (2..6, width.next_multiple_of(HALF) + HALF);
+        let mut out = vec![bf16::ONE; rows.len() * stride];
+        matrices += 1;
+        if !matrix.round_rows(rows.clone(), stride, &mut out) {
+            return;
+        }
+        found += 1;
+        for (row, out) in rows.zip(out.chunks(stride)) {
+            for (column, got) in out.iter().enumerate() {
+                let value = if column < width { matrix.value(row, column) } else { 1.0 };
+                let want = bf16::from_f32(value);
+                let is_small = value.abs() < f32::MIN_POSITIVE && *got == bf16::ZERO;
+                let is_same = *got == want || got.is_nan() && want.is_nan() || is_small;
+                assert!(is_same, "{got}, not {want}, row {row} of {matrix:?}");
+            }
+        }
+    });
+    #[cfg(target_arch = "x86_64")]
+    if std::is_x86_feature_detected!("avx512bf16") {
+        assert!(found * 10 > matrices, "{found} of {matrices}");
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    assert_eq!(found, 0);
+}

@@ -2,6 +2,7 @@
 
 pub(super) mod avx2;
 pub(super) mod avx512;
+pub(super) mod bf16;
 
 use std::arch::x86_64::*;
 

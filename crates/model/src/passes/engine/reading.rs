@@ -13,7 +13,7 @@ use crate::decoder::cache::KeyValueCache;
 use crate::error::ModelError;
 use crate::model::Model;
 use crate::passes::generate::PROMPT_PART;
-use crate::passes::sharing::{FEW, PromptPart};
+use crate::passes::sharing::PromptPart;
 use crate::stage::Said;
 
 /// A request whose prompt is read.
@@ -49,8 +49,9 @@ impl Reading {
 
     /// Whether its next part may be read in one pass with a part of so many tokens of another model.
     fn may_share(&self, model: &Arc<Model>, tokens: usize) -> bool {
-        let are_long = self.next_part().len() > FEW && tokens > FEW;
-        are_long && share(&self.job.model, model) && self.job.model.reads_together() && model.reads_together()
+        let own = &self.job.model;
+        let are_long = || self.next_part().len() > own.shares_above() && tokens > model.shares_above();
+        share(own, model) && own.reads_together() && model.reads_together() && are_long()
     }
 }
 

@@ -198,7 +198,7 @@ pub(in crate::dot) fn bf16_avx512(x: &[f32], w: &[bf16]) -> f32 {
 /// changes no bit.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn values_avx512<const ROUNDED: bool>(piece: &Piece, group: usize, factors: __m512) -> __m512 {
+pub(super) fn values_avx512<const ROUNDED: bool>(piece: &Piece, group: usize, factors: __m512) -> __m512 {
     let (scale, zero) = (_mm512_set1_ps(piece.scales[group]), _mm512_set1_ps(piece.zeros[group]));
     let scaled = _mm512_mul_ps(_mm512_sub_ps(factors, zero), scale);
     let values = _mm512_mul_ps(scaled, _mm512_set1_ps(piece.factor));
@@ -245,7 +245,12 @@ fn nibbles_avx512<const ROUNDED: bool>(
 /// blocks of a row.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn each_half(piece: &Piece, factors: &[f32; 16], blocks: usize, take: impl FnMut(usize, usize, [__m512; 2])) {
+pub(super) fn each_half(
+    piece: &Piece,
+    factors: &[f32; 16],
+    blocks: usize,
+    take: impl FnMut(usize, usize, [__m512; 2]),
+) {
     match (piece.codes.bits(), piece.rounding, piece.meaning) {
         (4, Rounding::None, _) => nibbles_avx512::<false>(piece, factors, blocks, take),
         (4, ..) => nibbles_avx512::<true>(piece, factors, blocks, take),
