@@ -24,6 +24,8 @@ const PIECE: usize = 32;
 const BLOCK_BYTES: usize = 512 << 10;
 /// Rows and columns of a tile: 24 registers of sums.
 const TILE: [usize; 2] = [4, 6];
+/// Bytes that may be asked for before they are read: half of a first-level cache.
+const NEAR: usize = 16 << 10;
 /// Rows of the result that one job computes.
 const ROWS_PER_JOB: usize = 32;
 
@@ -54,6 +56,14 @@ struct Rows<'a> {
     values: &'a [bf16],
     /// Elements from one row to the next, and from one step of a row to the next.
     strides: [usize; 2],
+    /// Bytes from what is read to what is asked for, as it comes soon; 0: nothing.
+    ahead: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn new(values: &'a [bf16], strides: [usize; 2]) -> Rows<'a> {
+        Rows { values, strides, ahead: 0 }
+    }
 }
 
 /// A matrix [rows, k] rounded to bf16, with zeros up to whole tiles and steps.
@@ -80,7 +90,7 @@ pub(crate) fn times_transposed(out: &mut [f32], keep: bool, scale: f32, x: Matri
             let row = first + tile * TILE[1];
             read_rounded(w, row..(row + TILE[1]).min(first + count), length, out);
         });
-        let b = Rows { values: block, strides: [length, STEP] };
+        let b = Rows::new(block, [length, STEP]);
         add_block(out, keep, scale, &a, &b, length / STEP, [outputs, first, count]);
     });
 }
@@ -109,9 +119,9 @@ fn few_products(a: &[bf16], rows: usize, w: &CpuWeight, first: usize, out: &mut 
             read_rounded(w, range, length, &mut block);
             &block
         });
-        let b = Rows { values, strides: [length, STEP] };
+        let mut b = Rows { values, strides: [length, STEP], ahead: if as_it_is.is_some() { ahead(length) } else { 0 } };
         for t in (0..rows).step_by(TILE[0]) {
-            let a = Rows { values: &a[t * length..], strides: [length, STEP] };
+            let a = Rows::new(&a[t * length..], [length, STEP]);
             let out = &mut out[t..];
             match rows - t {
                 1 => few_tile::<1>(&a, &b, length / STEP, rows, out),
@@ -119,8 +129,16 @@ fn few_products(a: &[bf16], rows: usize, w: &CpuWeight, first: usize, out: &mut 
                 3 => few_tile::<3>(&a, &b, length / STEP, rows, out),
                 _ => few_tile::<4>(&a, &b, length / STEP, rows, out),
             }
+            b.ahead = 0;
         }
     }
+}
+
+/// Bytes from a row of so many elements to the one that is read in its place next: that of the next tile, if it stays in
+/// the first-level cache until then, and otherwise what follows in the row.
+fn ahead(length: usize) -> usize {
+    let tile = TILE[1] * length * size_of::<bf16>();
+    if tile <= NEAR { tile } else { NEAR / TILE[1] }
 }
 
 /// Writes the products of T rows of a with those of b, of which each has so many steps. Those of one row of b lie next
@@ -167,7 +185,7 @@ pub(crate) fn times(
                 }
             },
         );
-        let b = Rows { values: block, strides: [STEP, width] };
+        let b = Rows::new(block, [STEP, width]);
         add_block(out, keep, scale, &a, &b, length / STEP, [inputs, first, count]);
     });
 }
@@ -202,8 +220,8 @@ fn add_block(
             let range = piece..(piece + PIECE).min(steps);
             for column in (0..width).step_by(TILE[1]) {
                 for row in (0..a.len() / length.max(1)).step_by(TILE[0]) {
-                    let a = Rows { values: &a[row * length..], strides: [length, STEP] };
-                    let b = Rows { values: &b.values[column * b.strides[0]..], strides: b.strides };
+                    let a = Rows::new(&a[row * length..], [length, STEP]);
+                    let b = Rows::new(&b.values[column * b.strides[0]..], b.strides);
                     let tile = tile::<{ TILE[0] }>(&a, &b, range.clone());
                     for (i, tile) in tile.iter().enumerate() {
                         simd::add_scaled(&mut sums[(row + i) * width + column..][..TILE[1]], 1.0, tile);
@@ -230,7 +248,9 @@ fn tile<const T: usize>(a: &Rows<'_>, b: &Rows<'_>, steps: std::ops::Range<usize
         #[expect(unsafe_code, reason = "bf16 instructions")]
         // SAFETY: the processor has the instructions. The assertion above keeps every element that
         // is read inside its slice.
-        return unsafe { x86::tile(a, b, steps) };
+        return unsafe {
+            if b.ahead > 0 { x86::tile::<T, true>(a, b, steps) } else { x86::tile::<T, false>(a, b, steps) }
+        };
     }
     let at = |rows: &Rows<'_>, row: usize, step: usize, n: usize| {
         rows.values[row * rows.strides[0] + step * rows.strides[1] + n].to_f32()
@@ -255,7 +275,7 @@ mod x86 {
     /// Every element of the tile's rows and steps has to be inside its slice.
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16,fma")]
     #[expect(unsafe_code, reason = "loads without bounds checks")]
-    pub(super) unsafe fn tile<const T: usize>(
+    pub(super) unsafe fn tile<const T: usize, const ASKS: bool>(
         a: &Rows<'_>,
         b: &Rows<'_>,
         steps: std::ops::Range<usize>,
@@ -272,7 +292,14 @@ mod x86 {
             }
         };
         for step in steps {
-            let right: [__m512bh; TILE[1]] = std::array::from_fn(|j| load(b, j, step));
+            let right: [__m512bh; TILE[1]] = std::array::from_fn(|j| {
+                if ASKS {
+                    let line = (step * TILE[1] + j) * 64;
+                    let here = b.values.as_ptr().cast::<i8>().wrapping_add(b.ahead + line);
+                    _mm_prefetch::<_MM_HINT_T0>(here);
+                }
+                load(b, j, step)
+            });
             for (i, sums) in sums.iter_mut().enumerate() {
                 let left = load(a, i, step);
                 for (sum, right) in sums.iter_mut().zip(right) {
@@ -281,11 +308,9 @@ mod x86 {
             }
         }
         let mut out = [[0.0; TILE[1]]; T];
-        for j in 0..TILE[1] {
-            let column = totals(std::array::from_fn(|i| sums.get(i).map_or(_mm512_setzero_ps(), |sums| sums[j])));
-            for (out, total) in out.iter_mut().zip(column) {
-                out[j] = total;
-            }
+        for (out, sums) in out.as_flattened_mut().chunks_mut(4).zip(sums.as_flattened().chunks(4)) {
+            let four = std::array::from_fn(|n| sums.get(n).copied().unwrap_or(_mm512_setzero_ps()));
+            out.copy_from_slice(&totals(four)[..out.len()]);
         }
         out
     }
