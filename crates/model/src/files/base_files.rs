@@ -42,7 +42,14 @@ pub(crate) struct BaseFiles {
 /// Where the tensors of a base are.
 enum Origin {
     /// In a Hugging Face directory.
-    Directory { files: Box<TensorSet>, packing: PackedConfig, layout: ExpertLayout, slices: Slices },
+    Directory {
+        files: Box<TensorSet>,
+        packing: PackedConfig,
+        family: &'static Family,
+        slices: Slices,
+        /// Whether 1 was added to the weights of the norms that add it.
+        has_one_in_norms: bool,
+    },
     /// In a GGUF file.
     Gguf(Box<GgufBase>),
 }
@@ -65,6 +72,8 @@ pub(crate) struct BaseTensor<'a> {
 enum Stored<'a> {
     /// All elements.
     Dense(TensorView<'a>),
+    /// All elements of a norm, to which 1 was added.
+    WithOne(TensorView<'a>),
     /// A few bits of each element.
     Packed(PackedTensor<'a>),
     /// Either of them, in a stack of all experts that is written as it is read.
@@ -119,9 +128,10 @@ impl BaseFiles {
         let model_type = text.as_ref().unwrap_or(&object).get("model_type").and_then(Value::as_str);
         // A model that is of no known family has been refused, or will be.
         let family = Family::of_model(model_type).unwrap_or(&FAMILIES[0]);
-        let layout = family.expert_layout();
-        let files = TensorSet::open_model(path)?.split_by(|view| stacked::read_as(view, text.is_some(), family));
-        let origin = Origin::Directory { files: Box::new(files), packing, layout, slices: Slices::default() };
+        let files = TensorSet::open_model(path)?;
+        let has_one_in_norms = stacked::has_one_in_norms(&files, family);
+        let files = Box::new(files.split_by(|view| stacked::read_as(view, text.is_some(), family)));
+        let origin = Origin::Directory { files, packing, family, slices: Slices::default(), has_one_in_norms };
         Ok(BaseFiles { path: path.to_owned(), origin, quantization: None })
     }
 
@@ -183,8 +193,10 @@ impl BaseFiles {
             let (path, name) = (self.path.clone(), name.to_owned());
             Err(ModelError::Shape { path, name, found: found.to_vec(), expected: shape.to_vec() })
         };
-        let (files, packing, layout, slices) = match &self.origin {
-            Origin::Directory { files, packing, layout, slices } => (files, packing, *layout, slices),
+        let (files, packing, family, slices, has_one_in_norms) = match &self.origin {
+            Origin::Directory { files, packing, family, slices, has_one_in_norms } => {
+                (files, packing, family, slices, *has_one_in_norms)
+            }
             Origin::Gguf(base) => {
                 let Some(stored) = base.stored(name) else { return Ok(None) };
                 let found = match &stored {
@@ -194,7 +206,7 @@ impl BaseFiles {
                 return if found == shape { Ok(Some(Stored::Gguf(base, stored))) } else { wrong_shape(&found) };
             }
         };
-        if layout == ExpertLayout::TakingTurns
+        if family.expert_layout() == ExpertLayout::TakingTurns
             && let Some(of_stack) = OfStack::find(files, slices, name, shape)?
         {
             return Ok(Some(Stored::OfStack(of_stack)));
@@ -212,7 +224,8 @@ impl BaseFiles {
             let (path, name) = (self.path.clone(), name.to_owned());
             return Err(ModelError::Dtype { path, name, dtype: view.dtype.to_string() });
         }
-        Ok(Some(Stored::Dense(view)))
+        let is_with_one = has_one_in_norms && family.adds_one_to(name);
+        Ok(Some(if is_with_one { Stored::WithOne(view) } else { Stored::Dense(view) }))
     }
 
     /// A tensor that a model of this config has.

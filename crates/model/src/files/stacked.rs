@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use finetune_store::{TensorPart, TensorView};
+use finetune_store::{TensorPart, TensorSet, TensorView};
 
 use crate::config::MOST_EXPERTS;
 use crate::config::family::{ExpertLayout, Family, Names, OtherMixer};
@@ -19,6 +19,18 @@ const STACKS: [(&str, &str); 2] = [(".switch_mlp.", ".experts."), (".experts.swi
 /// What mlx-lm calls gate, up and down in every family with experts.
 const GATED: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 
+/// How the name of a delta net's convolution ends.
+const DELTA_CONVOLUTION: &str = ".conv1d.weight";
+
+/// Whether files of this family have norms to which 1 was added, as mlx-lm writes them. It tells them by the
+/// shape of the convolutions beside them, which it turns at the same time.
+pub(crate) fn has_one_in_norms(files: &TensorSet, family: &Family) -> bool {
+    let is_turned = |view: TensorView<'_>| {
+        view.name.ends_with(DELTA_CONVOLUTION) && matches!(*view.shape, [_, taps, 1] if taps > 1)
+    };
+    family.has_one_in_mlx_files() && files.names().filter_map(|name| files.get(name)).any(is_turned)
+}
+
 /// What a tensor of the files is read as: the experts of a stack, and of a multimodal model the text
 /// model's tensors under the names that they have in it.
 pub(crate) fn read_as(view: &TensorView<'_>, is_wrapped: bool, family: &Family) -> Option<Vec<TensorPart>> {
@@ -26,13 +38,11 @@ pub(crate) fn read_as(view: &TensorView<'_>, is_wrapped: bool, family: &Family) 
     let Some(name) = name else { return Some(Vec::new()) };
     let name = if family.mixture.is_some() { name_in_model(name, &family.names) } else { name };
     let whole = |shape| vec![TensorPart { name: name.to_string(), shape, first: 0 }];
-    // A depthwise convolution is [channels, 1, taps]. mlx-lm has [channels, taps, 1]. Of delta nets it has
-    // norms to which 1 was added, too: such a file is refused by this shape.
+    // A depthwise convolution is [channels, 1, taps]. mlx-lm has [channels, taps, 1].
     let is_short = name.ends_with(".conv.conv.weight") && family.other_mixer == OtherMixer::Convolution;
-    let is_convolution = is_short || name.ends_with(".conv1d.weight");
     if let [_, before, behind] = *view.shape
-        && is_convolution
-        && (before == 1 || (is_short && behind == 1))
+        && (is_short || name.ends_with(DELTA_CONVOLUTION))
+        && (before == 1 || behind == 1)
     {
         return Some(whole(vec![view.shape.iter().product()]));
     }

@@ -22,7 +22,7 @@ impl Stored<'_> {
             Stored::Packed(_) | Stored::Gguf(_, GgufStored::Packed { .. }) => true,
             Stored::OfStack(of_stack) => of_stack.is_packed(),
             Stored::OfExpert(expert) => expert.parts.iter().any(BaseTensor::is_packed_in_file),
-            Stored::Dense(_) | Stored::Gguf(..) => false,
+            Stored::Dense(_) | Stored::WithOne(_) | Stored::Gguf(..) => false,
         }
     }
 }
@@ -38,7 +38,7 @@ impl BaseTensor<'_> {
     /// The file that it is in, or the base if several tensors make it.
     pub(crate) fn path(&self) -> &Path {
         match &self.stored {
-            Stored::Dense(view) => view.path(),
+            Stored::Dense(view) | Stored::WithOne(view) => view.path(),
             Stored::Packed(_) => self.base,
             Stored::OfStack(of_stack) => of_stack.view().path(),
             Stored::OfExpert(expert) => expert.parts.first().map_or(self.base, BaseTensor::path),
@@ -49,7 +49,7 @@ impl BaseTensor<'_> {
     /// Whether the file of a vector is here, and not only the header.
     pub(crate) fn is_here(&self) -> bool {
         match &self.stored {
-            Stored::Dense(view) => view.is_here(),
+            Stored::Dense(view) | Stored::WithOne(view) => view.is_here(),
             Stored::OfStack(of_stack) => of_stack.view().is_here(),
             Stored::Packed(_) | Stored::OfExpert(_) | Stored::Gguf(..) => true,
         }
@@ -88,7 +88,7 @@ impl BaseTensor<'_> {
     /// The number type of its elements in the file; `None` if it is packed there.
     pub(crate) fn dtype(&self) -> Option<Dtype> {
         match &self.stored {
-            Stored::Dense(view) => Some(view.dtype),
+            Stored::Dense(view) | Stored::WithOne(view) => Some(view.dtype),
             Stored::OfStack(of_stack) => of_stack.dtype(),
             Stored::OfExpert(expert) => expert.parts.first().and_then(BaseTensor::dtype),
             Stored::Gguf(_, GgufStored::Dense(kind, _)) => Some(dtype_of(*kind)),
@@ -166,7 +166,7 @@ impl BaseTensor<'_> {
             Stored::Packed(packed) => packed.parts().into_iter().map(str::to_owned).collect(),
             Stored::OfStack(of_stack) => of_stack.stacks(),
             Stored::OfExpert(expert) => expert.parts.iter().flat_map(BaseTensor::parts).collect(),
-            Stored::Dense(_) | Stored::Gguf(..) => Vec::new(),
+            Stored::Dense(_) | Stored::WithOne(_) | Stored::Gguf(..) => Vec::new(),
         }
     }
 
@@ -190,7 +190,7 @@ impl BaseTensor<'_> {
             Stored::Packed(packed) => return Ok(Some(packed.read()?)),
             Stored::OfStack(of_stack) if of_stack.is_packed() => return of_stack.packed(),
             Stored::Gguf(base, GgufStored::Packed { .. }) => return Ok(Some(base.packed(&self.name)?)),
-            Stored::Dense(_) | Stored::OfStack(_) | Stored::OfExpert(_) | Stored::Gguf(..) => {}
+            Stored::Dense(_) | Stored::WithOne(_) | Stored::OfStack(_) | Stored::OfExpert(_) | Stored::Gguf(..) => {}
         }
         let (Some(scheme), Some(dtype), &[rows, columns]) = (self.quantization, self.dtype(), self.shape.as_slice())
         else {
@@ -224,6 +224,7 @@ impl BaseTensor<'_> {
     fn whole_values(&self) -> Result<Vec<f32>, ModelError> {
         match &self.stored {
             Stored::Dense(view) => to_finite_f32(view),
+            Stored::WithOne(view) => Ok(to_finite_f32(view)?.into_iter().map(|value| value - 1.0).collect()),
             Stored::Packed(packed) => Ok(packing::decoded(&packed.read()?)),
             Stored::OfStack(of_stack) => of_stack.values(),
             Stored::OfExpert(expert) => expert.values(self.shape[0]),
