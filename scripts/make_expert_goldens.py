@@ -43,6 +43,14 @@ import packed_forms as forms
 from make_goldens import PLAIN_ROPE, SIZES, YARN_ROPE
 from make_packed_goldens import BASES, NARROW, deepseek_v3, fnv
 
+
+def of_wide_heads(config):
+    """With latent attention whose matrices of heads have columns that fill a group, so that mlx-lm packs them."""
+    config.kv_lora_rank = config.qk_nope_head_dim = 64
+    config.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
+    return config
+
+
 # Groups of 64 fit most matrices. 96 columns of experts fit groups of 32 only.
 EXPERTS = dict(num_hidden_layers=2, moe_intermediate_size=96, tie_word_embeddings=False, rope_parameters=dict(PLAIN_ROPE))
 GLM = dict(EXPERTS, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=1, n_group=1,
@@ -83,8 +91,9 @@ FAMILIES = {
     "mistral3": lambda: Ministral3Config(
         **{**NARROW, "intermediate_size": 80}, num_hidden_layers=1, head_dim=16, pad_token_id=None, tie_word_embeddings=False,
         rope_parameters=dict(YARN_ROPE, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.1)),
-    "kimi_k25": lambda: deepseek_v3(moe_intermediate_size=64, n_group=1, topk_group=1, first_k_dense_replace=1,
-                                    num_hidden_layers=2, intermediate_size=64),
+    "kimi_k25": lambda: of_wide_heads(deepseek_v3(
+        moe_intermediate_size=64, n_group=1, topk_group=1, first_k_dense_replace=1, num_hidden_layers=2,
+        intermediate_size=64)),
     "muse_glimmer": lambda: MuseGlimmerTextConfig(
         **{**NARROW, "intermediate_size": 64}, **WINDOWS, rope_parameters=dict(PLAIN_ROPE), tie_word_embeddings=False),
 }

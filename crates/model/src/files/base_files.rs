@@ -29,7 +29,10 @@ use crate::gguf::read::{GgufBase, GgufStored};
 use crate::slice::Cut;
 use crate::tree::expected_tensors;
 
+mod of_heads;
 mod tensor;
+
+use self::of_heads::OfHeads;
 
 /// The opened files of a base.
 pub(crate) struct BaseFiles {
@@ -80,6 +83,8 @@ enum Stored<'a> {
     OfStack(OfStack<'a>),
     /// What such a stack has of one expert, if the stack is written anew.
     OfExpert(OfExpert<'a>),
+    /// Either of them, in mlx-lm's matrices of heads.
+    OfHeads(OfHeads<'a>),
     /// Either of them, in a GGUF file.
     Gguf(&'a GgufBase, GgufStored),
 }
@@ -216,7 +221,9 @@ impl BaseFiles {
         {
             return Ok(Some(Stored::Packed(packed)));
         }
-        let Some(view) = files.get(name) else { return Ok(None) };
+        let Some(view) = files.get(name) else {
+            return Ok(OfHeads::find(self, name, shape)?.map(Stored::OfHeads));
+        };
         if view.shape != shape {
             return wrong_shape(view.shape);
         }
@@ -280,7 +287,8 @@ impl BaseFiles {
         let opened: BTreeSet<String> = of_stacks.iter().flat_map(BaseTensor::parts).collect();
         tensors.extend(of_experts(of_stacks));
         let Some(files) = self.safetensors() else { return Ok(tensors) };
-        let known: BTreeSet<String> = tensors.iter().map(|tensor| tensor.name.clone()).collect();
+        let names = |tensor: &BaseTensor<'_>| std::iter::once(tensor.name.clone()).chain(tensor.parts());
+        let known: BTreeSet<String> = tensors.iter().flat_map(names).collect();
         // Of a base with packed matrices, what is not computed with may be a part of one: only stacks stay.
         let stays = |name: &str| !is_packed || all_of_stacks.contains(name);
         let is_other = |name: &&str| !known.contains(*name) && !opened.contains(*name) && stays(name);
@@ -326,8 +334,11 @@ impl BaseFiles {
         match files.whole_of(name) {
             // mlx-lm's names of a text model become those of transformers.
             Some(whole) if is_wrapped => whole.into(),
-            // A part of a stack inside of a multimodal model is written alone.
-            None if files.is_part(name) && is_wrapped => wrapper::name_inside(name).into(),
+            // A part of a stack inside of a multimodal model is written alone, and what is made of several
+            // tensors is one.
+            None if is_wrapped && (files.is_part(name) || files.get(name).is_none()) => {
+                wrapper::name_inside(name).into()
+            }
             _ => name.into(),
         }
     }

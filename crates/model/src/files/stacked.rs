@@ -19,6 +19,10 @@ const STACKS: [(&str, &str); 2] = [(".switch_mlp.", ".experts."), (".experts.swi
 /// What mlx-lm calls gate, up and down in every family with experts.
 const GATED: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 
+/// What stands between a layer and a head's number in the names of what makes keys and values of latent attention.
+pub(crate) const HEAD_KEYS: &str = ".self_attn.embed_q.";
+pub(crate) const HEAD_VALUES: &str = ".self_attn.unembed_out.";
+
 /// How the name of a delta net's convolution ends.
 const DELTA_CONVOLUTION: &str = ".conv1d.weight";
 
@@ -48,7 +52,8 @@ pub(crate) fn read_as(view: &TensorView<'_>, is_wrapped: bool, family: &Family) 
     }
     let is_plain = family.expert_layout() == ExpertLayout::Plain;
     let of_experts = if is_plain { parts(&name, view, &family.names) } else { None };
-    of_experts.or_else(|| (name != view.name).then(|| whole(view.shape.to_vec())))
+    let of_heads = || if family.latent.is_some() { of_heads(&name, view) } else { None };
+    of_experts.or_else(of_heads).or_else(|| (name != view.name).then(|| whole(view.shape.to_vec())))
 }
 
 /// The tensors of single experts that this one, of this name in the model, is made of. `None`: it is no
@@ -87,6 +92,19 @@ fn parts(name: &str, view: &TensorView<'_>, names: &Names) -> Option<Vec<TensorP
         }
         _ => None,
     }
+}
+
+/// The matrices of single heads that mlx-lm's stack of them is made of, packed or not. `None`: it is none.
+fn of_heads(name: &str, view: &TensorView<'_>) -> Option<Vec<TensorPart>> {
+    let &[heads, rows, columns] = view.shape else { return None };
+    let (stack, (layer, rest)) =
+        [HEAD_KEYS, HEAD_VALUES].into_iter().find_map(|stack| Some((stack, name.split_once(stack)?)))?;
+    let head = |head: usize| TensorPart {
+        name: format!("{layer}{stack}{head}.{rest}"),
+        shape: vec![rows, columns],
+        first: head * rows * columns,
+    };
+    (heads <= MOST_EXPERTS).then(|| (0..heads).map(head).collect())
 }
 
 /// The name in the model of a tensor that mlx-lm calls by another: gate, up and down of a dense part
