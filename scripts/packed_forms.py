@@ -160,7 +160,7 @@ def convert_mlx(base, output, mode="affine", bits=None, group=None, overrides=No
     if "text_config" not in config:
         config = in_hub_spelling(config)
     model, _ = load_model(base, model_config=config)
-    cast_of(model, config["torch_dtype"])
+    cast_of(model, config.get("torch_dtype"))
 
     def predicate(path, module):
         for ending, settings in (overrides or {}).items():
@@ -179,6 +179,9 @@ def cast_of(model, name):
     """What mlx_lm.convert does first: numbers in the type that config.json states, but for those that a model names."""
     import mlx.core as mx
     from mlx.utils import tree_map_with_path
+
+    if name is None:
+        return
 
     is_cast = getattr(model, "cast_predicate", lambda _: True)
     model.update(tree_map_with_path(
