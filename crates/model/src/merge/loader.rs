@@ -45,12 +45,10 @@ impl<'a> Loader<'a> {
     ) -> Result<Self, ModelError> {
         let family = config.family;
         let loader = Loader { config, scheme };
-        if let Some(why) = loader.unread() {
+        if let Some((why, instead)) = loader.unread() {
             return Err(ModelError::NotExpressible {
                 what: format!("mlx-lm would not load {} packed in this form: {why}", family.architecture),
-                hint: "model.quantization packs a 16-bit base while it is loaded; nf4 and int8, for transformers, \
-                       leave experts in 16 bits"
-                    .to_owned(),
+                hint: format!("model.quantization packs a 16-bit base while it is loaded; {instead}"),
             });
         }
         if let (Some(Wrapper { class, .. }), false) = (&config.wrapper, loader.is_mlx()) {
@@ -77,18 +75,19 @@ impl<'a> Loader<'a> {
         is_mlx(self.scheme)
     }
 
-    /// Why mlx-lm does not read the model in its forms. `None`: it does, or is not meant.
-    fn unread(&self) -> Option<String> {
+    /// Why mlx-lm does not read the model in its forms, and what else there is. `None`: it does, or is not meant.
+    fn unread(&self) -> Option<(String, &'static str)> {
         let family = self.config.family;
         if !self.is_mlx() {
             return None;
         }
         if let Some(InMlx::Unread(why)) = family.mixture.map(|mixture| mixture.in_mlx) {
-            return Some(why.to_owned());
+            return Some((why.to_owned(), "nf4 and int8, for transformers, leave experts in 16 bits"));
         }
         let model_type = family.model_type;
         let is_alone = self.config.wrapper.is_none() && INSIDE_ALONE.contains(&model_type);
-        is_alone.then(|| format!("it has `{model_type}` inside of a multimodal model alone"))
+        let why = || format!("it has `{model_type}` inside of a multimodal model alone");
+        is_alone.then(|| (why(), "quantize the multimodal model as the hub has it"))
     }
 
     /// How a matrix of this name in the model is packed. `None`: it stays in plain numbers.
