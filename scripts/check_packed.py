@@ -17,8 +17,9 @@ of tests/goldens/packed that a reference program decodes:
                 element in a thousand off, by one unit
 
     quantize    `finetune quantize` of a 16-bit base: tensors and sizes are those of mlx-lm's or
-                bitsandbytes' own directory, byte by byte, and both programs load it. Models with experts,
-                too, by their family (`--case qwen3_moe`)
+                bitsandbytes' own directory, byte by byte, and both programs load it. Models with experts and
+                multimodal ones, too, by their family (`--case qwen3_moe`)
+    read        `finetune eval` over what mlx-lm wrote of these, against mlx-lm
 
 With --smollm2 DIR (what fetch_smollm2.py wrote), for SmolLM2-135M-Instruct in mlx4, nf4 and its own
 GGUF file: quantize, eval and peer on rows of datasets/quickstart, five steps, and a greedy answer
@@ -53,7 +54,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import packed_forms as forms
 from check_interchange import Failure, Report, load_model, our_loss, run_finetune
 from interchange_formats import compare_logits, missing, torch_logits
-from make_expert_goldens import BITSANDBYTES, FAMILIES, MLX, NOT_IN_MLX, write_base
+from make_expert_goldens import BITSANDBYTES, FAMILIES, MLX, WRAPPERS, forms_of, write_base
 from make_goldens import IGNORED, mean_loss, token_losses, trained_tokens
 
 GOLDENS = Path(__file__).resolve().parent.parent / "tests" / "goldens" / "packed"
@@ -70,6 +71,8 @@ SCHEMES = {
     **{form: ("mlx", partial(forms.convert_mlx, **settings)) for form, settings in MLX.items()},
     **{form: ("bitsandbytes", partial(forms.save_bitsandbytes, **settings)) for form, settings in BITSANDBYTES.items()},
 }
+# Families whose directories of mlx-lm are also read: with other names, norms of 1 + w, matrices of heads.
+READ = ("qwen3_next", "deepseek_v3", *WRAPPERS)
 QUESTION = "What is the capital of France?"
 NEW_TOKENS = 16
 
@@ -316,24 +319,35 @@ def check_quantize(binary, name, base, work, report, theirs=None, case=None, **l
 
 
 def check_experts(binary, family, work, report):
-    """`finetune quantize` of a model with experts."""
+    """`finetune quantize` of a model with experts, or of a multimodal one."""
     base = work / "base"
     write_base(family, base)
     loading = {"attention": "eager"} if family == "gpt_oss" else {}
     for name, (owner, write) in SCHEMES.items():
         if absent := missing(*NEEDS[owner]):
             report.skipped(family, name, absent)
-        elif owner == "mlx" and family in NOT_IN_MLX:
+        elif name not in forms_of(family):
             try:
                 run_finetune(binary, "quantize", base, "--to", name, "--output", work / name)
                 report.note(family, name, "it is written, and was to be refused", wrong=True)
             except Failure as error:
-                is_told = "mlx-lm would not load" in str(error)
+                words = {"mlx": "mlx-lm would not load", "bitsandbytes": "bitsandbytes packs other parts"}
+                is_told = words[owner] in str(error)
                 report.note(family, name, "refused by name" if is_told else str(error), wrong=not is_told)
         else:
             theirs = work / f"written-{name}"
             quietly(partial(write, base, theirs, **(loading if owner == "bitsandbytes" else {})))
             check_quantize(binary, name, base, work, report, theirs=theirs, case=family, **loading)
+            if name == "mlx4" and family in READ:
+                check_read(binary, theirs, family, report)
+
+
+def check_read(binary, directory, family, report):
+    """What mlx-lm wrote is a base: the loss over it is mlx-lm's."""
+    path = GOLDENS / "bases" / "deepseek_v3" / "rows.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    theirs = quietly(lambda: mlx_loss(mlx_model(directory), rows))
+    report.compare(family, "read", "mlx4", theirs, our_loss(binary, directory, (path, rows)))
 
 
 # --- SmolLM2 --------------------------------------------------------------------------------------
@@ -412,7 +426,7 @@ def check_case(binary, case, work, report):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--finetune", type=Path, required=True, metavar="BIN", help="the binary to check")
-    parser.add_argument("--case", action="append", metavar="NAME", help="check this golden case or family with experts only (may be repeated)")
+    parser.add_argument("--case", action="append", metavar="NAME", help="check this golden case or family only (may be repeated)")
     parser.add_argument("--smollm2", type=Path, metavar="DIR", help="also check a real model: what fetch_smollm2.py wrote")
     arguments = parser.parse_args()
 

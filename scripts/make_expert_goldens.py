@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the goldens of `finetune quantize` for models with experts: what mlx-lm, and transformers with
-bitsandbytes, write of tiny 16-bit bases.
+"""Writes the goldens of `finetune quantize` for models with experts and for multimodal ones: what mlx-lm, and
+transformers with bitsandbytes, write of tiny 16-bit bases.
 
 Under OUTPUT/<family>.json:
 
@@ -12,8 +12,9 @@ Under OUTPUT/<family>.json:
                     JSON text, the hash is null
     quantization    by form: what the other program adds to config.json
 
-What is converted is made of the same values: a file in the hub's spelling, experts one by one. The versions are
-those of make_packed_goldens.py.
+What is converted is made of the same values: a file in the hub's spelling, experts one by one where the hub has
+them so. Of multimodal models mlx-lm has the text model, and bitsandbytes packs more than that: there is no golden of
+it. The versions are those of make_packed_goldens.py.
 """
 
 import argparse
@@ -33,16 +34,36 @@ import torch
 import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, Glm4MoeConfig, Glm4MoeLiteConfig, GptOssConfig, Qwen3NextConfig
+from transformers import (
+    AutoModelForCausalLM, Gemma3TextConfig, Gemma4TextConfig, Glm4MoeConfig, GptOssConfig, Ministral3Config,
+    MuseGlimmerTextConfig, Qwen3_5MoeTextConfig, Qwen3_5TextConfig, Qwen3NextConfig,
+)
 
 import packed_forms as forms
-from make_goldens import PLAIN_ROPE, SIZES
+from make_goldens import PLAIN_ROPE, SIZES, YARN_ROPE
 from make_packed_goldens import BASES, NARROW, deepseek_v3, fnv
+
+
+def of_wide_heads(config):
+    """With latent attention whose matrices of heads have columns that fill a group, so that mlx-lm packs them."""
+    config.kv_lora_rank = config.qk_nope_head_dim = 64
+    config.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
+    return config
+
 
 # Groups of 64 fit most matrices. 96 columns of experts fit groups of 32 only.
 EXPERTS = dict(num_hidden_layers=2, moe_intermediate_size=96, tie_word_embeddings=False, rope_parameters=dict(PLAIN_ROPE))
 GLM = dict(EXPERTS, n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=1, n_group=1,
            topk_group=1, norm_topk_prob=True, routed_scaling_factor=2.5)
+# A delta net and attention in turn, which mlx-lm knows by the interval.
+DELTA = dict(num_hidden_layers=2, head_dim=16, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8,
+             linear_value_head_dim=16, linear_conv_kernel_dim=4, layer_types=["linear_attention", "full_attention"],
+             tie_word_embeddings=False)
+SHARED = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=96, shared_expert_intermediate_size=64)
+QWEN3_5_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+                "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+WINDOWS = dict(num_hidden_layers=2, head_dim=16, sliding_window=5, pad_token_id=None,
+               layer_types=["sliding_attention", "full_attention"])
 FAMILIES = {
     "qwen3_moe": BASES["qwen3_moe"]["config"],
     "lfm2_moe": BASES["lfm2_moe"]["config"],
@@ -54,14 +75,63 @@ FAMILIES = {
                                     num_experts_per_tok=2, head_dim=16, sliding_window=8, tie_word_embeddings=False,
                                     rope_parameters=dict(PLAIN_ROPE), layer_types=["full_attention"]),
     "qwen3_next": lambda: Qwen3NextConfig(
-        **{**NARROW, "intermediate_size": 80}, **EXPERTS, head_dim=16, linear_num_value_heads=4, linear_num_key_heads=2,
-        linear_key_head_dim=8, linear_value_head_dim=16, linear_conv_kernel_dim=4, num_experts=4, num_experts_per_tok=2,
-        shared_expert_intermediate_size=64, norm_topk_prob=True, layer_types=["linear_attention", "full_attention"]),
+        **{**NARROW, "intermediate_size": 80}, **DELTA, **SHARED, norm_topk_prob=True, rope_parameters=dict(PLAIN_ROPE)),
+    "qwen3_5": lambda: Qwen3_5TextConfig(
+        **{**NARROW, "intermediate_size": 96}, **{**DELTA, "tie_word_embeddings": True}, rope_parameters=QWEN3_5_ROPE),
+    "qwen3_5_moe": lambda: Qwen3_5MoeTextConfig(**NARROW, **DELTA, **SHARED, rope_parameters=QWEN3_5_ROPE),
+    "gemma3": lambda: Gemma3TextConfig(**{**NARROW, "intermediate_size": 80}, **WINDOWS, rope_parameters={
+        "full_attention": dict(PLAIN_ROPE, rope_theta=1000000.0), "sliding_attention": dict(PLAIN_ROPE)}),
+    # The last two layers take keys and values from the two before them, and each layer has inputs of its own.
+    "gemma4": lambda: Gemma4TextConfig(
+        **{**NARROW, "intermediate_size": 64}, **{**WINDOWS, "num_hidden_layers": 4, "layer_types": 2 * WINDOWS["layer_types"]},
+        global_head_dim=32, num_kv_shared_layers=2, hidden_size_per_layer_input=64, vocab_size_per_layer_input=64,
+        tie_word_embeddings=True, rope_parameters={
+            "full_attention": {"rope_type": "proportional", "rope_theta": 100.0, "partial_rotary_factor": 0.5},
+            "sliding_attention": dict(PLAIN_ROPE)}),
+    "mistral3": lambda: Ministral3Config(
+        **{**NARROW, "intermediate_size": 80}, num_hidden_layers=1, head_dim=16, pad_token_id=None, tie_word_embeddings=False,
+        rope_parameters=dict(YARN_ROPE, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.1)),
+    "kimi_k25": lambda: of_wide_heads(deepseek_v3(
+        moe_intermediate_size=64, n_group=1, topk_group=1, first_k_dense_replace=1, num_hidden_layers=2,
+        intermediate_size=64)),
+    "muse_glimmer": lambda: MuseGlimmerTextConfig(
+        **{**NARROW, "intermediate_size": 64}, **WINDOWS, rope_parameters=dict(PLAIN_ROPE), tie_word_embeddings=False),
+}
+# Multimodal models as the hub has them: the class, how names of the text model and of its output layer begin, tensors
+# of other parts, the type of the text model if it is not that of the table, and keys of config.json.
+VOCABULARY = {"vocab_size": NARROW["vocab_size"]}  # mlx-lm's Gemma takes it from there
+WRAPPERS = {
+    "qwen3_5": ("Qwen3_5ForConditionalGeneration", "model.language_model.", "",
+                ["model.visual.pos_embed.weight", "mtp.fc.weight"], None, {}),
+    "qwen3_5_moe": ("Qwen3_5MoeForConditionalGeneration", "model.language_model.", "",
+                    ["model.visual.pos_embed.weight", "mtp.fc.weight"], None, {}),
+    "gemma3": ("Gemma3ForConditionalGeneration", "language_model.model.", "language_model.",
+               ["vision_tower.probe", "multi_modal_projector.mm_soft_emb_norm.weight"], None, VOCABULARY),
+    "gemma4": ("Gemma4ForConditionalGeneration", "model.language_model.", "",
+               ["model.vision_tower.std_bias", "model.embed_vision.embedding_projection.weight"], None, VOCABULARY),
+    "mistral3": ("Mistral3ForConditionalGeneration", "language_model.model.", "language_model.",
+                 ["vision_tower.ln_pre.weight", "multi_modal_projector.norm.weight"], None, {}),
+    "kimi_k25": ("KimiK25ForConditionalGeneration", "language_model.model.", "language_model.",
+                 ["vision_tower.patch_embed.pos_emb.weight", "mm_projector.pre_norm.weight"], "kimi_k2", {}),
+    "muse_glimmer": ("MuseGlimmerForConditionalGeneration", "model.language_model.", "",
+                     ["vision_tower.ln_pre.weight"], None, {}),
 }
 MLX = {"mlx4": dict(bits=4, group=64), "mlx8": dict(bits=8, group=64), "mxfp4": dict(mode="mxfp4")}
 BITSANDBYTES = {"nf4": dict(load_in_4bit=True, bnb_4bit_quant_type="nf4"), "int8": dict(load_in_8bit=True)}
-# mlx-lm reads gpt-oss's experts in MXFP4 only; of Qwen3-Next it writes norms to which 1 was added.
-NOT_IN_MLX = ("gpt_oss", "qwen3_next")
+# mlx-lm reads gpt-oss's experts in MXFP4 only.
+NOT_IN_MLX = ("gpt_oss",)
+# Tensors in f32 beside bf16, as files of the hub have them: how their names end.
+IN_F32 = {
+    "qwen3_5": (".A_log", ".linear_attn.norm.weight"),
+    "qwen3_5_moe": (".A_log", ".linear_attn.norm.weight"),
+}
+CORRECTIONS = ("expert_bias", "e_score_correction_bias")
+
+
+def forms_of(family):
+    """The forms that another program loads the family in."""
+    of_mlx = {} if family in NOT_IN_MLX else MLX
+    return of_mlx if family in WRAPPERS else of_mlx | BITSANDBYTES
 
 
 def drawn(name, count):
@@ -80,23 +150,85 @@ def drawn(name, count):
 def write_base(family, directory):
     """The names and shapes of transformers, as it writes them, and other values."""
     torch.manual_seed(1)
-    config = FAMILIES[family]()
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = text_model(FAMILIES[family]())
     model.save_pretrained(directory)
     (directory / "generation_config.json").unlink(missing_ok=True)
-    tensors = {}
     with safe_open(directory / "model.safetensors", "pt") as file:
-        for name in sorted(file.keys()):
-            tensor = file.get_tensor(name)
-            values = torch.from_numpy(drawn(name, tensor.numel())).reshape(tensor.shape)
-            in_f32 = name.endswith(("expert_bias", "e_score_correction_bias"))  # so it is in files of the hub
-            tensors[name] = values.to(torch.float32 if in_f32 else torch.bfloat16)
-    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    config = forms.in_hub_spelling(json.loads((directory / "config.json").read_text()))
+        shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
+    config = json.loads((directory / "config.json").read_text())
     for key in ("transformers_version", "_name_or_path"):
         config.pop(key, None)
+    # mlx-lm has an interval instead of `layer_types`.
+    if config.get("layer_types") == ["linear_attention", "full_attention"]:
+        config["full_attention_interval"] = 2
+    if config["model_type"] == "gemma3_text":
+        config["sliding_window_pattern"] = 2
+    if family in WRAPPERS:
+        shapes, config = wrapped(family, shapes, config)
+    else:
+        config = forms.in_hub_spelling(config)
+    tensors = {}
+    for name, shape in sorted(shapes.items()):
+        values = torch.from_numpy(drawn(name, int(np.prod(shape)))).reshape(shape)
+        in_f32 = name.endswith(CORRECTIONS + IN_F32.get(family, ()))
+        tensors[name] = values.to(torch.float32 if in_f32 else torch.bfloat16)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "config.json").write_text(json.dumps(config))
     return config
+
+
+def text_model(config):
+    """A model of a text model's config. Of Muse Glimmer transformers has no class for that alone, with an output layer."""
+    if config.model_type != "muse_glimmer_text":
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model = torch.nn.Module()
+    model.model = transformers.AutoModel.from_config(config, dtype=torch.bfloat16)
+    model.lm_head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=torch.bfloat16)
+
+    def save_pretrained(directory):
+        directory.mkdir(parents=True)
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, directory / "model.safetensors")
+        (directory / "config.json").write_text(json.dumps(config.to_dict()))
+
+    model.save_pretrained = save_pretrained
+    return model
+
+
+def wrapped(family, shapes, text):
+    """Names, shapes and config.json of a multimodal model with this text model."""
+    name, before, before_output, others, model_type, keys = WRAPPERS[family]
+
+    def inside(own):
+        return before + own.removeprefix("model.") if own.startswith("model.") else before_output + own
+
+    if family == "qwen3_5_moe":
+        shapes = in_stacks(shapes)
+    text = {key: value for key, value in text.items() if key != "architectures"}
+    text["model_type"] = model_type or text["model_type"]
+    if text["model_type"] in ("gemma4_text", "kimi_k2"):  # others keep `rope_parameters` there
+        text = forms.in_hub_spelling(text)
+    for key in ("dtype", "torch_dtype"):
+        text.pop(key, None)
+    config = {"architectures": [name], "model_type": family, "torch_dtype": "bfloat16", "text_config": text,
+              "vision_config": {"hidden_size": 8}, "tie_word_embeddings": text["tie_word_embeddings"], **keys}
+    return {inside(own): shape for own, shape in shapes.items()} | {other: [8, 8] for other in others}, config
+
+
+def in_stacks(shapes):
+    """The shapes with experts in transformers' stacks, as the hub has Qwen3.5's."""
+    stacked, experts = {}, {}
+    for name, shape in shapes.items():
+        if ".experts." not in name:
+            stacked[name] = shape
+            continue
+        layer, rest = name.split(".experts.")
+        experts.setdefault(layer, {})[rest.split(".", 1)[1]] = shape
+    for layer, of_layer in experts.items():
+        width, hidden = of_layer["gate_proj.weight"]
+        count = len([name for name in shapes if name.startswith(f"{layer}.experts.")]) // len(of_layer)
+        stacked[f"{layer}.experts.gate_up_proj"] = [count, 2 * width, hidden]
+        stacked[f"{layer}.experts.down_proj"] = [count, hidden, width]
+    return stacked
 
 
 def header(directory, hashes):
@@ -119,10 +251,8 @@ def of_family(family, work):
     base = work / "base"
     config = write_base(family, base)
     written, quantization = {}, {}
-    for form, settings in (MLX | BITSANDBYTES).items():
+    for form, settings in forms_of(family).items():
         output = work / form
-        if form in MLX and family in NOT_IN_MLX:
-            continue
         write = forms.convert_mlx if form in MLX else forms.save_bitsandbytes
         with contextlib.redirect_stdout(io.StringIO()):  # mlx-lm prints
             write(base, output, **settings, **({"attention": "eager"} if family == "gpt_oss" else {}))

@@ -137,7 +137,7 @@ def in_hub_spelling(config):
         config["rope_parameters"] = rope  # of both kinds of layers
         if "per_layer_config" in config:
             full = config.pop("per_layer_config")[str(config["layer_types"].index("full_attention"))]
-            config["global_head_dim"], config["num_global_key_value_heads"] = full["head_dim"], full["num_key_value_heads"]
+            config["global_head_dim"], config["num_global_key_value_heads"] = full["head_dim"], full.get("num_key_value_heads")
     elif rope:
         config["rope_theta"] = rope.pop("rope_theta")
         if "partial_rotary_factor" in rope:
@@ -156,8 +156,11 @@ def convert_mlx(base, output, mode="affine", bits=None, group=None, overrides=No
     from mlx_lm.utils import load_model, quantize_model, save_config, save_model
 
     mx.set_default_device(mx.cpu)
-    config = in_hub_spelling(json.loads((base / "config.json").read_text()))
+    config = json.loads((base / "config.json").read_text())
+    if "text_config" not in config:
+        config = in_hub_spelling(config)
     model, _ = load_model(base, model_config=config)
+    cast_of(model, config.get("torch_dtype"))
 
     def predicate(path, module):
         for ending, settings in (overrides or {}).items():
@@ -170,6 +173,20 @@ def convert_mlx(base, output, mode="affine", bits=None, group=None, overrides=No
     save_model(output, model)
     save_config(config, output / "config.json")
     (output / "model.safetensors.index.json").unlink()
+
+
+def cast_of(model, name):
+    """What mlx_lm.convert does first: numbers in the type that config.json states, but for those that a model names."""
+    import mlx.core as mx
+    from mlx.utils import tree_map_with_path
+
+    if name is None:
+        return
+
+    is_cast = getattr(model, "cast_predicate", lambda _: True)
+    model.update(tree_map_with_path(
+        lambda path, array: array.astype(getattr(mx, name)) if is_cast(path) and mx.issubdtype(array.dtype, mx.floating)
+        else array, model.parameters()))
 
 
 def write_mlx(base, output, overrides=None, **settings):

@@ -144,14 +144,16 @@ impl<'a> Merging<'a> {
                 None => (tensor.base.values()?, false),
             },
         };
-        let rounded = from_f32(&weight, dtype);
-        match first_not_finite(&rounded, dtype) {
-            None => Ok(rounded),
-            Some(element) => {
-                let is_finite = weight[element].is_finite();
-                Err(beyond(tensor, element, is_finite, is_merged, &dtype.to_string()))
-            }
-        }
+        rounded_bytes(tensor, &weight, is_merged, dtype)
+    }
+
+    /// As [`Merging::bytes`] of a norm that is computed with, with 1 added to each number.
+    fn bytes_with_one(&self, tensor: &MergedTensor<'_>, dtype: Dtype) -> Result<Vec<u8>, ModelError> {
+        let merged = self.values(tensor)?;
+        let is_merged = merged.is_some();
+        let mut weight = merged.map_or_else(|| tensor.base.values(), Ok)?;
+        weight.iter_mut().for_each(|value| *value += 1.0);
+        rounded_bytes(tensor, &weight, is_merged, dtype)
     }
 
     /// The values of a tensor of the merged model in f32. `None`: they are those of the base.
@@ -192,6 +194,20 @@ impl<'a> Merging<'a> {
         let both = self.tied && is_of_vocabulary(module);
         let matrix = self.vocabulary.iter().find(|matrix| both || matrix.module == module)?;
         Some(&matrix.values)
+    }
+}
+
+/// The bytes of a tensor's numbers in a number type.
+fn rounded_bytes(
+    tensor: &MergedTensor<'_>,
+    weight: &[f32],
+    is_merged: bool,
+    dtype: Dtype,
+) -> Result<Vec<u8>, ModelError> {
+    let rounded = from_f32(weight, dtype);
+    match first_not_finite(&rounded, dtype) {
+        None => Ok(rounded),
+        Some(element) => Err(beyond(tensor, element, weight[element].is_finite(), is_merged, &dtype.to_string())),
     }
 }
 

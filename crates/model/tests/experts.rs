@@ -10,9 +10,9 @@ use finetune_model::adapter::{Adapter, BaseName};
 use finetune_model::merge::{MergedForm, write_merged};
 use finetune_model::{Adaptation, Model, ModelConfig, Placement};
 use finetune_store::{Dtype, RealDisk, Staging};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::made::{Tensor, golden, model, read_tensors};
+use crate::made::{Tensor, f32s, floats, golden, model, read_tensors};
 
 const FAMILY: &str = "qwen3_moe";
 
@@ -161,16 +161,95 @@ fn files_of_mlx_lm_are_read() {
     }
 }
 
-/// A delta net's convolution in mlx-lm's shape comes with other norms, and is refused.
+/// A delta net's convolution in mlx-lm's shape comes with norms to which 1 was added: the same model, but for rounding.
 #[test]
-fn other_convolutions_of_mlx_lm_are_refused() {
-    let made = model("qwen3_next", |_, tensors| {
-        for tensor in tensors.iter_mut().filter(|tensor| tensor.0.ends_with(".conv1d.weight")) {
-            tensor.2.swap(1, 2);
+fn norms_of_mlx_lm_beside_turned_convolutions_have_one_more() {
+    const NORMS: [&str; 5] = ["input_layernorm", "post_attention_layernorm", "q_norm", "k_norm", "model.norm"];
+    let has_one = |name: &str| NORMS.iter().any(|norm| name.ends_with(&format!("{norm}.weight")));
+    let logits = |directory: &Path| logits(directory).into_iter().map(f32::from_bits).collect::<Vec<f32>>();
+    let largest = |values: &[f32]| values.iter().fold(0.0, |max, value| value.abs().max(max));
+    for family in ["qwen3_next", "qwen3_5"] {
+        let wanted = logits(&golden(family));
+        for (one, is_same) in [(1.0, true), (0.0, false)] {
+            let made = model(family, |_, tensors| {
+                for (name, _, shape, bytes) in tensors {
+                    if name.ends_with(".conv1d.weight") {
+                        shape.swap(1, 2);
+                    } else if has_one(name) {
+                        *bytes = f32s(&floats(bytes).into_iter().map(|value| value + one).collect::<Vec<f32>>());
+                    }
+                }
+            });
+            let found = logits(made.path());
+            let apart: Vec<f32> = found.iter().zip(&wanted).map(|(a, b)| a - b).collect();
+            let far = largest(&apart) / largest(&wanted);
+            assert!(if is_same { far < 1e-4 } else { far > 1e-2 }, "{family}, with {one} more: {far}");
         }
-    });
-    let error = Model::check(made.path()).expect_err("another shape").to_string();
-    assert!(error.contains("conv1d.weight"), "{error}");
+    }
+}
+
+/// mlx-lm's stacks of two matrices for each head, in the place of `kv_b_proj` [h (p + y), r].
+fn in_heads(config: &Value, tensors: &mut Vec<Tensor>) {
+    let size = |key: &str| config[key].as_u64().expect("a size") as usize;
+    let (heads, rank) = (size("num_attention_heads"), size("kv_lora_rank"));
+    let (keys, values) = (size("qk_nope_head_dim"), size("v_head_dim"));
+    let (of_layers, others): (Vec<Tensor>, _) =
+        std::mem::take(tensors).into_iter().partition(|tensor| tensor.0.ends_with(".kv_b_proj.weight"));
+    *tensors = others;
+    for (name, dtype, _, bytes) in of_layers {
+        let rows: Vec<Vec<f32>> = floats(&bytes).chunks(rank).map(<[f32]>::to_vec).collect();
+        let (mut embed, mut unembed) = (Vec::new(), Vec::new());
+        for head in rows.chunks(keys + values) {
+            embed.extend((0..rank).flat_map(|column| head[..keys].iter().map(move |row| row[column])));
+            unembed.extend(head[keys..].iter().flatten());
+        }
+        for (stack, shape, values) in
+            [("embed_q", vec![heads, rank, keys], embed), ("unembed_out", vec![heads, values, rank], unembed)]
+        {
+            tensors.push((name.replace("kv_b_proj", stack), dtype, shape, f32s(&values)));
+        }
+    }
+}
+
+/// They are read as one, and merged as the hub has it.
+#[test]
+fn matrices_of_heads_are_one() {
+    for family in ["deepseek_v3", "glm4_moe_lite"] {
+        let made = model(family, |config, tensors| in_heads(config, tensors));
+        assert!(logits(made.path()) == logits(&golden(family)), "{family}");
+        let config = Model::check(made.path()).expect("a model");
+        assert!(!config.notices.iter().any(|notice| notice.contains("passed over")), "{:?}", config.notices);
+        let parent = tempfile::tempdir().expect("a directory");
+        let mut staging = Staging::begin(&RealDisk, parent.path(), "merged").expect("a new directory");
+        let form = MergedForm::of_shards(u64::MAX);
+        write_merged(&RealDisk, made.path(), &Adapter::none(&config), &mut staging, form, &[], &|_, _| {})
+            .expect("a merge");
+        let merged = staging.publish(&json!({"kind": "merged"})).expect("published");
+        let tensors = |directory: &Path| -> BTreeMap<String, Vec<u8>> {
+            let tensors = read_tensors(&directory.join("model.safetensors"));
+            tensors.into_iter().map(|(name, _, _, bytes)| (name, bytes.to_vec())).collect()
+        };
+        assert!(tensors(&merged) == tensors(&golden(family)), "{family}");
+    }
+}
+
+/// Heads that make another matrix, and one that lacks a half.
+#[test]
+fn matrices_of_heads_that_do_not_fit_are_refused() {
+    type Change = fn(&mut Tensor);
+    let cases: [(&str, Change, &str); 3] = [
+        ("unembed_out", |tensor| tensor.2 = vec![tensor.2[0], tensor.2[1] * tensor.2[2], 1], "kv_b_proj"),
+        ("embed_q", |tensor| tensor.2.swap(1, 2), "embed_q.0"),
+        ("embed_q", |tensor| tensor.0 = tensor.0.replace("embed_q", "embed_k"), "kv_b_proj"),
+    ];
+    for (stack, change, says) in cases {
+        let made = model("deepseek_v3", |config, tensors| {
+            in_heads(config, tensors);
+            tensors.iter_mut().filter(|tensor| tensor.0.contains(stack)).for_each(change);
+        });
+        let error = Model::check(made.path()).expect_err(stack).to_string();
+        assert!(error.contains(says), "{stack}: {error}");
+    }
 }
 
 /// (a change of a stack, a part of the message)

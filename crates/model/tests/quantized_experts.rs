@@ -1,5 +1,6 @@
-//! Models with experts that are packed on the disk, against what mlx-lm, and transformers with bitsandbytes, write
-//! of them (`scripts/make_expert_goldens.py`). The bases have drawn numbers, so a golden has shapes and hashes only.
+//! Models with experts, and multimodal ones, that are packed on the disk, against what mlx-lm, and transformers with
+//! bitsandbytes, write of them (`scripts/make_expert_goldens.py`). The bases have drawn numbers, so a golden has shapes
+//! and hashes only.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::golden::{directory, goldens};
-use crate::made::{Tensor, read_json, write, write_tensors};
+use crate::made::{Tensor, floats, read_json, read_tensors, write, write_tensors};
 
 mod golden;
 mod made;
@@ -161,7 +162,9 @@ fn tensors_are_those_of_the_program_that_loads_them(family: &str) {
     let golden = golden_of(family);
     let single = tensors_of(&golden);
     let parts = if family == "lfm2_moe" { ["w1", "w3", "w2"] } else { ["gate_proj", "up_proj", "down_proj"] };
-    for tensors in [single.clone(), stacked(single, parts)] {
+    let is_single = |tensor: &Tensor| tensor.0.contains(".experts.0.");
+    let in_stacks = single.iter().any(is_single).then(|| stacked(single.clone(), parts));
+    for tensors in std::iter::once(single).chain(in_stacks) {
         let base = base_of(&golden, &tensors);
         for (form, wanted) in golden["written"].as_object().expect("forms") {
             let what = format!("{family} {form}");
@@ -173,6 +176,7 @@ fn tensors_are_those_of_the_program_that_loads_them(family: &str) {
             assert_eq!(config["quantization_config"], golden["quantization"][form], "{what}");
             let is_mlx = golden["quantization"][form].get("mode").is_some();
             assert_eq!(config.get("quantization"), is_mlx.then_some(&config["quantization_config"]), "{what}");
+            assert_eq!(config.get("vision_config"), None, "{what}");
         }
     }
 }
@@ -192,26 +196,88 @@ macro_rules! of_each_family {
 }
 
 of_each_family!(tensors_are_those_of_the_program_that_loads_them: qwen3_moe glm4_moe deepseek_v3 lfm2_moe gemma4_moe
-    gpt_oss qwen3_next);
+    gpt_oss qwen3_next qwen3_5 qwen3_5_moe gemma3 gemma4 mistral3 kimi_k25 muse_glimmer);
+
+/// The text model that mlx-lm's directory of a multimodal one has, as a directory of that alone. Others stay.
+fn text_alone(directory: &Path, parent: &Path) -> PathBuf {
+    const INSIDE: &str = "language_model.";
+    let config = read_json(&directory.join("config.json"));
+    let Some(mut text) = config.get("text_config").cloned() else { return directory.to_owned() };
+    let own = |name: &String| name.strip_prefix(INSIDE).unwrap_or(name).to_owned();
+    let settings = config["quantization"].as_object().expect("settings");
+    let settings = settings.iter().map(|(name, value)| (own(name), value.clone())).collect::<serde_json::Map<_, _>>();
+    text["quantization"] = settings.into();
+    text["torch_dtype"] = config["torch_dtype"].clone();
+    let mut tensors = read_tensors(&directory.join("model.safetensors"));
+    tensors.iter_mut().for_each(|tensor| tensor.0 = own(&tensor.0));
+    let made = parent.join("text");
+    std::fs::create_dir(&made).expect("a new directory");
+    write(&made.join("config.json"), text.to_string());
+    write_tensors(&made.join("model.safetensors"), &tensors);
+    made
+}
 
 /// What is written is read, and has the bits of itself decoded.
+fn packed_models_have_the_bits_of_themselves_decoded(family: &str) {
+    let golden = golden_of(family);
+    let base = base_of(&golden, &tensors_of(&golden));
+    for form in ["mlx4", "mxfp4", "nf4"].into_iter().filter(|form| golden["written"].get(form).is_some()) {
+        let folder = tempfile::tempdir().expect("a directory");
+        let out = quantized(base.path(), scheme_named(form).expect("a form"), folder.path()).expect("written");
+        let decoded = merged(&text_alone(&out, folder.path()), None, None, folder.path()).expect("decoded");
+        let bits = |path: &Path| {
+            let model = Model::load(path, &Placement::cpu(None)).expect("the model");
+            model.logits(&TOKENS).expect("logits").iter().map(|logit| logit.to_bits()).collect::<Vec<u32>>()
+        };
+        assert!(Model::form(&out, None).expect("a base").words.is_some(), "{family} {form}");
+        assert!(bits(&out) == bits(&decoded), "{family} {form}");
+    }
+}
+
+of_each_family!(packed_models_have_the_bits_of_themselves_decoded: qwen3_moe glm4_moe deepseek_v3 lfm2_moe gemma4_moe
+    gpt_oss qwen3_next qwen3_5 qwen3_5_moe gemma3 gemma4 mistral3 kimi_k25 muse_glimmer);
+
+/// mlx-lm has 1 + w in the norms of models with delta nets, rounded to bf16. As a base they are w again.
 #[test]
-fn packed_experts_have_the_bits_of_themselves_decoded() {
-    for family in ["qwen3_moe", "glm4_moe", "deepseek_v3", "lfm2_moe", "gemma4_moe", "gpt_oss", "qwen3_next"] {
+fn norms_of_delta_nets_are_read_without_the_one() {
+    for family in ["qwen3_next", "qwen3_5", "qwen3_5_moe"] {
         let golden = golden_of(family);
         let base = base_of(&golden, &tensors_of(&golden));
-        for form in ["mlx4", "mxfp4", "nf4"].into_iter().filter(|form| golden["written"].get(form).is_some()) {
-            let folder = tempfile::tempdir().expect("a directory");
-            let out = quantized(base.path(), scheme_named(form).expect("a form"), folder.path()).expect("written");
-            let decoded = merged(&out, None, None, folder.path()).expect("decoded");
-            let bits = |path: &Path| {
-                let model = Model::load(path, &Placement::cpu(None)).expect("the model");
-                model.logits(&TOKENS).expect("logits").iter().map(|logit| logit.to_bits()).collect::<Vec<u32>>()
-            };
-            assert!(Model::form(&out, None).expect("a base").words.is_some(), "{family} {form}");
-            assert!(bits(&out) == bits(&decoded), "{family} {form}");
+        let folder = tempfile::tempdir().expect("a directory");
+        let out = quantized(base.path(), Scheme::Mlx4, folder.path()).expect("written");
+        let decoded = merged(&text_alone(&out, folder.path()), None, None, folder.path()).expect("decoded");
+        let found: BTreeMap<String, Vec<f32>> = read_tensors(&decoded.join("model.safetensors"))
+            .into_iter()
+            .map(|(name, _, _, bytes)| (name, floats(&bytes)))
+            .collect();
+        let mut norms = 0;
+        for (name, _, shape, _) in tensors_of(&golden).iter().filter(|tensor| tensor.0.ends_with("norm.weight")) {
+            let in_text = name.replacen("model.language_model.", "model.", 1);
+            // The sum of at most 1.5 has eight bits.
+            let adds_one = !name.ends_with(".linear_attn.norm.weight");
+            let bound = if adds_one { 1.0 / 256.0 } else { 0.0 };
+            let written = &found[&in_text];
+            let drawn = drawn(name, shape.iter().product());
+            let far = written.iter().zip(&drawn).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(far <= bound, "{family} {name}: {far}");
+            norms += usize::from(adds_one);
         }
+        // Two of each layer, those of queries and keys of the one with attention, and the last.
+        assert_eq!(norms, 7, "{family}");
     }
+}
+
+/// What mlx-lm wrote of a multimodal model lacks the other parts, so it is not written in plain numbers.
+#[test]
+fn a_text_model_alone_is_not_written_as_the_multimodal_one() {
+    let golden = golden_of("qwen3_5");
+    let base = base_of(&golden, &tensors_of(&golden));
+    let folder = tempfile::tempdir().expect("a directory");
+    let out = quantized(base.path(), Scheme::Mlx4, folder.path()).expect("written");
+    let error = merged(&out, None, None, folder.path()).expect_err("no other parts").to_string();
+    assert!(error.contains("Qwen3_5ForConditionalGeneration is written in plain numbers"), "{error}");
+    let again = merged(&out, None, Some(Scheme::Mlx8), folder.path()).expect("packed again");
+    assert!(Model::check(&again).is_ok());
 }
 
 /// A merge that is packed has the bytes of the merged model, packed.
@@ -237,8 +303,9 @@ fn branches_on_experts_are_merged_before_they_are_packed() {
 fn what_no_program_would_load_is_refused() {
     for (model, scheme, says) in [
         ("gpt_oss", Scheme::Mlx4, "the one form that it reads, MXFP4"),
-        ("qwen3_next", Scheme::Mxfp4, "it adds 1 to the norms"),
-        ("qwen3_5_moe", Scheme::Mlx8, "inside of the multimodal model"),
+        ("qwen3_5", Scheme::Mxfp4, "it has `qwen3_5_text` inside of a multimodal model alone"),
+        ("qwen3_5_moe", Scheme::Mlx8, "it has `qwen3_5_moe_text` inside of a multimodal model alone"),
+        ("gemma3_multimodal", Scheme::Nf4, "bitsandbytes packs other parts"),
         ("gpt_oss_mxfp4", Scheme::Nf4, "transformers loads no second form"),
     ] {
         let folder = tempfile::tempdir().expect("a directory");

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use finetune_model::adapter::Adapter;
-use finetune_model::merge::{Comparison, MergedForm, SHARD_BYTES, compare, left_out, write_merged};
+use finetune_model::merge::{Comparison, Merged, MergedForm, SHARD_BYTES, compare, left_out, write_merged};
 use finetune_model::{FloatType, ModelConfig, ModelError, Placement, Scheme};
 use finetune_store::{RealDisk, Staging, manifest_of, refuse_links_out};
 use finetune_trainer::stored_type;
@@ -133,7 +133,7 @@ fn weights(
             let publishing = unfinished.publishing();
             staging.publish_replacing(&json!({"kind": MERGED}))?;
             drop(publishing);
-            merged.notice.iter().for_each(|notice| show.say(notice));
+            say(&merged, show);
             Ok(())
         }
         _ => no_adapter("--format merged writes them as a model directory, --format gguf as a GGUF file"),
@@ -229,9 +229,17 @@ fn merged(
     if !left_out.is_empty() {
         show.say(&format!("left out    {} (of the base, no part of the model)", left_out.join(", ")));
     }
-    merged.notice.iter().for_each(|notice| show.say(notice));
+    say(&merged, show);
     output::line(&verdict)?;
     Ok(())
+}
+
+/// What a user should know about a merged model, beside how much is left of the training.
+fn say(merged: &Merged, show: &Progress) {
+    if !merged.left_out.is_empty() {
+        show.say(&format!("left out    {}: mlx-lm has the text model alone", merged.left_out.join(", ")));
+    }
+    merged.notice.iter().for_each(|notice| show.say(notice));
 }
 
 /// Below this share of what was trained a packed model is no result of the training any more.

@@ -197,12 +197,19 @@ struct Report {
     matrices: usize,
     /// Matrices that stayed as they were, and why.
     kept: Vec<(String, String)>,
+    /// Parts of a multimodal model that are not in the result.
+    left_out: Vec<String>,
 }
 
 impl Report {
     fn new(scheme: Scheme, before: &Sizes, after: &Sizes, written: Merged) -> Report {
-        let weights: u64 = before.tensors.values().map(|(_, shape)| Sizes::elements(shape)).sum();
-        let kept = written.plain.into_iter().map(|(name, columns)| {
+        let Merged { left_out, matrices, plain, .. } = written;
+        let is_there = |name: &String| {
+            !left_out.iter().any(|part| name.strip_prefix(part.as_str()).is_some_and(|rest| rest.starts_with('.')))
+        };
+        let tensors = before.tensors.iter().filter(|(name, _)| is_there(name));
+        let weights: u64 = tensors.map(|(_, (_, shape))| Sizes::elements(shape)).sum();
+        let kept = plain.into_iter().map(|(name, columns)| {
             let why = why(scheme, &name, columns);
             (name, why)
         });
@@ -211,13 +218,14 @@ impl Report {
             before: before.bytes,
             after: after.bytes,
             bits_per_weight: after.bytes as f64 * 8.0 / weights.max(1) as f64,
-            matrices: written.matrices,
+            matrices,
             kept: kept.collect(),
+            left_out,
         }
     }
 
     fn text(&self) -> String {
-        let Report { scheme, before, after, bits_per_weight, matrices, kept } = self;
+        let Report { scheme, before, after, bits_per_weight, matrices, kept, left_out } = self;
         let mut text = format!(
             "{} of {matrices} matrices in {}: {} instead of {}, {bits_per_weight:.2} bits a weight\n",
             matrices - kept.len(),
@@ -228,6 +236,9 @@ impl Report {
         for (why, names) in self.reasons() {
             let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
             text += &format!("as they were: {}{more}: {why}\n", names[..names.len().min(SHOWN)].join(", "));
+        }
+        if !left_out.is_empty() {
+            text += &format!("left out    {}: {} has the text model alone\n", left_out.join(", "), reader(*scheme));
         }
         text += &format!("loads in    {}, and here: model.path, eval, generate, chat\n", reader(*scheme));
         text
@@ -249,10 +260,11 @@ impl Report {
 
     fn json(&self, output: &Path) -> String {
         let kept: Vec<_> = self.kept.iter().map(|(name, why)| json!({"name": name, "why": why})).collect();
-        let Report { scheme, before, after, bits_per_weight, matrices, .. } = self;
+        let Report { scheme, before, after, bits_per_weight, matrices, left_out, .. } = self;
         json!({
             "path": output, "scheme": scheme_word(*scheme), "bytes_before": before, "bytes": after,
-            "bits_per_weight": bits_per_weight, "matrices": matrices, "kept": kept, "loads_in": reader(*scheme),
+            "bits_per_weight": bits_per_weight, "matrices": matrices, "kept": kept, "left_out": left_out,
+            "loads_in": reader(*scheme),
         })
         .to_string()
     }
@@ -347,6 +359,21 @@ mod tests {
         let report = Report::new(Scheme::Int8, &before, &after, written(4, &plain));
         assert_eq!(report.kept.len(), 1);
         assert!(report.text().contains("bitsandbytes packs the linear layers between"), "{}", report.text());
+    }
+
+    #[test]
+    fn what_is_said_of_parts_that_are_left_out() {
+        let before = sizes(&[
+            ("model.language_model.embed_tokens.weight", Dtype::BF16, &[64, 64]),
+            ("model.visual.blocks.0.attn.qkv.weight", Dtype::BF16, &[64, 64]),
+            ("model.visually.weight", Dtype::BF16, &[64, 64]),
+        ]);
+        let after = sizes(&[("language_model.model.embed_tokens.weight", Dtype::U32, &[64, 8])]);
+        let written = Merged { left_out: vec!["model.visual".to_owned()], ..written(1, &[]) };
+        let text = Report::new(Scheme::Mlx4, &before, &after, written).text();
+        // 2048 bytes of two tensors of 4096 elements.
+        assert!(text.contains(" 2.00 bits a weight"), "{text}");
+        assert!(text.contains("left out    model.visual: mlx-lm has the text model alone\n"), "{text}");
     }
 
     #[test]

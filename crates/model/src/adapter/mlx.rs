@@ -44,8 +44,8 @@ pub(crate) fn is_power_of_two(factor: f64) -> bool {
     factor.is_normal() && factor.to_bits().trailing_zeros() >= 52
 }
 
-/// The name of a module of the text model in the whole model.
-fn in_whole(module: &str, config: &ModelConfig) -> String {
+/// The name in mlx-lm of a module or tensor of the text model.
+pub(crate) fn in_whole(module: &str, config: &ModelConfig) -> String {
     let is_inside = config.wrapper.as_ref().is_some_and(|wrapper| !wrapper.is_text_in_mlx);
     if is_inside { name_in_mlx(module) } else { module.to_owned() }
 }

@@ -327,6 +327,16 @@ impl Family {
         FAMILIES.iter().find(|family| Some(family.model_type) == model_type)
     }
 
+    /// Whether the norm whose weights have this name multiplies by 1 + them. That of a delta net's outputs never does.
+    pub(crate) fn adds_one_to(&self, weights: &str) -> bool {
+        self.norms_add_one && weights.ends_with("norm.weight") && !weights.ends_with(".linear_attn.norm.weight")
+    }
+
+    /// Whether mlx-lm's files have the 1 in the norms' weights, and not only its program.
+    pub(crate) fn has_one_in_mlx_files(&self) -> bool {
+        matches!(self.other_mixer, OtherMixer::Delta { .. })
+    }
+
     /// Whether PEFT 0.21 turns branches of single experts into those of its stacks.
     pub(crate) fn peft_reads_experts(&self) -> bool {
         self.mixture.is_some_and(|mixture| mixture.peft_reads)

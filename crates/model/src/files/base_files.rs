@@ -29,7 +29,10 @@ use crate::gguf::read::{GgufBase, GgufStored};
 use crate::slice::Cut;
 use crate::tree::expected_tensors;
 
+mod of_heads;
 mod tensor;
+
+use self::of_heads::OfHeads;
 
 /// The opened files of a base.
 pub(crate) struct BaseFiles {
@@ -42,7 +45,14 @@ pub(crate) struct BaseFiles {
 /// Where the tensors of a base are.
 enum Origin {
     /// In a Hugging Face directory.
-    Directory { files: Box<TensorSet>, packing: PackedConfig, layout: ExpertLayout, slices: Slices },
+    Directory {
+        files: Box<TensorSet>,
+        packing: PackedConfig,
+        family: &'static Family,
+        slices: Slices,
+        /// Whether 1 was added to the weights of the norms that add it.
+        has_one_in_norms: bool,
+    },
     /// In a GGUF file.
     Gguf(Box<GgufBase>),
 }
@@ -65,12 +75,16 @@ pub(crate) struct BaseTensor<'a> {
 enum Stored<'a> {
     /// All elements.
     Dense(TensorView<'a>),
+    /// All elements of a norm, to which 1 was added.
+    WithOne(TensorView<'a>),
     /// A few bits of each element.
     Packed(PackedTensor<'a>),
     /// Either of them, in a stack of all experts that is written as it is read.
     OfStack(OfStack<'a>),
     /// What such a stack has of one expert, if the stack is written anew.
     OfExpert(OfExpert<'a>),
+    /// Either of them, in mlx-lm's matrices of heads.
+    OfHeads(OfHeads<'a>),
     /// Either of them, in a GGUF file.
     Gguf(&'a GgufBase, GgufStored),
 }
@@ -119,9 +133,10 @@ impl BaseFiles {
         let model_type = text.as_ref().unwrap_or(&object).get("model_type").and_then(Value::as_str);
         // A model that is of no known family has been refused, or will be.
         let family = Family::of_model(model_type).unwrap_or(&FAMILIES[0]);
-        let layout = family.expert_layout();
-        let files = TensorSet::open_model(path)?.split_by(|view| stacked::read_as(view, text.is_some(), family));
-        let origin = Origin::Directory { files: Box::new(files), packing, layout, slices: Slices::default() };
+        let files = TensorSet::open_model(path)?;
+        let has_one_in_norms = stacked::has_one_in_norms(&files, family);
+        let files = Box::new(files.split_by(|view| stacked::read_as(view, text.is_some(), family)));
+        let origin = Origin::Directory { files, packing, family, slices: Slices::default(), has_one_in_norms };
         Ok(BaseFiles { path: path.to_owned(), origin, quantization: None })
     }
 
@@ -183,8 +198,10 @@ impl BaseFiles {
             let (path, name) = (self.path.clone(), name.to_owned());
             Err(ModelError::Shape { path, name, found: found.to_vec(), expected: shape.to_vec() })
         };
-        let (files, packing, layout, slices) = match &self.origin {
-            Origin::Directory { files, packing, layout, slices } => (files, packing, *layout, slices),
+        let (files, packing, family, slices, has_one_in_norms) = match &self.origin {
+            Origin::Directory { files, packing, family, slices, has_one_in_norms } => {
+                (files, packing, family, slices, *has_one_in_norms)
+            }
             Origin::Gguf(base) => {
                 let Some(stored) = base.stored(name) else { return Ok(None) };
                 let found = match &stored {
@@ -194,7 +211,7 @@ impl BaseFiles {
                 return if found == shape { Ok(Some(Stored::Gguf(base, stored))) } else { wrong_shape(&found) };
             }
         };
-        if layout == ExpertLayout::TakingTurns
+        if family.expert_layout() == ExpertLayout::TakingTurns
             && let Some(of_stack) = OfStack::find(files, slices, name, shape)?
         {
             return Ok(Some(Stored::OfStack(of_stack)));
@@ -204,7 +221,9 @@ impl BaseFiles {
         {
             return Ok(Some(Stored::Packed(packed)));
         }
-        let Some(view) = files.get(name) else { return Ok(None) };
+        let Some(view) = files.get(name) else {
+            return Ok(OfHeads::find(self, name, shape)?.map(Stored::OfHeads));
+        };
         if view.shape != shape {
             return wrong_shape(view.shape);
         }
@@ -212,7 +231,8 @@ impl BaseFiles {
             let (path, name) = (self.path.clone(), name.to_owned());
             return Err(ModelError::Dtype { path, name, dtype: view.dtype.to_string() });
         }
-        Ok(Some(Stored::Dense(view)))
+        let is_with_one = has_one_in_norms && family.adds_one_to(name);
+        Ok(Some(if is_with_one { Stored::WithOne(view) } else { Stored::Dense(view) }))
     }
 
     /// A tensor that a model of this config has.
@@ -267,7 +287,8 @@ impl BaseFiles {
         let opened: BTreeSet<String> = of_stacks.iter().flat_map(BaseTensor::parts).collect();
         tensors.extend(of_experts(of_stacks));
         let Some(files) = self.safetensors() else { return Ok(tensors) };
-        let known: BTreeSet<String> = tensors.iter().map(|tensor| tensor.name.clone()).collect();
+        let names = |tensor: &BaseTensor<'_>| std::iter::once(tensor.name.clone()).chain(tensor.parts());
+        let known: BTreeSet<String> = tensors.iter().flat_map(names).collect();
         // Of a base with packed matrices, what is not computed with may be a part of one: only stacks stay.
         let stays = |name: &str| !is_packed || all_of_stacks.contains(name);
         let is_other = |name: &&str| !known.contains(*name) && !opened.contains(*name) && stays(name);
@@ -313,8 +334,11 @@ impl BaseFiles {
         match files.whole_of(name) {
             // mlx-lm's names of a text model become those of transformers.
             Some(whole) if is_wrapped => whole.into(),
-            // A part of a stack inside of a multimodal model is written alone.
-            None if files.is_part(name) && is_wrapped => wrapper::name_inside(name).into(),
+            // A part of a stack inside of a multimodal model is written alone, and what is made of several
+            // tensors is one.
+            None if is_wrapped && (files.is_part(name) || files.get(name).is_none()) => {
+                wrapper::name_inside(name).into()
+            }
             _ => name.into(),
         }
     }

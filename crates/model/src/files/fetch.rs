@@ -4,6 +4,7 @@
 use burn::tensor::{Element, Tensor, TensorData};
 use finetune_kernels::{FloatType, FrozenValues, PackedWeight, Weight};
 use finetune_packed::PackedMatrix;
+use finetune_store::Dtype;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -62,7 +63,8 @@ pub(crate) fn fetch(
 
 /// All elements of a matrix that is not packed, in the type that the placement says.
 fn dense(tensor: &BaseTensor<'_>, shape: [usize; 2], placement: &Placement) -> Result<Fetched, ModelError> {
-    let dtype = tensor.dtype().expect("it is not packed");
+    // What is made of packed parts has no type of its own.
+    let dtype = tensor.dtype().unwrap_or(Dtype::F32);
     let stored = float_type(dtype).expect("checked when the tensor was looked up");
     let held = placement.held(stored);
     if held == stored

@@ -46,7 +46,7 @@ pub(crate) fn check(files: &BaseFiles, config: &ModelConfig) -> Result<Vec<Strin
 }
 
 /// The parts of a multimodal model that these tensors are of, such as `model.vision_tower`, each once.
-fn part_names<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+pub(crate) fn part_names<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
     let part = |name: &str| {
         let words = if name.starts_with("model.") { 2 } else { 1 };
         name.split('.').take(words).collect::<Vec<_>>().join(".")

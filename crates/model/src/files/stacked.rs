@@ -7,7 +7,7 @@
 
 use std::borrow::Cow;
 
-use finetune_store::{TensorPart, TensorView};
+use finetune_store::{TensorPart, TensorSet, TensorView};
 
 use crate::config::MOST_EXPERTS;
 use crate::config::family::{ExpertLayout, Family, Names, OtherMixer};
@@ -19,6 +19,22 @@ const STACKS: [(&str, &str); 2] = [(".switch_mlp.", ".experts."), (".experts.swi
 /// What mlx-lm calls gate, up and down in every family with experts.
 const GATED: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
 
+/// What stands between a layer and a head's number in the names of what makes keys and values of latent attention.
+pub(crate) const HEAD_KEYS: &str = ".self_attn.embed_q.";
+pub(crate) const HEAD_VALUES: &str = ".self_attn.unembed_out.";
+
+/// How the name of a delta net's convolution ends.
+const DELTA_CONVOLUTION: &str = ".conv1d.weight";
+
+/// Whether files of this family have norms to which 1 was added, as mlx-lm writes them. It tells them by the
+/// shape of the convolutions beside them, which it turns at the same time.
+pub(crate) fn has_one_in_norms(files: &TensorSet, family: &Family) -> bool {
+    let is_turned = |view: TensorView<'_>| {
+        view.name.ends_with(DELTA_CONVOLUTION) && matches!(*view.shape, [_, taps, 1] if taps > 1)
+    };
+    family.has_one_in_mlx_files() && files.names().filter_map(|name| files.get(name)).any(is_turned)
+}
+
 /// What a tensor of the files is read as: the experts of a stack, and of a multimodal model the text
 /// model's tensors under the names that they have in it.
 pub(crate) fn read_as(view: &TensorView<'_>, is_wrapped: bool, family: &Family) -> Option<Vec<TensorPart>> {
@@ -26,19 +42,18 @@ pub(crate) fn read_as(view: &TensorView<'_>, is_wrapped: bool, family: &Family) 
     let Some(name) = name else { return Some(Vec::new()) };
     let name = if family.mixture.is_some() { name_in_model(name, &family.names) } else { name };
     let whole = |shape| vec![TensorPart { name: name.to_string(), shape, first: 0 }];
-    // A depthwise convolution is [channels, 1, taps]. mlx-lm has [channels, taps, 1]. Of delta nets it has
-    // norms to which 1 was added, too: such a file is refused by this shape.
+    // A depthwise convolution is [channels, 1, taps]. mlx-lm has [channels, taps, 1].
     let is_short = name.ends_with(".conv.conv.weight") && family.other_mixer == OtherMixer::Convolution;
-    let is_convolution = is_short || name.ends_with(".conv1d.weight");
     if let [_, before, behind] = *view.shape
-        && is_convolution
-        && (before == 1 || (is_short && behind == 1))
+        && (is_short || name.ends_with(DELTA_CONVOLUTION))
+        && (before == 1 || behind == 1)
     {
         return Some(whole(vec![view.shape.iter().product()]));
     }
     let is_plain = family.expert_layout() == ExpertLayout::Plain;
     let of_experts = if is_plain { parts(&name, view, &family.names) } else { None };
-    of_experts.or_else(|| (name != view.name).then(|| whole(view.shape.to_vec())))
+    let of_heads = || if family.latent.is_some() { of_heads(&name, view) } else { None };
+    of_experts.or_else(of_heads).or_else(|| (name != view.name).then(|| whole(view.shape.to_vec())))
 }
 
 /// The tensors of single experts that this one, of this name in the model, is made of. `None`: it is no
@@ -77,6 +92,19 @@ fn parts(name: &str, view: &TensorView<'_>, names: &Names) -> Option<Vec<TensorP
         }
         _ => None,
     }
+}
+
+/// The matrices of single heads that mlx-lm's stack of them is made of, packed or not. `None`: it is none.
+fn of_heads(name: &str, view: &TensorView<'_>) -> Option<Vec<TensorPart>> {
+    let &[heads, rows, columns] = view.shape else { return None };
+    let (stack, (layer, rest)) =
+        [HEAD_KEYS, HEAD_VALUES].into_iter().find_map(|stack| Some((stack, name.split_once(stack)?)))?;
+    let head = |head: usize| TensorPart {
+        name: format!("{layer}{stack}{head}.{rest}"),
+        shape: vec![rows, columns],
+        first: head * rows * columns,
+    };
+    (heads <= MOST_EXPERTS).then(|| (0..heads).map(head).collect())
 }
 
 /// The name in the model of a tensor that mlx-lm calls by another: gate, up and down of a dense part

@@ -21,6 +21,15 @@ pub(super) struct Piece {
     pub(super) tensors: Vec<usize>,
     /// How its matrices are packed, and which part of a packed one it has. `None`: it has plain numbers.
     pub(super) packed: Option<(Scheme, usize)>,
+    /// Whether 1 is added to its numbers.
+    pub(super) adds_one: bool,
+}
+
+impl Piece {
+    /// Plain numbers as the model has them.
+    fn plain(spec: TensorSpec, tensors: Vec<usize>) -> Piece {
+        Piece { spec, tensors, packed: None, adds_one: false }
+    }
 }
 
 /// A model that is written.
@@ -53,21 +62,17 @@ impl Written<'_> {
         let mut stacks = Stacks::of(config, files, tensors);
         for (number, (tensor, &dtype)) in tensors.iter().zip(self.dtypes).enumerate() {
             if let Some(made) = stacks.take(config, &tensor.name) {
-                pieces.extend(made.into_iter().map(|Stack { name, shape, tensors }| Piece {
-                    spec: TensorSpec { name, dtype, shape },
-                    tensors,
-                    packed: None,
-                }));
+                let piece = |Stack { name, shape, tensors }| Piece::plain(TensorSpec { name, dtype, shape }, tensors);
+                pieces.extend(made.into_iter().map(piece));
                 continue;
             }
             if let Some((name, shape)) = tensor.base.stack() {
                 match pieces.last_mut() {
                     Some(Piece { tensors, .. }) if last_stack == Some(name) => tensors.push(number),
-                    _ => pieces.push(Piece {
-                        spec: TensorSpec { name: name.to_owned(), dtype, shape },
-                        tensors: vec![number],
-                        packed: None,
-                    }),
+                    _ => {
+                        let spec = TensorSpec { name: name.to_owned(), dtype, shape };
+                        pieces.push(Piece::plain(spec, vec![number]));
+                    }
                 }
                 last_stack = Some(name);
                 continue;
@@ -77,7 +82,7 @@ impl Written<'_> {
                 None => {
                     let name = files.name_in_files(&tensor.name, config.wrapper.is_some()).into_owned();
                     let spec = TensorSpec { name, dtype, shape: self.shape(number) };
-                    pieces.push(Piece { spec, tensors: vec![number], packed: None });
+                    pieces.push(Piece::plain(spec, vec![number]));
                 }
             }
         }
@@ -112,7 +117,8 @@ impl Written<'_> {
                     let shape = loader.shape(&tensor.name, &self.shape(number));
                     let shape = experts.into_iter().chain(shape).collect();
                     let spec = TensorSpec { name, dtype: self.dtypes[number], shape };
-                    pieces.push(Piece { spec, tensors: numbers, packed: None });
+                    let adds_one = loader.adds_one(&tensor.name);
+                    pieces.push(Piece { adds_one, ..Piece::plain(spec, numbers) });
                 }
             }
         }
@@ -135,7 +141,7 @@ impl Written<'_> {
         let specs = file_tensors(scheme, name, [shape[0], shape[1]], stored(self.dtypes[first]));
         let piece = |(part, TensorSpec { name, dtype, shape }): (usize, TensorSpec)| {
             let spec = TensorSpec { name, dtype, shape: experts.into_iter().chain(shape).collect() };
-            Piece { spec, tensors: tensors.clone(), packed: Some((scheme, part)) }
+            Piece { packed: Some((scheme, part)), ..Piece::plain(spec, tensors.clone()) }
         };
         specs.into_iter().enumerate().map(piece).collect()
     }

@@ -17,6 +17,7 @@ use crate::error::ModelError;
 use crate::files::base_files::BaseFiles;
 use crate::files::companions::{amend_config, companion_files};
 use crate::files::floats::{dtype_of, rounded};
+use crate::files::load::part_names;
 use crate::files::packing::{decoded, described, scheme_word, stored};
 use crate::merge::loader::{Loader, is_mlx};
 use crate::merge::pieces::{Piece, Written};
@@ -57,6 +58,8 @@ pub struct Merged {
     pub matrices: usize,
     /// Those that were written in plain numbers, by their names in the model, and their columns.
     pub plain: Vec<(String, usize)>,
+    /// The parts of a multimodal model that were left out, as mlx-lm has the text model alone.
+    pub left_out: Vec<String>,
 }
 
 /// Writes the merged model into a directory that is being made: weights in the base's number types
@@ -77,13 +80,12 @@ pub fn write_merged(
     progress: &dyn Fn(usize, usize),
 ) -> Result<Merged, ModelError> {
     let (config, files) = BaseFiles::open(base, adapter.base.quantization)?;
-    if let (Some(Wrapper { class, .. }), true) = (&config.wrapper, form.quantize.is_some() || files.is_packed(&config)?)
-    {
+    if let (Some(Wrapper { class, .. }), None, true) = (&config.wrapper, form.quantize, files.is_packed(&config)?) {
         return Err(ModelError::NotExpressible {
             what: format!(
-                "{class} is written from and to numbers of 16 or 32 bits only: its other parts have a form of their own"
+                "{class} is written in plain numbers from 16 or 32 bits only: its other parts have a form of their own"
             ),
-            hint: "name the 16-bit model, and export without --quantize".to_owned(),
+            hint: "name the 16-bit model, or --quantize for mlx-lm, which has the text model in it alone".to_owned(),
         });
     }
     expect_written_experts(&config, &files)?;
@@ -92,6 +94,7 @@ pub fn write_merged(
     let mut writer = Writer::new(&merging, &config, &files, form, loader.as_ref())?;
     // Read before the long work, so that an error such as a link out of the directory comes early.
     let is_wrapped = config.wrapper.is_some();
+    let merged = merging.config(&config);
     let mut companions = companion_files(base, writer.number_type(), text)?;
     amend_config(&mut companions, |config| {
         if is_wrapped {
@@ -99,6 +102,9 @@ pub fn write_merged(
             merging.amend_tie(config);
         } else {
             merging.amend(config);
+        }
+        if let Some(loader) = &loader {
+            loader.amend(config, &merged);
         }
         for (key, value) in writer.config_entries(loader.as_ref()) {
             config[key] = value;
@@ -120,7 +126,14 @@ pub fn write_merged(
         output.write(&name, &bytes)?;
     }
     let matrices = writer.tensors.iter().filter(|tensor| writer.is_matrix(tensor)).count();
-    Ok(Merged { notice: writer.notice(&files), kept: writer.kept.share(), matrices, plain: writer.plain() })
+    let left_out = match files.safetensors() {
+        Some(files) if is_wrapped && form.quantize.is_some_and(is_mlx) => {
+            part_names(files.left_out().map(|view| view.name))
+        }
+        _ => Vec::new(),
+    };
+    let (notice, kept, plain) = (writer.notice(&files), writer.kept.share(), writer.plain());
+    Ok(Merged { notice, kept, matrices, plain, left_out })
 }
 
 /// Refuses experts with gate and up in turns (gpt-oss): a GGUF file has not the stacks of its directory.
@@ -194,7 +207,11 @@ impl<'a> Writer<'a> {
             (_, Some(dtype)) => dtype,
             (_, None) => decoded,
         };
-        let dtypes: Vec<Dtype> = tensors.iter().map(written_as).collect();
+        let for_loader = |tensor: &MergedTensor<'_>| match (loader, form.dtype) {
+            (Some(loader), None) => loader.dtype(&tensor.base.name, written_as(tensor), decoded),
+            _ => written_as(tensor),
+        };
+        let dtypes: Vec<Dtype> = tensors.iter().map(for_loader).collect();
         let written = Written { merging, config, files, tensors: &tensors, dtypes: &dtypes, used: &used };
         let pieces = written.pieces(loader);
         Ok(Writer { merging, form, tensors, dtypes, used, pieces, parts: Vec::new(), kept: Kept::default() })
@@ -249,6 +266,9 @@ impl<'a> Writer<'a> {
                 }
             }
             return Ok(std::mem::take(&mut self.parts[part]));
+        }
+        if self.pieces[n].adds_one {
+            return self.merging.bytes_with_one(&self.tensors[tensors[0]], dtype);
         }
         let mut bytes = Vec::new();
         for tensor in tensors.iter().map(|&number| &self.tensors[number]) {

@@ -252,7 +252,6 @@ pub(crate) static FAMILIES: [Family; 28] = [
             normalized: (Normalized::Always, 0.0),
             shared: Shared::Gated(512),
             peft_reads: false,
-            in_mlx: InMlx::Unread("it reads Qwen3.5's mixture inside of the multimodal model alone"),
             ..QWEN3_EXPERTS
         }),
         ..QWEN3_5
@@ -457,7 +456,6 @@ pub(crate) static FAMILIES: [Family; 28] = [
             sizes: [512, 10, 512],
             normalized: (Normalized::Asked(true), 0.0),
             shared: Shared::Gated(512),
-            in_mlx: InMlx::Unread("it adds 1 to the norms of Qwen3-Next's files, and packed ones are not read here"),
             ..QWEN3_EXPERTS
         }),
         ..QWEN3_5

@@ -22,7 +22,8 @@ impl Stored<'_> {
             Stored::Packed(_) | Stored::Gguf(_, GgufStored::Packed { .. }) => true,
             Stored::OfStack(of_stack) => of_stack.is_packed(),
             Stored::OfExpert(expert) => expert.parts.iter().any(BaseTensor::is_packed_in_file),
-            Stored::Dense(_) | Stored::Gguf(..) => false,
+            Stored::OfHeads(heads) => heads.all().any(BaseTensor::is_packed_in_file),
+            Stored::Dense(_) | Stored::WithOne(_) | Stored::Gguf(..) => false,
         }
     }
 }
@@ -38,10 +39,11 @@ impl BaseTensor<'_> {
     /// The file that it is in, or the base if several tensors make it.
     pub(crate) fn path(&self) -> &Path {
         match &self.stored {
-            Stored::Dense(view) => view.path(),
+            Stored::Dense(view) | Stored::WithOne(view) => view.path(),
             Stored::Packed(_) => self.base,
             Stored::OfStack(of_stack) => of_stack.view().path(),
             Stored::OfExpert(expert) => expert.parts.first().map_or(self.base, BaseTensor::path),
+            Stored::OfHeads(heads) => heads.first().map_or(self.base, BaseTensor::path),
             Stored::Gguf(base, _) => base.path_of(&self.name),
         }
     }
@@ -49,8 +51,9 @@ impl BaseTensor<'_> {
     /// Whether the file of a vector is here, and not only the header.
     pub(crate) fn is_here(&self) -> bool {
         match &self.stored {
-            Stored::Dense(view) => view.is_here(),
+            Stored::Dense(view) | Stored::WithOne(view) => view.is_here(),
             Stored::OfStack(of_stack) => of_stack.view().is_here(),
+            Stored::OfHeads(heads) => heads.all().all(BaseTensor::is_here),
             Stored::Packed(_) | Stored::OfExpert(_) | Stored::Gguf(..) => true,
         }
     }
@@ -73,7 +76,11 @@ impl BaseTensor<'_> {
 
     /// The tensor of the files beside which it is written.
     pub(super) fn name_in_file(&self) -> &str {
-        let Stored::OfExpert(OfExpert { parts, .. }) = &self.stored else { return &self.name };
+        let parts = match &self.stored {
+            Stored::OfExpert(OfExpert { parts, .. }) => parts,
+            Stored::OfHeads(heads) => return heads.first().map_or(&self.name, |first| &first.name),
+            _ => return &self.name,
+        };
         match parts.first().map(|part| &part.stored) {
             Some(Stored::OfStack(of_stack)) => of_stack.view().name,
             _ => &self.name,
@@ -88,9 +95,10 @@ impl BaseTensor<'_> {
     /// The number type of its elements in the file; `None` if it is packed there.
     pub(crate) fn dtype(&self) -> Option<Dtype> {
         match &self.stored {
-            Stored::Dense(view) => Some(view.dtype),
+            Stored::Dense(view) | Stored::WithOne(view) => Some(view.dtype),
             Stored::OfStack(of_stack) => of_stack.dtype(),
             Stored::OfExpert(expert) => expert.parts.first().and_then(BaseTensor::dtype),
+            Stored::OfHeads(heads) => heads.first().filter(|_| !self.is_packed_in_file()).and_then(BaseTensor::dtype),
             Stored::Gguf(_, GgufStored::Dense(kind, _)) => Some(dtype_of(*kind)),
             Stored::Packed(_) | Stored::Gguf(..) => None,
         }
@@ -136,6 +144,7 @@ impl BaseTensor<'_> {
             (Stored::Packed(packed), _) => Some(packed.format().to_string()),
             (Stored::OfStack(of_stack), _) if of_stack.is_packed() => Some("MXFP4".to_owned()),
             (Stored::OfExpert(expert), _) => expert.parts.first().and_then(BaseTensor::format),
+            (Stored::OfHeads(heads), None) => heads.all().find_map(BaseTensor::format),
             (Stored::Gguf(_, GgufStored::Packed { name, .. }), _) => Some(format!("GGUF {name}")),
             (_, Some(scheme)) => Some(format!("{} while it is loaded", packing::scheme_word(scheme))),
             (_, None) => None,
@@ -166,7 +175,8 @@ impl BaseTensor<'_> {
             Stored::Packed(packed) => packed.parts().into_iter().map(str::to_owned).collect(),
             Stored::OfStack(of_stack) => of_stack.stacks(),
             Stored::OfExpert(expert) => expert.parts.iter().flat_map(BaseTensor::parts).collect(),
-            Stored::Dense(_) | Stored::Gguf(..) => Vec::new(),
+            Stored::OfHeads(heads) => heads.parts(),
+            Stored::Dense(_) | Stored::WithOne(_) | Stored::Gguf(..) => Vec::new(),
         }
     }
 
@@ -190,7 +200,12 @@ impl BaseTensor<'_> {
             Stored::Packed(packed) => return Ok(Some(packed.read()?)),
             Stored::OfStack(of_stack) if of_stack.is_packed() => return of_stack.packed(),
             Stored::Gguf(base, GgufStored::Packed { .. }) => return Ok(Some(base.packed(&self.name)?)),
-            Stored::Dense(_) | Stored::OfStack(_) | Stored::OfExpert(_) | Stored::Gguf(..) => {}
+            Stored::Dense(_)
+            | Stored::WithOne(_)
+            | Stored::OfStack(_)
+            | Stored::OfExpert(_)
+            | Stored::OfHeads(_)
+            | Stored::Gguf(..) => {}
         }
         let (Some(scheme), Some(dtype), &[rows, columns]) = (self.quantization, self.dtype(), self.shape.as_slice())
         else {
@@ -224,9 +239,11 @@ impl BaseTensor<'_> {
     fn whole_values(&self) -> Result<Vec<f32>, ModelError> {
         match &self.stored {
             Stored::Dense(view) => to_finite_f32(view),
+            Stored::WithOne(view) => Ok(to_finite_f32(view)?.into_iter().map(|value| value - 1.0).collect()),
             Stored::Packed(packed) => Ok(packing::decoded(&packed.read()?)),
             Stored::OfStack(of_stack) => of_stack.values(),
             Stored::OfExpert(expert) => expert.values(self.shape[0]),
+            Stored::OfHeads(heads) => heads.values(),
             Stored::Gguf(base, _) => base.dense_f32(&self.name),
         }
     }

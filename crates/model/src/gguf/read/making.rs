@@ -250,10 +250,9 @@ impl Makings<'_> {
 
     /// The making with what is done to the numbers of this tensor.
     fn changed(&self, name: &str, making: Making) -> Making {
-        let adds_one = self.config.family.norms_add_one && name.ends_with("norm.weight");
         let change = if name.ends_with(".linear_attn.A_log") {
             Change::LogOfNegative
-        } else if adds_one && !name.ends_with(".linear_attn.norm.weight") {
+        } else if self.config.family.adds_one_to(name) {
             Change::MinusOne
         } else if let (Some(delta), true) =
             (self.config.delta.filter(|_| self.architecture.tiled), name.ends_with(".linear_attn.out_proj.weight"))
