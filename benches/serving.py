@@ -51,13 +51,15 @@ def ask(port, prompt, tokens):
             "stream_options": {"include_usage": True}}
     begin = time.perf_counter()
     connection, response = post(port, body)
-    if response.status in (400, 404, 422) and b"model" in (said := response.read()):
+    said = response.read() if response.status != 200 else b""
+    if b"model" in said:
         # Most servers take the model that they have. The others want its id.
         body["model"] = first_model(port)
         begin = time.perf_counter()
         connection, response = post(port, body)
+        said = response.read() if response.status != 200 else b""
     if response.status != 200:
-        raise RuntimeError(f"port {port} answers {response.status}: {response.read()[:300]}")
+        raise RuntimeError(f"port {port} answers {response.status}: {said[:300]}")
     first, usage, finish, pieces = None, None, None, []
     for line in response:
         if not line.startswith(b"data:") or (text := line[5:].strip()) == b"[DONE]":
