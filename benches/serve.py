@@ -3,33 +3,44 @@
 and more requests at a time.
 
     benches/serve.py --finetune target/release/finetune --model target/smollm2 [--base NAME=PATH ...]
-                     [--peer NAME='COMMAND {port} {slots} {threads}' ...] [--streams 1 4 16 64] [--threads 1] [--rounds 3]
+                     [--peer NAME='COMMAND {port} {slots} {threads}' ...] [--launch stages:2 tensor:2 ...]
+                     [--streams 1 4 16 64] [--threads 1] [--rounds 3] [--held 16 --held-tokens 256]
                      [--python PYTHON] [--output FILE]
 
 Greedy answers to prompts of text, streamed. Prompts differ, so that no beginning is known from before, except in the row
 "known", which asks finetune the same long prompt again. The programs take turns in every round, each started anew; the
 table has medians. Server and clients run on this machine; the server may use as many processors as --threads says.
 
---base serves another form of the model with finetune; the default is one, `bf16`, of --model. PYTHON (with `tokenizers`)
-cuts the prompts from --text. A row "memory" has the MiB (resident) of the server after the most streams.
+--base serves another form of the model with finetune; the default is one, `bf16`, of --model. --launch serves the first
+of them over so many processes, with --threads each: `finetune launch -n 2 --parallel stages -- serve`. They may use as
+many processors as they have threads, if the machine has so many. PYTHON (with `tokenizers` and `numpy`) cuts the prompts
+from --text, and measures how fast memory is read.
+
+Rows besides: "decoding" has one answer's tokens a second from its second token on. "share of the floor" compares that with
+the bandwidth at which as many threads read memory, over the bytes of the weights: a token reads every weight once. Stages
+compute one after the other, so theirs is the bandwidth of one process. "each further process" is what a token takes
+longer than in one process, over the processes beyond the first. "memory" is resident, of all processes of the server:
+after the most streams; and in a server started anew, what each of --held answers of --held-tokens takes beyond the first
+one, at the peak. Servers that reserve room for all slots at the start have nothing there. Keys and values alone are
+printed below. Prompts and answers count.
 """
 
 import argparse
-import http.client
 import json
 import os
 import pathlib
 import shlex
-import socket
+import signal
 import statistics
 import subprocess
 import sys
-import threading
 import time
 
-from decoding import environment
+from decoding import peer, size_of
 from lora_runs import processor
+from serving import Server, ask, ask_together
 
+SHORT = 32
 CUT = """
 import json, sys, tokenizers
 tokenizer = tokenizers.Tokenizer.from_file(sys.argv[1])
@@ -59,106 +70,125 @@ class Prompts:
         return self.texts[length].pop()
 
 
-def ask(port, prompt, answer):
-    """Seconds to the first token, to the last one, tokens of the answer, and the usage."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=900)
-    body = {"prompt": prompt, "max_tokens": answer, "temperature": 0, "stream": True,
-            "stream_options": {"include_usage": True}}
-    begin = time.perf_counter()
-    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    assert response.status == 200, response.read()
-    first, usage = None, None
-    for line in response:
-        if not line.startswith(b"data: {"):
-            continue
-        event = json.loads(line[6:])
-        if event.get("choices") and first is None:
-            first = time.perf_counter() - begin
-        usage = event.get("usage") or usage
-    seconds = time.perf_counter() - begin
-    return first, seconds, usage["completion_tokens"], usage
+class Program:
+    """A server to measure: its command, its processes, and the file of its weights."""
+
+    def __init__(self, given, command, weights, ranks=1, together=True):
+        self.command, self.ranks = command, ranks
+        self.weights = size_of(weights)
+        self.is_ours = shlex.split(command)[0] == given.finetune
+        self.slots = max([*given.streams, given.held])
+        self.threads = given.threads
+        here = len(os.sched_getaffinity(0))
+        self.processors = min(here, given.threads * ranks)
+        # Threads that read weights at the same time.
+        self.readers = self.processors if together else given.threads
+
+    def start(self):
+        return Server(self.command, self.slots, self.threads, self.processors)
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def weights_in(command, model):
+    """The file or directory of weights that a command names, or --model."""
+    for word in shlex.split(command):
+        path = pathlib.Path(word.partition("=")[2] or word)
+        if path.suffix == ".gguf" and path.is_file() or path.is_dir() and any(path.glob("*.safetensors")):
+            return path
+    return model
 
 
-class Server:
-    """A server that answers, until the end of the block."""
-
-    def __init__(self, command, given):
-        self.port = free_port()
-        words = shlex.split(command.format(port=self.port, slots=max(given.streams), threads=given.threads))
-        bind = lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:given.threads])
-        self.process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                        env=environment(given.threads), preexec_fn=bind)
-        self.command = command
-
-    def __enter__(self):
-        end = time.monotonic() + 300
-        while time.monotonic() < end and self.process.poll() is None:
-            try:
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-                connection.request("GET", "/health")
-                if connection.getresponse().status == 200:
-                    return self
-            except OSError:
-                pass
-            time.sleep(0.1)
-        self.__exit__()
-        sys.exit(f"no answer from: {self.command}")
-
-    def __exit__(self, *_):
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def memory(self):
-        for line in pathlib.Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 1024
-        return 0.0
+def programs_of(given):
+    """{name: program}, in the order in which they take turns."""
+    more = shlex.join(given.arguments)
+    bases = dict(base.split("=", 1) for base in given.base or [f"bf16={given.model}"])
+    serve = lambda path: f"serve {shlex.quote(path)} --port {{port}} --slots {{slots}} {more}"
+    finetune = shlex.quote(given.finetune)
+    programs = {f"finetune {name}": Program(given, f"{finetune} {serve(path)}", path) for name, path in bases.items()}
+    name, path = next(iter(bases.items()))
+    for each in given.launch:
+        how, _, ranks = each.partition(":")
+        command = f"{finetune} launch -n {int(ranks)} --parallel {how} -- {serve(path)}"
+        programs[f"finetune {name}, {how} of {ranks}"] = Program(given, command, path, int(ranks), how == "tensor")
+    for each in given.peer:
+        name, command = each.split("=", 1)
+        programs[name] = Program(given, command, weights_in(command, given.model))
+    return programs
 
 
-def measure(server, prompts, given, is_ours):
-    """{row: figure} of one round."""
-    ask(server.port, prompts.next(32), 4)
+def speeds_of(server, prompts, given, is_ours):
+    """{row: figure} of one server in one round."""
+    ask(server.port, prompts.next(SHORT), 4)
     found = {}
     for length in given.first:
         text = prompts.next(length)
-        found[f"first token of {length}, s"] = ask(server.port, text, 1)[0]
+        found[f"first token of {length}, s"] = ask(server.port, text, 1).first
         if is_ours and length == max(given.first):
-            found["known, s"] = ask(server.port, text, 1)[0]
+            found["known, s"] = ask(server.port, text, 1).first
+    rate = ask(server.port, prompts.next(SHORT), given.answer).rate
+    if rate:
+        found["decoding, tokens/s"] = rate
     for streams in given.streams:
-        results = []
-        texts = [prompts.next(32) for _ in range(streams)]
-        threads = [threading.Thread(target=lambda text=text: results.append(ask(server.port, text, given.answer)))
-                   for text in texts]
-        begin = time.perf_counter()
-        [thread.start() for thread in threads]
-        [thread.join() for thread in threads]
-        seconds = time.perf_counter() - begin
-        assert len(results) == streams, "a client failed"
-        found[f"{streams} at a time, tokens/s"] = sum(tokens for _, _, tokens, _ in results) / seconds
+        answers, seconds = ask_together(server.port, [prompts.next(SHORT) for _ in range(streams)], given.answer)
+        found[f"{streams} at a time, tokens/s"] = sum(answer.tokens for answer in answers) / seconds
     found["memory, MiB"] = server.memory()
     return found
 
 
-def main():
+def memory_of(server, prompts, given):
+    """{row: figure}: what an answer takes beyond the first one, and the tokens of one."""
+    ask(server.port, prompts.next(SHORT), 4)
+    peaks, tokens = [], []
+    for count in (1, given.held):
+        texts = [prompts.next(SHORT) for _ in range(count)]
+        peak, (answers, _) = server.peak_during(lambda: ask_together(server.port, texts, given.held_tokens))
+        peaks.append(peak)
+        tokens = [(answer.prompt_tokens or SHORT) + answer.tokens for answer in answers]
+    return {"memory with 1 answer, MiB": peaks[0], f"memory with {given.held} answers, MiB": peaks[1],
+            "memory an answer, MiB": (peaks[1] - peaks[0]) / (given.held - 1),
+            "tokens of one of these": statistics.mean(tokens)}
+
+
+def key_bytes(model):
+    """Bytes of a token's keys and values in 16 bits, by the model's config.json. None where they are kept otherwise."""
+    config = json.loads((model / "config.json").read_text())
+    config = config.get("text_config", config)
+    try:
+        heads = config["num_attention_heads"]
+        each = config.get("head_dim") or config["hidden_size"] // heads
+        return 2 * 2 * config["num_hidden_layers"] * (config.get("num_key_value_heads") or heads) * each
+    except KeyError:
+        return None
+
+
+def table_of(results, bandwidths, programs):
+    """{program: {row: median}}, with the shares of the floor and the cost of further processes."""
+    table = {}
+    for name, rounds in results.items():
+        rows = list(dict.fromkeys(row for one in rounds for row in one))
+        table[name] = {row: statistics.median(one[row] for one in rounds if row in one) for row in rows}
+    alone = next(iter(table.values())).get("decoding, tokens/s")
+    for name, found in table.items():
+        rate, program = found.get("decoding, tokens/s"), programs[name]
+        if rate and program.weights:
+            floor = statistics.median(bandwidths[program.weights, program.readers]) / program.weights
+            found |= {"floor, tokens/s": floor, "share of the floor": rate / floor}
+        if rate and alone and program.ranks > 1:
+            found["each further process, ms a token"] = (1 / rate - 1 / alone) * 1e3 / (program.ranks - 1)
+    return {name: {row: round(figure, 3) for row, figure in found.items()} for name, found in table.items()}
+
+
+def parsed():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--finetune", required=True)
     parser.add_argument("--model", required=True, type=pathlib.Path)
     parser.add_argument("--base", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=COMMAND")
+    parser.add_argument("--launch", nargs="+", default=[], metavar="HOW:RANKS", help="stages:2, tensor:4, ...")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--first", type=int, nargs="+", default=[128, 2048], help="lengths of prompts")
     parser.add_argument("--answer", type=int, default=64)
+    parser.add_argument("--held", type=int, default=16, help="answers whose memory is compared with one's; 0: not measured")
+    parser.add_argument("--held-tokens", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--python", default=sys.executable)
@@ -166,31 +196,68 @@ def main():
     parser.add_argument("--output", type=pathlib.Path)
     parser.add_argument("arguments", nargs="*", help="more arguments of `serve`")
     given = parser.parse_args()
-    more = shlex.join(given.arguments)
-    programs = {}
-    for base in given.base or [f"bf16={given.model}"]:
-        name, path = base.split("=", 1)
-        programs[f"finetune {name}"] = f"{given.finetune} serve {path} --port {{port}} --slots {{slots}} {more}"
-    programs |= dict(peer.split("=", 1) for peer in given.peer)
-    rounds = given.rounds * len(programs)
-    wanted = [(32, rounds * (1 + sum(given.streams)))] + [(length, rounds) for length in given.first]
-    prompts = Prompts(given, wanted)
-    results = {name: [] for name in programs}
+    for each in given.launch:
+        how, _, ranks = each.partition(":")
+        if how not in ("stages", "tensor") or not ranks.isdigit() or int(ranks) < 2:
+            parser.error(f"--launch {each}: write stages:2 or tensor:2, with 2 processes or more")
+    if given.held == 1 or given.held < 0:
+        parser.error("--held: 2 answers or more, or 0")
+    return given
+
+
+def measured(given, programs, prompts):
+    """({program: [figures of a round]}, {(bytes, threads): [bytes a second of a round]}, what was left out)"""
+    results, bandwidths, missing = {}, {}, {}
     for number in range(given.rounds):
-        for name, command in programs.items():
-            with Server(command, given) as server:
-                results[name].append(measure(server, prompts, given, name.startswith("finetune ")))
-            print(f"round {number + 1}, {name}: {results[name][-1]}", file=sys.stderr)
-    table = {name: {row: round(statistics.median(each[row] for each in of_one), 3) for row in of_one[0]}
-             for name, of_one in results.items()}
+        for weights, readers in dict.fromkeys((each.weights, each.readers) for each in programs.values() if each.weights):
+            speed = peer(given, readers, "bandwidth", weights, readers)["bytes_per_second"]
+            bandwidths.setdefault((weights, readers), []).append(speed)
+        for name, program in programs.items():
+            if name in missing:
+                continue
+            try:
+                with program.start() as server:
+                    found = speeds_of(server, prompts, given, program.is_ours)
+                if given.held:
+                    with program.start() as server:
+                        found |= memory_of(server, prompts, given)
+            except (OSError, RuntimeError, ValueError) as error:
+                missing[name] = f"round {number + 1}: {error}"
+                print(f"{name}: {missing[name]}", file=sys.stderr)
+                continue
+            results.setdefault(name, []).append(found)
+            print(f"round {number + 1}, {name}: {found}", file=sys.stderr)
+    return results, bandwidths, missing
+
+
+def main():
+    given = parsed()
+    # So that a server does not outlive a run that is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    programs = programs_of(given)
+    rounds = given.rounds * len(programs)
+    short = 2 + sum(given.streams) + (2 + given.held if given.held else 0)
+    prompts = Prompts(given, [(SHORT, rounds * short)] + [(length, rounds) for length in given.first])
+    results, bandwidths, missing = measured(given, programs, prompts)
+    if not results:
+        sys.exit("no program could be measured")
+    table = table_of(results, bandwidths, programs)
     rows = list(dict.fromkeys(row for of_one in table.values() for row in of_one))
     print("| | " + " | ".join(table) + " |\n" + "| --- " * (len(table) + 1) + "|")
     for row in rows:
         print(f"| {row} | " + " | ".join(f"{of_one[row]:.3g}" if row in of_one else "" for of_one in table.values()) + " |")
+    bytes_of_token = key_bytes(given.model)
+    about = {"machine": f"{os.cpu_count()} processors, {processor()['processor']}", "date": time.strftime("%Y-%m-%d"),
+             "threads": given.threads, "rounds": given.rounds, "answer": given.answer,
+             "read_GB_per_second": {f"{weights // 1_000_000} MB, {readers} threads": round(statistics.median(speeds) / 1e9, 2)
+                                    for (weights, readers), speeds in bandwidths.items()},
+             "key_and_value_bytes_of_a_token_in_16_bits": bytes_of_token, "left_out": missing, "table": table, "all": results}
+    if given.held and bytes_of_token:
+        mib = bytes_of_token * (SHORT + given.held_tokens) / 2**20
+        print(f"Keys and values of {SHORT + given.held_tokens} tokens: {mib:.3g} MiB in 16 bits, {2 * mib:.3g} MiB in 32.")
+    for name, why in missing.items():
+        print(f"left out: {name}: {why}")
     if given.output:
-        about = {"machine": f"{os.cpu_count()} processors, {processor()['processor']}",
-                 "date": time.strftime("%Y-%m-%d"), "threads": given.threads, "rounds": given.rounds,
-                 "answer": given.answer, "table": table, "all": results}
         given.output.write_text(json.dumps(about, indent=1) + "\n")
 
 
