@@ -27,8 +27,8 @@ pub(crate) struct Question {
     pub(crate) prompt: Vec<u32>,
     /// The field of the request that the prompt is from.
     pub(crate) param: &'static str,
-    /// Special tokens that mark calls of tools become text.
-    pub(crate) shows_marks: bool,
+    /// Special tokens whose text belongs to answers.
+    pub(crate) marks: Vec<&'static str>,
     /// The form that answers have to have, and its text.
     pub(crate) form: Option<(Grammar, Arc<str>)>,
 }
@@ -70,7 +70,7 @@ pub(crate) fn ask(
     asked: &Asked,
     question: &Question,
 ) -> Result<UnboundedReceiver<(usize, Piece)>, ApiError> {
-    let Question { served, prompt, param, shows_marks, form } = question;
+    let Question { served, prompt, param, marks, form } = question;
     if state.is_stopping() {
         return Err(ApiError::stopping());
     }
@@ -92,7 +92,7 @@ pub(crate) fn ask(
         let place = computing.place()?;
         let pieces = Pieces { sender: sender.clone(), choice };
         let metrics = Arc::clone(&state.metrics);
-        let listener = Answering::new(&served.tokenizer, asked.stop.clone(), *shows_marks, pieces, metrics, place);
+        let listener = Answering::new(&served.tokenizer, asked.stop.clone(), marks.clone(), pieces, metrics, place);
         let request = EngineRequest {
             model: Arc::clone(model),
             prompt: prompt.clone(),

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Extension, State as Shared};
 use axum::response::{IntoResponse, Response};
-use finetune_dataset::{ChatTokenizer, opened_by};
+use finetune_dataset::ChatTokenizer;
 use finetune_model::Logprobs;
 use serde_json::{Value, json};
 
@@ -23,10 +23,10 @@ use crate::events::{self, Chunks};
 use crate::fields::Fields;
 use crate::forms::{Calls, Thought, ToolChoice, grammar};
 use crate::grammar::Grammar;
-use crate::messages::Conversation;
+use crate::messages::{Conversation, with_texts_of_arguments};
 use crate::parts::{PartReader, Parts};
 use crate::server::State;
-use crate::tool_calls::ToolCall;
+use crate::tool_calls::{ToolCall, Tools};
 
 pub(crate) async fn chat(
     Shared(state): Shared<Arc<State>>,
@@ -38,12 +38,13 @@ pub(crate) async fn chat(
     let conversation = Conversation::read(&fields)?;
     let served = state.ready()?.catalog.find(asked.model.as_deref())?;
     let (tools, choice) = (conversation.tools.clone(), conversation.choice.clone());
-    let with_tools = tools.is_some();
     let (prompt, opened) = read_prompt(&state, &served, conversation).await?;
     let wanted = Wanted { schema: asked.schema.as_ref(), tools: tools.as_ref(), choice: &choice };
     let form = wanted.form(&state, &served, opened.as_deref()).await?;
-    let question = Question { served: Arc::clone(&served), prompt, param: "messages", shows_marks: with_tools, form };
-    let reader = || PartReader::new(opened.as_deref(), with_tools);
+    let marks = served.marking.shown(tools.is_some());
+    let question = Question { served: Arc::clone(&served), prompt, param: "messages", marks, form };
+    let tools = tools.map(Tools::new);
+    let reader = || question.served.marking.reader(opened.as_deref(), tools.as_ref());
     let pieces = ask(&state, &asked, &question)?;
     let answering = Naming { id: new_id("chatcmpl")?, created: now(), served };
     let usage = Usage { prompt: question.prompt.len(), ..Usage::default() };
@@ -123,8 +124,7 @@ fn logprobs(fields: &Fields) -> Result<Option<usize>, ApiError> {
     Ok(is_wanted.then(|| top.and_then(|top| usize::try_from(top).ok()).unwrap_or(0)))
 }
 
-/// The tokens of a conversation, and what its template has put in front of the answer, if that
-/// opens reasoning.
+/// The tokens of a conversation, and what its template has put in front of the answer that has to be known to read it.
 async fn read_prompt(
     state: &State,
     served: &Served,
@@ -137,11 +137,17 @@ async fn read_prompt(
     }
     let text = on_texts(state, "messages", move || {
         let Conversation { messages, tools, variables, .. } = &conversation;
-        Ok(tokenizer.render_with(messages, tools.as_ref(), variables, true)?.text)
+        let render = |messages: &[Value]| tokenizer.render_with(messages, tools.as_ref(), variables, true);
+        let rendered = render(messages).or_else(|error| {
+            // DeepSeek's template puts arguments beside texts.
+            let messages = with_texts_of_arguments(messages).ok_or(error)?;
+            render(&messages)
+        });
+        Ok(rendered?.text)
     });
     let text = text.await?;
     check_text(served, &text, "messages")?;
-    let opened = opened_by(&text).map(str::to_owned);
+    let opened = served.marking.opened_by(&text).map(str::to_owned);
     let tokenizer = served.tokenizer.clone();
     let tokens = on_texts(state, "messages", move || tokenizer.encode_chat(&text)).await?;
     Ok((tokens, opened))
@@ -177,9 +183,9 @@ fn message(mut reader: PartReader, text: &str) -> Result<(Value, bool), ApiError
 }
 
 fn call_object(call: &ToolCall) -> Result<Value, ApiError> {
-    let ToolCall { name, arguments } = call;
-    let function = json!({"name": name, "arguments": arguments});
-    Ok(json!({"id": new_call_id()?, "type": "function", "function": function}))
+    let ToolCall { id, name, arguments } = call;
+    let id = id.clone().map_or_else(new_call_id, Ok)?;
+    Ok(json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}))
 }
 
 fn of_tokens(tokenizer: &ChatTokenizer, tokens: &[(u32, Logprobs)]) -> Value {
@@ -283,10 +289,17 @@ impl Chunks for ChatChunks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::call_formats::formats;
+    use crate::parts::TaggedReader;
+    use crate::tool_calls::CallReader;
 
     #[test]
     fn the_message_of_an_answer() {
-        let of = |answer: &str| message(PartReader::new(None, true), answer).expect("a message");
+        let reader = || {
+            let calls = CallReader::new(formats(str::is_empty), Tools::new(json!([])));
+            PartReader::Tagged(TaggedReader::new(None, Some(calls)))
+        };
+        let of = |answer: &str| message(reader(), answer).expect("a message");
         assert_eq!(of("Hello"), (json!({"role": "assistant", "content": "Hello"}), false));
         let call = "<tool_call>{\"name\": \"now\", \"arguments\": {\"zone\": 1}}</tool_call>";
         let (message, has_calls) = of(&format!("<think>hm</think>\n\n{call}{call}"));

@@ -54,7 +54,7 @@ pub(crate) async fn completions(
             Some(read_grammar(&state, &served, text, "response_format").await?)
         }
     };
-    let question = Question { served: Arc::clone(&served), prompt, param: "prompt", shows_marks: false, form };
+    let question = Question { served: Arc::clone(&served), prompt, param: "prompt", marks: Vec::new(), form };
     let pieces = ask(&state, &asked, &question)?;
     let usage = Usage { prompt: question.prompt.len(), ..Usage::default() };
     let (include_usage, offsets) = (asked.include_usage, vec![0; asked.choices]);

@@ -11,8 +11,9 @@
 //! - which model: `catalog.rs`, `adapters.rs` (loaded and unloaded while it runs);
 //! - on the way to computing and back: `asking.rs`;
 //! - computing: `computing.rs` (the thread), `answering.rs` (tokens to text, on that thread);
-//! - an answer: `parts.rs` (reasoning, text, calls), `tool_calls.rs`, `chat.rs`, `completions.rs`,
-//!   `events.rs` (as a stream);
+//! - what an answer consists of: `marking.rs` (how the model's template marks it), `parts.rs` (reasoning, text,
+//!   calls), `harmony.rs` (gpt-oss), `tool_calls.rs`, `call_formats.rs` (calls of the families), `literals.rs`;
+//! - an answer: `chat.rs`, `completions.rs`, `events.rs` (as a stream);
 //! - other ranks that hold layers of the model: `others.rs`;
 //! - what went wrong: `error.rs`; numbers: `metrics.rs`; the page: `page.rs`.
 
@@ -23,6 +24,7 @@ mod adapters;
 mod answering;
 mod asked;
 mod asking;
+mod call_formats;
 mod catalog;
 mod chat;
 mod completions;
@@ -34,6 +36,9 @@ mod events;
 mod fields;
 mod forms;
 mod grammar;
+mod harmony;
+mod literals;
+mod marking;
 mod messages;
 mod metrics;
 mod others;

@@ -59,6 +59,13 @@ fn read_message(message: &Value, path: &str) -> Result<Value, ApiError> {
         None if message.contains_key("tool_calls") => drop(message.insert("content".to_owned(), "".into())),
         None => return Err(ApiError::field(format!("{path}.content"), format!("`{path}` has no `content`"))),
     }
+    // gpt-oss's template has another name for the reasoning of a message that calls.
+    if message.contains_key("tool_calls")
+        && message.get("content").is_some_and(|content| content == "")
+        && let Some(reasoning) = message.get("reasoning_content").cloned()
+    {
+        message.entry("thinking").or_insert(reasoning);
+    }
     match message.get_mut("tool_calls") {
         None => {}
         Some(Value::Array(calls)) => calls.iter_mut().for_each(read_arguments),
@@ -93,6 +100,16 @@ fn read_arguments(call: &mut Value) {
     if let Some(parsed) = parsed.filter(Value::is_object) {
         *arguments = parsed;
     }
+}
+
+/// The messages with the arguments of their calls as texts. `None`: there are no such calls.
+pub(crate) fn with_texts_of_arguments(messages: &[Value]) -> Option<Vec<Value>> {
+    let mut messages = messages.to_vec();
+    let calls = messages.iter_mut().filter_map(|message| message.get_mut("tool_calls")?.as_array_mut()).flatten();
+    let arguments = calls.filter_map(|call| call.get_mut("function")?.get_mut("arguments"));
+    let objects = arguments.filter(|arguments| arguments.is_object());
+    let count = objects.map(|arguments| *arguments = arguments.to_string().into()).count();
+    (count > 0).then_some(messages)
 }
 
 fn tools(fields: &Fields, choice: &ToolChoice) -> Result<Option<Value>, ApiError> {
@@ -143,6 +160,16 @@ mod tests {
                 json!({"role": "user", "content": "a\nb"}),
             ),
             (
+                json!({"role": "assistant", "reasoning_content": "hm", "content": "", "tool_calls": []}),
+                json!({
+                    "role": "assistant",
+                    "reasoning_content": "hm",
+                    "content": "",
+                    "tool_calls": [],
+                    "thinking": "hm",
+                }),
+            ),
+            (
                 json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{\"a\": 1}"}}]}),
                 json!({
                     "role": "assistant",
@@ -153,6 +180,10 @@ mod tests {
         ] {
             assert_eq!(read_one(message.clone()), want, "{message}");
         }
+        let called = json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]});
+        let texts = with_texts_of_arguments(std::slice::from_ref(&called)).expect("a call");
+        assert_eq!(texts[0]["tool_calls"][0]["function"]["arguments"], "{\"a\":1}");
+        assert_eq!(with_texts_of_arguments(&texts), None);
         let with = |choice: Value| {
             let user = json!({"role": "user", "content": "Hi"});
             read(&json!({"messages": [user], "tools": [tool], "tool_choice": choice})).map(|it| it.tools.is_some())
