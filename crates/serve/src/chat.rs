@@ -14,19 +14,20 @@ use crate::answering::{Finish, Piece};
 use crate::asked::{Asked, MOST_LOGPROBS};
 use crate::asking::{
     Question, Usage, ask, check_text, finish_reason, new_call_id, new_id, on_texts, on_thread, read_grammar,
-    token_text, whole,
+    refused_form, token_text, whole,
 };
 use crate::catalog::{Served, now};
 use crate::connection::Busy;
 use crate::error::ApiError;
 use crate::events::{self, Chunks};
 use crate::fields::Fields;
-use crate::forms::{Calls, Thought, ToolChoice, grammar};
+use crate::forms::{CallForm, Calls, Thought, ToolChoice, grammar, trial};
 use crate::grammar::Grammar;
-use crate::messages::{Conversation, with_texts_of_arguments};
+use crate::messages::{Conversation, name_thinking, with_texts_of_arguments};
 use crate::parts::{PartReader, Parts};
 use crate::server::State;
 use crate::tool_calls::{ToolCall, Tools};
+use crate::{form_bounds, harmony_forms};
 
 pub(crate) async fn chat(
     Shared(state): Shared<Arc<State>>,
@@ -89,29 +90,41 @@ impl Wanted<'_> {
             return Ok(None);
         }
         let param = if is_forced { "tool_choice" } else { "response_format" };
-        let thought = Thought::of(&served.tokenizer, opened);
-        let text = match tools.and_then(Value::as_array) {
-            None => grammar(schema, None, thought),
-            Some(tools) => {
-                let asked = Arc::clone(served);
-                let form = on_thread(state, move || asked.call_form().cloned()).await?;
-                let form = form.ok_or_else(|| {
-                    let what = "the chat template of this model writes calls of tools in another form than \
-                         <tool_call>{\"name\", \"arguments\"}</tool_call>";
-                    ApiError::unsupported(param, format!("`{param}` cannot be kept with these `tools`: {what}"))
-                })?;
-                let is_meant = |tool: &&Value| match choice {
-                    ToolChoice::Named(name) => tool["function"]["name"] == **name,
-                    _ => true,
-                };
-                let one = matches!(choice, ToolChoice::Named(_) | ToolChoice::Any { one: true });
-                let calls = Calls { form: &form, tools: tools.iter().filter(is_meant).collect(), one };
-                // A forced call leaves no room for JSON beside it.
-                grammar(schema.filter(|_| !is_forced), Some(&calls), thought)
-            }
+        let is_meant = |tool: &&Value| match choice {
+            ToolChoice::Named(name) => tool["function"]["name"] == **name,
+            _ => true,
         };
-        read_grammar(state, served, text, param).await.map(Some)
+        let tools = tools.and_then(Value::as_array);
+        let meant: Vec<&Value> = tools.into_iter().flatten().filter(is_meant).collect();
+        // A forced call leaves no room for JSON beside it.
+        let schema = schema.filter(|_| !is_forced);
+        let parameters = meant.iter().map(|tool| &tool["function"]["parameters"]);
+        let check = |schema: &Value| form_bounds::check(schema).map_err(|what| refused_form(param, &what));
+        schema.into_iter().chain(parameters).try_for_each(check)?;
+        let trial = trial(schema, &meant);
+        let text = if served.marking.is_harmony() {
+            let text = harmony_forms::grammar(&served.tokenizer, opened, schema, &meant);
+            text.map_err(|what| ApiError::unsupported(param, format!("`{param}` cannot be kept: {what}")))?
+        } else {
+            let thought = Thought::of(&served.tokenizer, opened);
+            let form = if meant.is_empty() { None } else { Some(call_form(state, served, param).await?) };
+            let one = matches!(choice, ToolChoice::Named(_) | ToolChoice::Any { one: true });
+            let calls = form.as_ref().map(|form| Calls { form, tools: meant, one });
+            grammar(schema, calls.as_ref(), thought)
+        };
+        read_grammar(state, served, text, trial, param).await.map(Some)
     }
+}
+
+/// How the model's template writes calls, if they can be forced.
+async fn call_form(state: &State, served: &Arc<Served>, param: &'static str) -> Result<CallForm, ApiError> {
+    let asked = Arc::clone(served);
+    let form = on_thread(state, move || asked.call_form().cloned()).await?;
+    form.ok_or_else(|| {
+        let what = "the chat template of this model writes calls of tools in another form than \
+             <tool_call>{\"name\", \"arguments\"}</tool_call> or gpt-oss's channels";
+        ApiError::unsupported(param, format!("`{param}` cannot be kept with these `tools`: {what}"))
+    })
 }
 
 /// The most likely tokens that are wanted beside the chosen one.
@@ -128,12 +141,15 @@ fn logprobs(fields: &Fields) -> Result<Option<usize>, ApiError> {
 async fn read_prompt(
     state: &State,
     served: &Served,
-    conversation: Conversation,
+    mut conversation: Conversation,
 ) -> Result<(Vec<u32>, Option<String>), ApiError> {
     let tokenizer = served.tokenizer.clone();
     if !tokenizer.has_template() {
         let message = "the model has no chat template; `/v1/completions` continues a text";
         return Err(ApiError::field("messages", message));
+    }
+    if served.marking.is_harmony() {
+        name_thinking(&mut conversation.messages);
     }
     let text = on_texts(state, "messages", move || {
         let Conversation { messages, tools, variables, .. } = &conversation;

@@ -7,7 +7,8 @@
 //!
 //! - a connection and its deadlines: `connection.rs`; who is let in: `door.rs`;
 //! - a request: `fields.rs` (typed values), `asked.rs` (settings), `messages.rs` (a conversation);
-//! - the form that an answer has to have: `forms.rs`, `grammar.rs` (which tokens fit);
+//! - the form that an answer has to have: `forms.rs`, `harmony_forms.rs` (of gpt-oss),
+//!   `form_bounds.rs` (what is too large), `grammar.rs` (which tokens fit);
 //! - which model: `catalog.rs`, `adapters.rs` (loaded and unloaded while it runs);
 //! - on the way to computing and back: `asking.rs`;
 //! - computing: `computing.rs` (the thread), `answering.rs` (tokens to text, on that thread);
@@ -34,9 +35,11 @@ mod door;
 mod error;
 mod events;
 mod fields;
+mod form_bounds;
 mod forms;
 mod grammar;
 mod harmony;
+mod harmony_forms;
 mod literals;
 mod marking;
 mod messages;

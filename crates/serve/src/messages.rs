@@ -59,13 +59,6 @@ fn read_message(message: &Value, path: &str) -> Result<Value, ApiError> {
         None if message.contains_key("tool_calls") => drop(message.insert("content".to_owned(), "".into())),
         None => return Err(ApiError::field(format!("{path}.content"), format!("`{path}` has no `content`"))),
     }
-    // gpt-oss's template has another name for the reasoning of a message that calls.
-    if message.contains_key("tool_calls")
-        && message.get("content").is_some_and(|content| content == "")
-        && let Some(reasoning) = message.get("reasoning_content").cloned()
-    {
-        message.entry("thinking").or_insert(reasoning);
-    }
     match message.get_mut("tool_calls") {
         None => {}
         Some(Value::Array(calls)) => calls.iter_mut().for_each(read_arguments),
@@ -99,6 +92,17 @@ fn read_arguments(call: &mut Value) {
     let parsed = arguments.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
     if let Some(parsed) = parsed.filter(Value::is_object) {
         *arguments = parsed;
+    }
+}
+
+/// gpt-oss's template has another name for the reasoning in front of calls, and takes it without a text.
+pub(crate) fn name_thinking(messages: &mut [Value]) {
+    for message in messages.iter_mut().filter_map(Value::as_object_mut) {
+        let calls = message.contains_key("tool_calls") && message.get("content").is_some_and(|text| text == "");
+        let reasoning = message.get("reasoning_content").filter(|_| calls).cloned();
+        if let Some(reasoning) = reasoning {
+            message.entry("thinking").or_insert(reasoning);
+        }
     }
 }
 
@@ -160,16 +164,6 @@ mod tests {
                 json!({"role": "user", "content": "a\nb"}),
             ),
             (
-                json!({"role": "assistant", "reasoning_content": "hm", "content": "", "tool_calls": []}),
-                json!({
-                    "role": "assistant",
-                    "reasoning_content": "hm",
-                    "content": "",
-                    "tool_calls": [],
-                    "thinking": "hm",
-                }),
-            ),
-            (
                 json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{\"a\": 1}"}}]}),
                 json!({
                     "role": "assistant",
@@ -184,6 +178,10 @@ mod tests {
         let texts = with_texts_of_arguments(std::slice::from_ref(&called)).expect("a call");
         assert_eq!(texts[0]["tool_calls"][0]["function"]["arguments"], "{\"a\":1}");
         assert_eq!(with_texts_of_arguments(&texts), None);
+        let reasoned = |text: &str| json!({"content": text, "tool_calls": [], "reasoning_content": "hm"});
+        let mut messages = [reasoned(""), reasoned("So:"), json!({"content": "", "reasoning_content": "hm"})];
+        name_thinking(&mut messages);
+        assert_eq!(messages.map(|message| message["thinking"] == "hm"), [true, false, false]);
         let with = |choice: Value| {
             let user = json!({"role": "user", "content": "Hi"});
             read(&json!({"messages": [user], "tools": [tool], "tool_choice": choice})).map(|it| it.tools.is_some())

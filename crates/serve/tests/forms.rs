@@ -177,6 +177,52 @@ fn forms_that_cannot_be_kept_are_refused_by_name() {
     }
 }
 
+/// Schemas that would take long to read, or each token of their answers. (a schema, words of the refusal)
+#[test]
+fn hostile_schemas_are_refused_before_an_answer_begins() {
+    let server = Running::tiny(settings());
+    let texts = |count: usize, schema: Value| -> Value {
+        (0..count).map(|n| (format!("p{n}"), schema.clone())).collect::<serde_json::Map<_, _>>().into()
+    };
+    let text = json!({"type": "string"});
+    let deep = (0..70).fold(text.clone(), |within, _| json!({"type": "array", "items": within}));
+    let alternatives = |count: usize, keys: usize| -> Vec<Value> {
+        (0..count).map(|n| json!({"properties": {"k": text, format!("m{}", n % keys): text}})).collect()
+    };
+    let either =
+        |n: usize| json!({"anyOf": [{"properties": {format!("a{n}"): text}}, {"properties": {format!("b{n}"): text}}]});
+    let pattern = |n: usize| json!({"type": "string", "pattern": format!("^.*{n}.{{{}}}$", n + 10)});
+    for (schema, words) in [
+        (deep, "64 lists and objects"),
+        (json!({"enum": (0..50_000).collect::<Vec<_>>()}), "20000 values"),
+        (json!({"enum": ["x".repeat(300 << 10)]}), "262144 bytes"),
+        (json!({"type": "object", "properties": texts(3000, text.clone())}), "3000 properties"),
+        (json!({"anyOf": alternatives(2000, 2000)}), "2000 alternatives"),
+        // 400 objects that an answer may all be.
+        (json!({"anyOf": alternatives(400, 400)}), "max is 2000"),
+        // Each of 65,536 combinations.
+        (json!({"allOf": (0..16).map(either).collect::<Vec<_>>()}), "too large"),
+        (json!({"type": "string", "pattern": format!("^({})$", "a|".repeat(3000))}), "`pattern` has"),
+        (json!({"allOf": (0..8).map(pattern).collect::<Vec<_>>()}), "regex"),
+    ] {
+        let fields = json!({"response_format": format_of(&schema)});
+        for (path, prompt) in [(CHAT, json!({})), (TEXT, json!({"prompt": "Hello", "messages": null}))] {
+            let response = server.post(path, &with(with(question(1), prompt), fields.clone()));
+            let error = response.json()["error"].clone();
+            assert_eq!((response.status, &error["param"]), (400, &json!("response_format")), "{words}: {error}");
+            assert!(error["message"].as_str().is_some_and(|message| message.contains(words)), "{words}: {error}");
+        }
+    }
+    // Large numbers cost nothing.
+    let long = json!({"type": "string", "minLength": 3, "maxLength": 1_000_000_000});
+    let more = json!({"response_format": format_of(&long), "max_tokens": 20});
+    assert_eq!(server.post(CHAT, &with(question(1), more)).status, 200);
+    // No answer of the hostile ones was begun.
+    let metrics = server.get("/metrics").body;
+    let tokens = metrics.lines().find_map(|line| line.strip_prefix("finetune_answer_tokens_total "));
+    assert!(tokens.is_some_and(|count| count.parse::<u64>().is_ok_and(|count| count <= 20)), "{metrics}");
+}
+
 /// Choices are the answers of the seeds one behind the other, whole and streamed; the prompt is counted once.
 #[test]
 fn several_answers_are_those_of_the_next_seeds() {
