@@ -99,8 +99,7 @@ impl Wanted<'_> {
         // A forced call leaves no room for JSON beside it.
         let schema = schema.filter(|_| !is_forced);
         let parameters = meant.iter().map(|tool| &tool["function"]["parameters"]);
-        let check = |schema: &Value| form_bounds::check(schema).map_err(|what| refused_form(param, &what));
-        schema.into_iter().chain(parameters).try_for_each(check)?;
+        form_bounds::check(schema.into_iter().chain(parameters)).map_err(|what| refused_form(param, &what))?;
         let trial = trial(schema, &meant);
         let text = if served.marking.is_harmony() {
             let text = harmony_forms::grammar(&served.tokenizer, opened, schema, &meant);
@@ -184,9 +183,11 @@ impl Naming {
 
 /// The message of an answer as a whole, and whether it calls tools.
 fn message(mut reader: PartReader, text: &str) -> Result<(Value, bool), ApiError> {
-    let first = reader.push(text);
-    let Parts { reasoning, text, calls } = reader.finish();
-    let (reasoning, text) = (first.reasoning + &reasoning, first.text + &text);
+    let Parts { mut reasoning, mut text, mut calls } = reader.push(text);
+    let last = reader.finish();
+    reasoning += &last.reasoning;
+    text += &last.text;
+    calls.extend(last.calls);
     let content = if text.trim().is_empty() && !calls.is_empty() { Value::Null } else { text.into() };
     let mut message = json!({"role": "assistant", "content": content});
     if !reasoning.is_empty() {

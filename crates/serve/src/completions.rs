@@ -52,7 +52,7 @@ pub(crate) async fn completions(
     let form = match &asked.schema {
         None => None,
         Some(schema) => {
-            form_bounds::check(schema).map_err(|what| refused_form("response_format", &what))?;
+            form_bounds::check([schema]).map_err(|what| refused_form("response_format", &what))?;
             let (text, trial) = (grammar(Some(schema), None, Thought::Not), trial(Some(schema), &[]));
             Some(read_grammar(&state, &served, text, trial, "response_format").await?)
         }

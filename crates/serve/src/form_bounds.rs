@@ -23,10 +23,19 @@ struct Seen {
     values: usize,
 }
 
+/// Checks the schemas of a form: that of the answer, and those of the tools that it may call.
+///
 /// # Errors
-/// A sentence that says which bound a schema does not keep.
-pub(crate) fn check(schema: &Value) -> Result<(), String> {
-    walk(schema, 1, &mut Seen::default())
+/// A sentence that says which bound they do not keep.
+pub(crate) fn check<'a>(schemas: impl IntoIterator<Item = &'a Value>) -> Result<(), String> {
+    let mut seen = Seen::default();
+    for (n, schema) in schemas.into_iter().enumerate() {
+        if n > MOST_BRANCHES {
+            return Err(format!("there are more than {MOST_BRANCHES} tools"));
+        }
+        walk(schema, 1, &mut seen)?;
+    }
+    Ok(())
 }
 
 fn walk(value: &Value, depth: usize, seen: &mut Seen) -> Result<(), String> {
@@ -116,7 +125,7 @@ mod tests {
             // Bounds of numbers cost nothing.
             (json!({"type": "string", "minLength": 1_000_000_000}), None),
         ] {
-            let got = check(&schema).err();
+            let got = check([&schema]).err();
             let fits = match words {
                 None => got.is_none(),
                 Some(words) => got.as_ref().is_some_and(|got| got.contains(words)),
@@ -124,5 +133,10 @@ mod tests {
             let shown: String = schema.to_string().chars().take(100).collect();
             assert!(fits, "{shown}: {got:?}, not {words:?}");
         }
+        // All tools together keep the bounds.
+        let tools = vec![numbers(9000); 3];
+        assert_eq!(check(&tools[..2]), Ok(()));
+        assert!(check(&tools).is_err_and(|error| error.contains("20000 values")));
+        assert!(check(&vec![Value::Null; 502]).is_err_and(|error| error.contains("500 tools")));
     }
 }

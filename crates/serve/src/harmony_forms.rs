@@ -89,8 +89,12 @@ mod tests {
     fn tokenizer() -> ChatTokenizer {
         let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/quickstart/base");
         let folder = tempfile::tempdir().expect("a directory");
-        for name in ["tokenizer.json", "tokenizer_config.json"] {
-            std::fs::copy(base.join(name), folder.path().join(name)).expect("copied");
+        for entry in std::fs::read_dir(&base).expect("a directory") {
+            let file = entry.expect("a file").path();
+            if file.extension().is_some_and(|extension| extension == "json") {
+                let name = file.file_name().expect("a name");
+                std::fs::copy(&file, folder.path().join(name)).expect("copied");
+            }
         }
         let file = folder.path().join("tokenizer.json");
         let text = std::fs::read_to_string(&file).expect("a text");

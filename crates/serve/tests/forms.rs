@@ -187,10 +187,11 @@ fn hostile_schemas_are_refused_before_an_answer_begins() {
     let text = json!({"type": "string"});
     let deep = (0..70).fold(text.clone(), |within, _| json!({"type": "array", "items": within}));
     let alternatives = |count: usize, keys: usize| -> Vec<Value> {
-        (0..count).map(|n| json!({"type": "object", "properties": {"k": text, format!("m{}", n % keys): text}})).collect()
+        (0..count)
+            .map(|n| json!({"type": "object", "properties": {"k": text, format!("m{}", n % keys): text}}))
+            .collect()
     };
-    let either =
-        |n: usize| json!({"anyOf": [{"type": "object", "properties": {format!("a{n}"): text}}, {"type": "object", "properties": {format!("b{n}"): text}}]});
+    let either = |n: usize| json!({"anyOf": [{"type": "object", "properties": {format!("a{n}"): text}}, {"type": "object", "properties": {format!("b{n}"): text}}]});
     let pattern = |n: usize| json!({"type": "string", "pattern": format!("^.*{n}.{{{}}}$", n + 10)});
     for (schema, words) in [
         (deep, "64 lists and objects"),
