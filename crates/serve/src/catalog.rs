@@ -49,7 +49,9 @@ impl Served {
         ends.extend(tokenizer.template_end().filter(|end| !ends.contains(end)));
         let marking = Marking::of(&tokenizer);
         if marking.is_harmony() {
-            // A call ends an answer, too.
+            // A call ends an answer, too, and the end of a message does not: the next one follows.
+            let message_end = tokenizer.token_to_id(harmony::END);
+            ends.retain(|end| Some(*end) != message_end);
             let last = harmony::LAST.iter().filter_map(|mark| tokenizer.token_to_id(mark));
             ends.extend(last.filter(|end| !ends.contains(end)).collect::<Vec<_>>());
         }

@@ -86,6 +86,7 @@ mod tests {
     use crate::grammar::Grammars;
 
     /// The tokenizer of the quickstart with the marks as special tokens.
+    #[expect(clippy::disallowed_methods, reason = "files of a test need not survive a power cut")]
     fn tokenizer() -> ChatTokenizer {
         let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/quickstart/base");
         let folder = tempfile::tempdir().expect("a directory");

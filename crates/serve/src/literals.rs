@@ -31,7 +31,7 @@ impl<'a> Literals<'a> {
         rest.is_some()
     }
 
-    /// A name, up to one of these letters, which is passed over.
+    /// A name, up to this letter, which is passed over.
     pub(crate) fn name(&mut self, end: char) -> Option<&'a str> {
         let (name, rest) = self.rest.split_once(end)?;
         let name = name.trim();

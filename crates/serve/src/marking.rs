@@ -132,6 +132,31 @@ mod tests {
         }
     }
 
+    /// What tells published templates apart. (a file, is it gpt-oss's, a mark that it has beside those of all)
+    #[test]
+    fn published_templates() {
+        let Some(templates) = std::env::var_os("CHAT_TEMPLATES") else {
+            eprintln!("SKIPPED: published_templates needs a directory of templates (CHAT_TEMPLATES)");
+            return;
+        };
+        for (file, is_harmony, mark) in [
+            ("gptoss.jinja", true, "<|channel|>"),
+            ("deepseekv3.jinja", false, "<｜tool▁sep｜>"),
+            ("glm4moe.jinja", false, "<arg_key>"),
+            ("qwen3.jinja", false, "<think>"),
+            ("gemma3.jinja", false, ""),
+            ("llama3_1.jinja", false, ""),
+        ] {
+            let path = std::path::Path::new(&templates).join(file);
+            let template = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let marking = Marking::in_template(|text| template.contains(text));
+            assert_eq!(marking.is_harmony(), is_harmony, "{file}");
+            let of_all = Marking::in_template(str::is_empty).shown(true);
+            let own: Vec<&str> = marking.shown(true).into_iter().filter(|shown| !of_all.contains(shown)).collect();
+            assert!(if mark.is_empty() { own.is_empty() } else { own.contains(&mark) }, "{file}: {own:?}");
+        }
+    }
+
     #[test]
     fn special_tokens_that_are_shown() {
         let shown = |template: &str, with_tools| Marking::in_template(|text| template.contains(text)).shown(with_tools);
