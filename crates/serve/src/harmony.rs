@@ -249,7 +249,18 @@ mod tests {
         (all.reasoning, all.text, all.calls.into_iter().map(|call| (call.name, call.arguments)).collect())
     }
 
-    /// (the header in the prompt, with tools, answer, reasoning, text, calls); whole, and cut at each place.
+    /// Whole, letter by letter, and cut at each place the answer reads the same.
+    fn expect(opened: Option<&str>, with_tools: bool, answer: &str, want: &Read) {
+        assert_eq!(read(opened, with_tools, [answer].into_iter()), *want, "{answer}");
+        let letters: Vec<String> = answer.chars().map(String::from).collect();
+        assert_eq!(read(opened, with_tools, letters.iter().map(String::as_str)), *want, "by letters: {answer}");
+        for (place, _) in answer.char_indices() {
+            let (first, second) = answer.split_at(place);
+            assert_eq!(read(opened, with_tools, [first, second].into_iter()), *want, "cut at {place}: {answer}");
+        }
+    }
+
+    /// (the header in the prompt, with tools, answer, reasoning, text, calls)
     #[test]
     fn messages_by_their_channels() {
         let of_template = Some("assistant");
@@ -311,15 +322,7 @@ mod tests {
             (of_template, false, String::new(), "", "", vec![]),
             (of_template, false, "<|channel|>ana".to_owned(), "", "", vec![]),
         ] {
-            let want = (reasoning.to_owned(), text.to_owned(), calls);
-            assert_eq!(read(opened, with_tools, [answer.as_str()].into_iter()), want, "{answer}");
-            let letters: Vec<String> = answer.chars().map(String::from).collect();
-            assert_eq!(read(opened, with_tools, letters.iter().map(String::as_str)), want, "by letters: {answer}");
-            for (place, _) in answer.char_indices() {
-                let (first, second) = answer.split_at(place);
-                let pieces = [first, second].into_iter();
-                assert_eq!(read(opened, with_tools, pieces), want, "cut at {place}: {answer}");
-            }
+            expect(opened, with_tools, &answer, &(reasoning.to_owned(), text.to_owned(), calls));
         }
     }
 
