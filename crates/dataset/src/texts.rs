@@ -31,7 +31,7 @@ const NUMBER: char = '\u{FDD2}';
 const MARKED_ARGUMENTS: usize = 256;
 
 /// Tags around reasoning within an answer.
-pub const REASONING: [(&str, &str); 7] = [
+pub const REASONING: [(&str, &str); 8] = [
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
     ("<thought>", "</thought>"),
@@ -39,6 +39,8 @@ pub const REASONING: [(&str, &str); 7] = [
     ("<seed:think>", "</seed:think>"),
     ("[THINK]", "[/THINK]"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
+    // Gemma 4.
+    ("<|channel>thought", "<channel|>"),
 ];
 
 /// Keys of a message for reasoning apart from its answer, in the order in which transformers looks

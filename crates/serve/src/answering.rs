@@ -9,7 +9,6 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::metrics::Metrics;
-use crate::tool_calls::MARKS;
 
 /// A piece of an answer.
 #[derive(Debug, PartialEq)]
@@ -45,8 +44,8 @@ pub(crate) struct Answering {
     tokenizer: ChatTokenizer,
     stream: Option<TextStream<'static>>,
     stops: Stops<'static>,
-    /// Special tokens that mark calls of tools become text.
-    shows_marks: bool,
+    /// Special tokens whose text belongs to the answer.
+    marks: Vec<&'static str>,
     pieces: Pieces,
     metrics: Arc<Metrics>,
     /// When it was asked for. `None` once the first token is there.
@@ -58,7 +57,7 @@ impl Answering {
     pub(crate) fn new(
         tokenizer: &ChatTokenizer,
         stops: Vec<String>,
-        shows_marks: bool,
+        marks: Vec<&'static str>,
         pieces: Pieces,
         metrics: Arc<Metrics>,
         place: OwnedSemaphorePermit,
@@ -67,7 +66,7 @@ impl Answering {
             tokenizer: tokenizer.clone(),
             stream: Some(tokenizer.clone().into_stream()),
             stops: Stops::new(stops),
-            shows_marks,
+            marks,
             pieces,
             metrics,
             asked: Some(Instant::now()),
@@ -92,9 +91,9 @@ impl Answering {
                 return false;
             }
         };
-        if self.shows_marks && self.tokenizer.is_special(token) {
+        if !self.marks.is_empty() && self.tokenizer.is_special(token) {
             let name = self.tokenizer.id_to_token(token).unwrap_or_default();
-            new += MARKS.iter().find(|mark| **mark == name).copied().unwrap_or_default();
+            new += self.marks.iter().find(|mark| **mark == name).copied().unwrap_or_default();
         }
         let text = self.stops.push(&new);
         let is_wanted = self.send(Piece::Token { token, text, logprobs });

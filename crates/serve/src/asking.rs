@@ -2,11 +2,14 @@
 //! requests take this way.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use finetune_dataset::{ChatTokenizer, DatasetError};
 use finetune_model::{EngineRequest, Logprobs};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit};
+use tokio::time::timeout;
 
 use crate::answering::{Answering, Finish, Piece, Pieces};
 use crate::asked::Asked;
@@ -21,14 +24,17 @@ const BYTES_OF_A_TOKEN: usize = 64;
 /// Bytes of a text that is always read.
 const SHORT_TEXT: usize = 64 << 10;
 
+/// How long a form may wait for its thread, and how long it may be read. The first one of a model takes a second.
+const LONGEST_FORM: Duration = Duration::from_secs(20);
+
 /// What is asked of a model.
 pub(crate) struct Question {
     pub(crate) served: Arc<Served>,
     pub(crate) prompt: Vec<u32>,
     /// The field of the request that the prompt is from.
     pub(crate) param: &'static str,
-    /// Special tokens that mark calls of tools become text.
-    pub(crate) shows_marks: bool,
+    /// Special tokens whose text belongs to answers.
+    pub(crate) marks: Vec<&'static str>,
     /// The form that answers have to have, and its text.
     pub(crate) form: Option<(Grammar, Arc<str>)>,
 }
@@ -70,7 +76,7 @@ pub(crate) fn ask(
     asked: &Asked,
     question: &Question,
 ) -> Result<UnboundedReceiver<(usize, Piece)>, ApiError> {
-    let Question { served, prompt, param, shows_marks, form } = question;
+    let Question { served, prompt, param, marks, form } = question;
     if state.is_stopping() {
         return Err(ApiError::stopping());
     }
@@ -92,7 +98,7 @@ pub(crate) fn ask(
         let place = computing.place()?;
         let pieces = Pieces { sender: sender.clone(), choice };
         let metrics = Arc::clone(&state.metrics);
-        let listener = Answering::new(&served.tokenizer, asked.stop.clone(), *shows_marks, pieces, metrics, place);
+        let listener = Answering::new(&served.tokenizer, asked.stop.clone(), marks.clone(), pieces, metrics, place);
         let request = EngineRequest {
             model: Arc::clone(model),
             prompt: prompt.clone(),
@@ -109,20 +115,32 @@ pub(crate) fn ask(
     Ok(receiver)
 }
 
-/// The grammar of a text, on a thread for it. `param`: the field that asks for the form.
+/// A form that cannot be kept. `param`: the field that asks for it.
+pub(crate) fn refused_form(param: &str, what: &str) -> ApiError {
+    ApiError::field(param, format!("this form cannot be kept: {what}"))
+}
+
+/// The grammar of a text, on a thread for it: never on the one that computes. `trial`: the text of the grammar that it is
+/// tried with. `param`: the field that asks for the form.
 pub(crate) async fn read_grammar(
     state: &State,
     served: &Arc<Served>,
     text: String,
+    trial: String,
     param: &'static str,
 ) -> Result<(Grammar, Arc<str>), ApiError> {
     let served = Arc::clone(served);
     let work = move || {
-        let grammar = served.grammars()?.read(&text)?;
-        Ok((grammar, Arc::from(text)))
+        let grammars = served.grammars()?;
+        grammars.read(&trial)?.rehearse()?;
+        let grammar = grammars.read(&text)?;
+        Ok::<_, String>((grammar, Arc::<str>::from(text)))
     };
-    let refused = |what: String| ApiError::field(param, format!("this form cannot be kept: {what}"));
-    on_thread(state, work).await?.map_err(refused)
+    // Reading cannot be stopped, and goes on with its place.
+    let place = timeout(LONGEST_FORM, Arc::clone(&state.forms).acquire_owned()).await.map_err(|_| ApiError::busy())?;
+    let done = timeout(LONGEST_FORM, on_thread_with(place, work)).await;
+    let late = |_| refused_form(param, &format!("it is not read within {} seconds", LONGEST_FORM.as_secs()));
+    done.map_err(late)??.map_err(|what: String| refused_form(param, &what))
 }
 
 /// An answer as a whole.
@@ -188,7 +206,14 @@ pub(crate) async fn on_thread<R: Send + 'static>(
     state: &State,
     work: impl FnOnce() -> R + Send + 'static,
 ) -> Result<R, ApiError> {
-    let place = Arc::clone(&state.texts).acquire_owned().await;
+    on_thread_with(Arc::clone(&state.texts).acquire_owned().await, work).await
+}
+
+/// Work that holds a place until it is done.
+async fn on_thread_with<R: Send + 'static>(
+    place: Result<OwnedSemaphorePermit, AcquireError>,
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Result<R, ApiError> {
     let done = tokio::task::spawn_blocking(move || {
         let _place = place;
         work()

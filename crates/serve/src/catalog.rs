@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 use crate::error::ApiError;
 use crate::forms::CallForm;
 use crate::grammar::Grammars;
+use crate::harmony;
+use crate::marking::Marking;
 
 /// A model that requests can name.
 pub struct Served {
@@ -25,6 +27,8 @@ pub struct Served {
     pub(crate) temperature: f64,
     pub(crate) top_p: f64,
     created: u64,
+    /// How its chat template marks what answers consist of.
+    pub(crate) marking: Marking,
     /// Made when they are first asked for.
     grammars: OnceLock<Result<Grammars, String>>,
     call_form: OnceLock<Option<CallForm>>,
@@ -43,6 +47,14 @@ impl Served {
         let mut ends = tokenizer.eos_ids().to_vec();
         // A template that is put on a base model has an end that the model's files do not know.
         ends.extend(tokenizer.template_end().filter(|end| !ends.contains(end)));
+        let marking = Marking::of(&tokenizer);
+        if marking.is_harmony() {
+            // A call ends an answer, too, and the end of a message does not: the next one follows.
+            let message_end = tokenizer.token_to_id(harmony::END);
+            ends.retain(|end| Some(*end) != message_end);
+            let last = harmony::LAST.iter().filter_map(|mark| tokenizer.token_to_id(mark));
+            ends.extend(last.filter(|end| !ends.contains(end)).collect::<Vec<_>>());
+        }
         Served {
             id,
             parent,
@@ -52,6 +64,7 @@ impl Served {
             temperature,
             top_p,
             created: now(),
+            marking,
             grammars: OnceLock::new(),
             call_form: OnceLock::new(),
         }

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Extension, State as Shared};
 use axum::response::{IntoResponse, Response};
-use finetune_dataset::{ChatTokenizer, opened_by};
+use finetune_dataset::ChatTokenizer;
 use finetune_model::Logprobs;
 use serde_json::{Value, json};
 
@@ -14,19 +14,20 @@ use crate::answering::{Finish, Piece};
 use crate::asked::{Asked, MOST_LOGPROBS};
 use crate::asking::{
     Question, Usage, ask, check_text, finish_reason, new_call_id, new_id, on_texts, on_thread, read_grammar,
-    token_text, whole,
+    refused_form, token_text, whole,
 };
 use crate::catalog::{Served, now};
 use crate::connection::Busy;
 use crate::error::ApiError;
 use crate::events::{self, Chunks};
 use crate::fields::Fields;
-use crate::forms::{Calls, Thought, ToolChoice, grammar};
+use crate::forms::{CallForm, Calls, Thought, ToolChoice, grammar, trial};
 use crate::grammar::Grammar;
-use crate::messages::Conversation;
+use crate::messages::{Conversation, name_thinking, with_texts_of_arguments};
 use crate::parts::{PartReader, Parts};
 use crate::server::State;
-use crate::tool_calls::ToolCall;
+use crate::tool_calls::{ToolCall, Tools};
+use crate::{form_bounds, harmony_forms};
 
 pub(crate) async fn chat(
     Shared(state): Shared<Arc<State>>,
@@ -38,12 +39,13 @@ pub(crate) async fn chat(
     let conversation = Conversation::read(&fields)?;
     let served = state.ready()?.catalog.find(asked.model.as_deref())?;
     let (tools, choice) = (conversation.tools.clone(), conversation.choice.clone());
-    let with_tools = tools.is_some();
     let (prompt, opened) = read_prompt(&state, &served, conversation).await?;
     let wanted = Wanted { schema: asked.schema.as_ref(), tools: tools.as_ref(), choice: &choice };
     let form = wanted.form(&state, &served, opened.as_deref()).await?;
-    let question = Question { served: Arc::clone(&served), prompt, param: "messages", shows_marks: with_tools, form };
-    let reader = || PartReader::new(opened.as_deref(), with_tools);
+    let marks = served.marking.shown(tools.is_some());
+    let question = Question { served: Arc::clone(&served), prompt, param: "messages", marks, form };
+    let tools = tools.map(Tools::new);
+    let reader = || question.served.marking.reader(opened.as_deref(), tools.as_ref());
     let pieces = ask(&state, &asked, &question)?;
     let answering = Naming { id: new_id("chatcmpl")?, created: now(), served };
     let usage = Usage { prompt: question.prompt.len(), ..Usage::default() };
@@ -88,29 +90,40 @@ impl Wanted<'_> {
             return Ok(None);
         }
         let param = if is_forced { "tool_choice" } else { "response_format" };
-        let thought = Thought::of(&served.tokenizer, opened);
-        let text = match tools.and_then(Value::as_array) {
-            None => grammar(schema, None, thought),
-            Some(tools) => {
-                let asked = Arc::clone(served);
-                let form = on_thread(state, move || asked.call_form().cloned()).await?;
-                let form = form.ok_or_else(|| {
-                    let what = "the chat template of this model writes calls of tools in another form than \
-                         <tool_call>{\"name\", \"arguments\"}</tool_call>";
-                    ApiError::unsupported(param, format!("`{param}` cannot be kept with these `tools`: {what}"))
-                })?;
-                let is_meant = |tool: &&Value| match choice {
-                    ToolChoice::Named(name) => tool["function"]["name"] == **name,
-                    _ => true,
-                };
-                let one = matches!(choice, ToolChoice::Named(_) | ToolChoice::Any { one: true });
-                let calls = Calls { form: &form, tools: tools.iter().filter(is_meant).collect(), one };
-                // A forced call leaves no room for JSON beside it.
-                grammar(schema.filter(|_| !is_forced), Some(&calls), thought)
-            }
+        let is_meant = |tool: &&Value| match choice {
+            ToolChoice::Named(name) => tool["function"]["name"] == **name,
+            _ => true,
         };
-        read_grammar(state, served, text, param).await.map(Some)
+        let tools = tools.and_then(Value::as_array);
+        let meant: Vec<&Value> = tools.into_iter().flatten().filter(is_meant).collect();
+        // A forced call leaves no room for JSON beside it.
+        let schema = schema.filter(|_| !is_forced);
+        let parameters = meant.iter().map(|tool| &tool["function"]["parameters"]);
+        form_bounds::check(schema.into_iter().chain(parameters)).map_err(|what| refused_form(param, &what))?;
+        let trial = trial(schema, &meant);
+        let text = if served.marking.is_harmony() {
+            let text = harmony_forms::grammar(&served.tokenizer, opened, schema, &meant);
+            text.map_err(|what| ApiError::unsupported(param, format!("`{param}` cannot be kept: {what}")))?
+        } else {
+            let thought = Thought::of(&served.tokenizer, opened);
+            let form = if meant.is_empty() { None } else { Some(call_form(state, served, param).await?) };
+            let one = matches!(choice, ToolChoice::Named(_) | ToolChoice::Any { one: true });
+            let calls = form.as_ref().map(|form| Calls { form, tools: meant, one });
+            grammar(schema, calls.as_ref(), thought)
+        };
+        read_grammar(state, served, text, trial, param).await.map(Some)
     }
+}
+
+/// How the model's template writes calls, if they can be forced.
+async fn call_form(state: &State, served: &Arc<Served>, param: &'static str) -> Result<CallForm, ApiError> {
+    let asked = Arc::clone(served);
+    let form = on_thread(state, move || asked.call_form().cloned()).await?;
+    form.ok_or_else(|| {
+        let what = "the chat template of this model writes calls of tools in another form than \
+             <tool_call>{\"name\", \"arguments\"}</tool_call> or gpt-oss's channels";
+        ApiError::unsupported(param, format!("`{param}` cannot be kept with these `tools`: {what}"))
+    })
 }
 
 /// The most likely tokens that are wanted beside the chosen one.
@@ -123,25 +136,33 @@ fn logprobs(fields: &Fields) -> Result<Option<usize>, ApiError> {
     Ok(is_wanted.then(|| top.and_then(|top| usize::try_from(top).ok()).unwrap_or(0)))
 }
 
-/// The tokens of a conversation, and what its template has put in front of the answer, if that
-/// opens reasoning.
+/// The tokens of a conversation, and what its template has put in front of the answer that has to be known to read it.
 async fn read_prompt(
     state: &State,
     served: &Served,
-    conversation: Conversation,
+    mut conversation: Conversation,
 ) -> Result<(Vec<u32>, Option<String>), ApiError> {
     let tokenizer = served.tokenizer.clone();
     if !tokenizer.has_template() {
         let message = "the model has no chat template; `/v1/completions` continues a text";
         return Err(ApiError::field("messages", message));
     }
+    if served.marking.is_harmony() {
+        name_thinking(&mut conversation.messages);
+    }
     let text = on_texts(state, "messages", move || {
         let Conversation { messages, tools, variables, .. } = &conversation;
-        Ok(tokenizer.render_with(messages, tools.as_ref(), variables, true)?.text)
+        let render = |messages: &[Value]| tokenizer.render_with(messages, tools.as_ref(), variables, true);
+        let rendered = render(messages).or_else(|error| {
+            // DeepSeek's template puts arguments beside texts.
+            let messages = with_texts_of_arguments(messages).ok_or(error)?;
+            render(&messages)
+        });
+        Ok(rendered?.text)
     });
     let text = text.await?;
     check_text(served, &text, "messages")?;
-    let opened = opened_by(&text).map(str::to_owned);
+    let opened = served.marking.opened_by(&text).map(str::to_owned);
     let tokenizer = served.tokenizer.clone();
     let tokens = on_texts(state, "messages", move || tokenizer.encode_chat(&text)).await?;
     Ok((tokens, opened))
@@ -162,9 +183,11 @@ impl Naming {
 
 /// The message of an answer as a whole, and whether it calls tools.
 fn message(mut reader: PartReader, text: &str) -> Result<(Value, bool), ApiError> {
-    let first = reader.push(text);
-    let Parts { reasoning, text, calls } = reader.finish();
-    let (reasoning, text) = (first.reasoning + &reasoning, first.text + &text);
+    let Parts { mut reasoning, mut text, mut calls } = reader.push(text);
+    let last = reader.finish();
+    reasoning += &last.reasoning;
+    text += &last.text;
+    calls.extend(last.calls);
     let content = if text.trim().is_empty() && !calls.is_empty() { Value::Null } else { text.into() };
     let mut message = json!({"role": "assistant", "content": content});
     if !reasoning.is_empty() {
@@ -177,9 +200,9 @@ fn message(mut reader: PartReader, text: &str) -> Result<(Value, bool), ApiError
 }
 
 fn call_object(call: &ToolCall) -> Result<Value, ApiError> {
-    let ToolCall { name, arguments } = call;
-    let function = json!({"name": name, "arguments": arguments});
-    Ok(json!({"id": new_call_id()?, "type": "function", "function": function}))
+    let ToolCall { id, name, arguments } = call;
+    let id = id.clone().map_or_else(new_call_id, Ok)?;
+    Ok(json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}))
 }
 
 fn of_tokens(tokenizer: &ChatTokenizer, tokens: &[(u32, Logprobs)]) -> Value {
@@ -283,10 +306,17 @@ impl Chunks for ChatChunks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::call_formats::formats;
+    use crate::parts::TaggedReader;
+    use crate::tool_calls::CallReader;
 
     #[test]
     fn the_message_of_an_answer() {
-        let of = |answer: &str| message(PartReader::new(None, true), answer).expect("a message");
+        let reader = || {
+            let calls = CallReader::new(formats(str::is_empty), Tools::new(json!([])));
+            PartReader::Tagged(TaggedReader::new(None, Some(calls)))
+        };
+        let of = |answer: &str| message(reader(), answer).expect("a message");
         assert_eq!(of("Hello"), (json!({"role": "assistant", "content": "Hello"}), false));
         let call = "<tool_call>{\"name\": \"now\", \"arguments\": {\"zone\": 1}}</tool_call>";
         let (message, has_calls) = of(&format!("<think>hm</think>\n\n{call}{call}"));

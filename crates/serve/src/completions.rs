@@ -12,14 +12,16 @@ use serde_json::{Map, Value, json};
 use crate::answering::{Finish, Piece};
 use crate::asked::{Asked, MOST_LOGPROBS};
 use crate::asking::{
-    Answer, Question, Usage, ask, check_text, finish_reason, new_id, on_texts, read_grammar, token_text, whole,
+    Answer, Question, Usage, ask, check_text, finish_reason, new_id, on_texts, read_grammar, refused_form, token_text,
+    whole,
 };
 use crate::catalog::{Served, now};
 use crate::connection::Busy;
 use crate::error::ApiError;
 use crate::events::{self, Chunks};
 use crate::fields::{Fields, wrong};
-use crate::forms::{Thought, grammar};
+use crate::form_bounds;
+use crate::forms::{Thought, grammar, trial};
 use crate::server::State;
 
 /// What is continued.
@@ -50,11 +52,12 @@ pub(crate) async fn completions(
     let form = match &asked.schema {
         None => None,
         Some(schema) => {
-            let text = grammar(Some(schema), None, Thought::Not);
-            Some(read_grammar(&state, &served, text, "response_format").await?)
+            form_bounds::check([schema]).map_err(|what| refused_form("response_format", &what))?;
+            let (text, trial) = (grammar(Some(schema), None, Thought::Not), trial(Some(schema), &[]));
+            Some(read_grammar(&state, &served, text, trial, "response_format").await?)
         }
     };
-    let question = Question { served: Arc::clone(&served), prompt, param: "prompt", shows_marks: false, form };
+    let question = Question { served: Arc::clone(&served), prompt, param: "prompt", marks: Vec::new(), form };
     let pieces = ask(&state, &asked, &question)?;
     let usage = Usage { prompt: question.prompt.len(), ..Usage::default() };
     let (include_usage, offsets) = (asked.include_usage, vec![0; asked.choices]);

@@ -133,9 +133,7 @@ impl Thought {
             let tag = tags.find(|(open, _)| text.starts_with(open));
             return tag.map_or(Thought::Not, |(_, close)| Thought::Opened(close));
         }
-        // The text of special tokens is left out of answers, so nobody could tell the reasoning from them.
-        let is_text = |tag: &str| !tokenizer.token_to_id(tag).is_some_and(|id| tokenizer.is_special(id));
-        let tag = tags.find(|(open, close)| tokenizer.template_has(open) && is_text(open) && is_text(close));
+        let tag = tags.find(|(open, _)| tokenizer.template_has(open));
         tag.map_or(Thought::Not, |(open, close)| Thought::May(open, close))
     }
 }
@@ -186,8 +184,21 @@ pub(crate) fn grammar(schema: Option<&Value>, calls: Option<&Calls<'_>>, thought
     json!({"grammars": others}).to_string()
 }
 
+/// The text of a grammar that a form is tried with: JSON of a schema, or arguments of tools, and nothing around them.
+pub(crate) fn trial(schema: Option<&Value>, tools: &[&Value]) -> String {
+    let mut others = Vec::new();
+    others.extend(schema.map(|schema| json!({"name": "answer", "json_schema": with_space(schema)})));
+    let of_tool = |(n, tool): (usize, &&Value)| json!({"name": format!("tool{n}"), "json_schema": arguments(tool)});
+    others.extend(tools.iter().enumerate().map(of_tool));
+    let names: Vec<String> =
+        others.iter().map(|grammar| format!("@{}", grammar["name"].as_str().unwrap_or_default())).collect();
+    let rules = format!("start: {}\n", names.join(" | "));
+    others.insert(0, json!({"name": "main", "lark_grammar": rules}));
+    json!({"grammars": others}).to_string()
+}
+
 /// The schema of a tool's arguments, which are an object in any case.
-fn arguments(tool: &Value) -> Value {
+pub(crate) fn arguments(tool: &Value) -> Value {
     let parameters = tool["function"].get("parameters").filter(|parameters| !parameters.is_null());
     let mut schema = with_space(parameters.unwrap_or(&json!({})));
     if let Some(schema) = schema.as_object_mut() {
@@ -197,7 +208,7 @@ fn arguments(tool: &Value) -> Value {
 }
 
 /// A schema whose JSON has not much white space.
-fn with_space(schema: &Value) -> Value {
+pub(crate) fn with_space(schema: &Value) -> Value {
     let mut schema = schema.clone();
     if let Some(schema) = schema.as_object_mut() {
         schema.insert("x-guidance".to_owned(), json!({"whitespace_pattern": SPACE}));
@@ -206,7 +217,7 @@ fn with_space(schema: &Value) -> Value {
 }
 
 /// A text of a grammar.
-fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
@@ -220,7 +231,7 @@ fn escaped(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::path::Path;
 
     use finetune_model::Form;
@@ -239,8 +250,7 @@ mod tests {
     }
 
     /// Whether a text has the form of a grammar: all of its tokens may come, and the end behind them.
-    fn fits(grammars: &Grammars, grammar: &str, text: &str) -> bool {
-        let tokenizer = tokenizer();
+    pub(crate) fn fits(grammars: &Grammars, tokenizer: &ChatTokenizer, grammar: &str, text: &str, end: u32) -> bool {
         let mut form = grammars.read(grammar).expect("a grammar").begin();
         for token in tokenizer.encode(text, false).expect("tokens") {
             if !allows(form.as_mut(), token) {
@@ -248,7 +258,11 @@ mod tests {
             }
             form.take(token).expect("it was allowed");
         }
-        allows(form.as_mut(), 0)
+        allows(form.as_mut(), end)
+    }
+
+    fn fits_tiny(grammars: &Grammars, grammar: &str, text: &str) -> bool {
+        fits(grammars, &tokenizer(), grammar, text, 0)
     }
 
     #[test]
@@ -283,10 +297,10 @@ mod tests {
             (&colour, "\"blue\"", false),
         ] {
             let grammar = grammar(Some(schema), None, Thought::Not);
-            assert_eq!(fits(&grammars, &grammar, text), want, "{schema}: {text}");
+            assert_eq!(fits_tiny(&grammars, &grammar, text), want, "{schema}: {text}");
         }
         let space = format!("{{{}\"a\": 1}}", " ".repeat(60));
-        assert!(!fits(&grammars, &grammar(Some(&object), None, Thought::Not), &space), "white space has a bound");
+        assert!(!fits_tiny(&grammars, &grammar(Some(&object), None, Thought::Not), &space), "white space has a bound");
     }
 
     #[test]
@@ -306,7 +320,7 @@ mod tests {
             (opened, "[/THINK]\n{}", true),
         ] {
             let grammar = grammar(Some(&object), None, thought);
-            assert_eq!(fits(&grammars, &grammar, text), want, "{thought:?}: {text}");
+            assert_eq!(fits_tiny(&grammars, &grammar, text), want, "{thought:?}: {text}");
         }
     }
 
@@ -346,7 +360,7 @@ mod tests {
             let calls = Calls { form: &form, tools, one };
             let object = json!({"type": "object"});
             let grammar = grammar(schema.then_some(&object), Some(&calls), Thought::Not);
-            assert_eq!(fits(&grammars, &grammar, text), want, "{text}");
+            assert_eq!(fits_tiny(&grammars, &grammar, text), want, "{text}");
         }
         for other in [
             "no call",

@@ -7,12 +7,14 @@
 //!
 //! - a connection and its deadlines: `connection.rs`; who is let in: `door.rs`;
 //! - a request: `fields.rs` (typed values), `asked.rs` (settings), `messages.rs` (a conversation);
-//! - the form that an answer has to have: `forms.rs`, `grammar.rs` (which tokens fit);
+//! - the form that an answer has to have: `forms.rs`, `harmony_forms.rs` (of gpt-oss),
+//!   `form_bounds.rs` (what is too large), `grammar.rs` (which tokens fit);
 //! - which model: `catalog.rs`, `adapters.rs` (loaded and unloaded while it runs);
 //! - on the way to computing and back: `asking.rs`;
 //! - computing: `computing.rs` (the thread), `answering.rs` (tokens to text, on that thread);
-//! - an answer: `parts.rs` (reasoning, text, calls), `tool_calls.rs`, `chat.rs`, `completions.rs`,
-//!   `events.rs` (as a stream);
+//! - what an answer consists of: `marking.rs` (how the model's template marks it), `parts.rs` (reasoning, text,
+//!   calls), `harmony.rs` (gpt-oss), `tool_calls.rs`, `call_formats.rs` (calls of the families), `literals.rs`;
+//! - an answer: `chat.rs`, `completions.rs`, `events.rs` (as a stream);
 //! - other ranks that hold layers of the model: `others.rs`;
 //! - what went wrong: `error.rs`; numbers: `metrics.rs`; the page: `page.rs`.
 
@@ -23,6 +25,7 @@ mod adapters;
 mod answering;
 mod asked;
 mod asking;
+mod call_formats;
 mod catalog;
 mod chat;
 mod completions;
@@ -32,8 +35,13 @@ mod door;
 mod error;
 mod events;
 mod fields;
+mod form_bounds;
 mod forms;
 mod grammar;
+mod harmony;
+mod harmony_forms;
+mod literals;
+mod marking;
 mod messages;
 mod metrics;
 mod others;

@@ -95,6 +95,27 @@ fn read_arguments(call: &mut Value) {
     }
 }
 
+/// gpt-oss's template has another name for the reasoning in front of calls, and takes it without a text.
+pub(crate) fn name_thinking(messages: &mut [Value]) {
+    for message in messages.iter_mut().filter_map(Value::as_object_mut) {
+        let calls = message.contains_key("tool_calls") && message.get("content").is_some_and(|text| text == "");
+        let reasoning = message.get("reasoning_content").filter(|_| calls).cloned();
+        if let Some(reasoning) = reasoning {
+            message.entry("thinking").or_insert(reasoning);
+        }
+    }
+}
+
+/// The messages with the arguments of their calls as texts. `None`: there are no such calls.
+pub(crate) fn with_texts_of_arguments(messages: &[Value]) -> Option<Vec<Value>> {
+    let mut messages = messages.to_vec();
+    let calls = messages.iter_mut().filter_map(|message| message.get_mut("tool_calls")?.as_array_mut()).flatten();
+    let arguments = calls.filter_map(|call| call.get_mut("function")?.get_mut("arguments"));
+    let objects = arguments.filter(|arguments| arguments.is_object());
+    let count = objects.map(|arguments| *arguments = arguments.to_string().into()).count();
+    (count > 0).then_some(messages)
+}
+
 fn tools(fields: &Fields, choice: &ToolChoice) -> Result<Option<Value>, ApiError> {
     let Some(tools) = fields.list("tools")?.filter(|tools| !tools.is_empty()) else {
         return match choice.is_forced() {
@@ -153,6 +174,14 @@ mod tests {
         ] {
             assert_eq!(read_one(message.clone()), want, "{message}");
         }
+        let called = json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]});
+        let texts = with_texts_of_arguments(std::slice::from_ref(&called)).expect("a call");
+        assert_eq!(texts[0]["tool_calls"][0]["function"]["arguments"], "{\"a\":1}");
+        assert_eq!(with_texts_of_arguments(&texts), None);
+        let reasoned = |text: &str| json!({"content": text, "tool_calls": [], "reasoning_content": "hm"});
+        let mut messages = [reasoned(""), reasoned("So:"), json!({"content": "", "reasoning_content": "hm"})];
+        name_thinking(&mut messages);
+        assert_eq!(messages.map(|message| message["thinking"] == "hm"), [true, false, false]);
         let with = |choice: Value| {
             let user = json!({"role": "user", "content": "Hi"});
             read(&json!({"messages": [user], "tools": [tool], "tool_choice": choice})).map(|it| it.tools.is_some())

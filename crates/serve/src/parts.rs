@@ -2,6 +2,7 @@
 
 use finetune_dataset::{REASONING_TAGS, Reasoning};
 
+use crate::harmony::HarmonyReader;
 use crate::tool_calls::{CallReader, ToolCall};
 
 /// What may be shown of an answer. Empty texts stand for nothing.
@@ -12,8 +13,33 @@ pub(crate) struct Parts {
     pub(crate) calls: Vec<ToolCall>,
 }
 
-/// Takes an answer apart.
-pub(crate) struct PartReader {
+/// Takes an answer apart. `marking.rs` says which reader a model's answers need.
+pub(crate) enum PartReader {
+    /// Reasoning between tags, then text and calls.
+    Tagged(TaggedReader),
+    /// Messages with channels.
+    Harmony(HarmonyReader),
+}
+
+impl PartReader {
+    pub(crate) fn push(&mut self, new: &str) -> Parts {
+        match self {
+            PartReader::Tagged(reader) => reader.push(new),
+            PartReader::Harmony(reader) => reader.push(new),
+        }
+    }
+
+    /// What was held back, once nothing more comes.
+    pub(crate) fn finish(self) -> Parts {
+        match self {
+            PartReader::Tagged(reader) => reader.finish(),
+            PartReader::Harmony(reader) => reader.finish(),
+        }
+    }
+}
+
+/// Takes an answer apart that may begin with reasoning between tags.
+pub(crate) struct TaggedReader {
     reasoning: Reasoning,
     /// `None`: there are no tools.
     calls: Option<CallReader>,
@@ -25,12 +51,12 @@ pub(crate) struct PartReader {
     has_text: bool,
 }
 
-impl PartReader {
+impl TaggedReader {
     /// `opened`: what the template has put in front of the answer, from a tag of reasoning on.
-    pub(crate) fn new(opened: Option<&str>, with_tools: bool) -> PartReader {
-        PartReader {
+    pub(crate) fn new(opened: Option<&str>, calls: Option<CallReader>) -> TaggedReader {
+        TaggedReader {
             reasoning: Reasoning::new(opened),
-            calls: with_tools.then(CallReader::default),
+            calls,
             space: String::new(),
             has_reasoning: opened.is_some(),
             is_blank: true,
@@ -38,7 +64,7 @@ impl PartReader {
         }
     }
 
-    pub(crate) fn push(&mut self, new: &str) -> Parts {
+    fn push(&mut self, new: &str) -> Parts {
         let mut parts = Parts::default();
         for (text, is_reasoning) in self.reasoning.push(new) {
             self.add(&text, is_reasoning, &mut parts);
@@ -47,7 +73,7 @@ impl PartReader {
     }
 
     /// What was held back, once nothing more comes.
-    pub(crate) fn finish(mut self) -> Parts {
+    fn finish(mut self) -> Parts {
         let mut parts = Parts::default();
         if let Some((text, is_reasoning)) = self.reasoning.finish() {
             self.add(&text, is_reasoning, &mut parts);
@@ -102,10 +128,15 @@ impl PartReader {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::call_formats::formats;
+    use crate::tool_calls::Tools;
 
     fn read(opened: Option<&str>, with_tools: bool, answer: &str) -> (String, String, usize) {
-        let mut reader = PartReader::new(opened, with_tools);
+        let calls = with_tools.then(|| CallReader::new(formats(str::is_empty), Tools::new(json!([]))));
+        let mut reader = TaggedReader::new(opened, calls);
         let mut all = Parts::default();
         for letter in answer.chars() {
             let parts = reader.push(&letter.to_string());
@@ -125,6 +156,7 @@ mod tests {
             (Some("<think>\n"), false, "hm\n</think>\n\nHello".to_owned(), ("hm", "Hello", 0)),
             (None, false, "<think>\n\n</think>\n\nHello".to_owned(), ("", "Hello", 0)),
             (None, false, "<think>never done ".to_owned(), ("never done", "", 0)),
+            (None, false, "<|channel>thought\nhm\n<channel|>Hello".to_owned(), ("hm", "Hello", 0)),
             (None, false, format!("Hello {call}"), ("", &format!("Hello {call}"), 0)),
             (None, true, format!("Hello {call}"), ("", "Hello ", 1)),
             (None, true, format!("<think>hm</think>\n\n{call}"), ("hm", "", 1)),

@@ -38,6 +38,8 @@ use crate::settings::Settings;
 const THREADS: usize = 2;
 /// Texts that are rendered and read at a time. Each takes threads of its own.
 const TEXTS: usize = 2;
+/// Forms that are read at a time, beside texts.
+const FORMS: usize = 1;
 /// How long connections have to take the end of their answers.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -46,6 +48,7 @@ pub(crate) struct State {
     pub(crate) settings: Settings,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) texts: Arc<Semaphore>,
+    pub(crate) forms: Arc<Semaphore>,
     /// Held while an adapter is read.
     pub(crate) loading: Mutex<()>,
     ready: OnceLock<Ready>,
@@ -118,6 +121,7 @@ impl Server {
             settings,
             metrics: Arc::default(),
             texts: Arc::new(Semaphore::new(TEXTS)),
+            forms: Arc::new(Semaphore::new(FORMS)),
             loading: Mutex::new(()),
             ready: OnceLock::new(),
             stopping: AtomicBool::new(false),

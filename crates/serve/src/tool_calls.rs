@@ -1,33 +1,59 @@
-//! Calls of tools in an answer, as the families of models write them:
-//!
-//! - Qwen and Hermes: `<tool_call>{"name", "arguments"}</tool_call>`, as often as there are calls;
-//! - Mistral: `[TOOL_CALLS][{"name", "arguments"}, ...]`, newer ones `[TOOL_CALLS]name[ARGS]{...}`;
-//! - Llama 3: the answer is `{"name", "parameters"}`, perhaps behind `<|python_tag|>`.
-//!
-//! Anything else is text.
+//! Calls of tools in an answer, as it comes. How families of models write them is in `call_formats.rs`. What is no call
+//! is text.
+
+use std::sync::Arc;
 
 use finetune_dataset::beginning;
-use serde_json::{Deserializer, Value};
+use serde_json::Value;
 
-/// Marks in front of calls that may be special tokens, whose text is left out otherwise.
-pub(crate) const MARKS: [&str; 6] =
-    ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>"];
-
-/// Marks that begin calls, wherever they stand.
-const BEGINNINGS: [&str; 3] = ["<tool_call>", "[TOOL_CALLS]", "<|python_tag|>"];
+use crate::call_formats::{CallFormat, json_calls, typed};
 
 /// A call of a tool.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ToolCall {
+    /// The name of the call, if the model gives it one.
+    pub(crate) id: Option<String>,
     pub(crate) name: String,
     /// JSON.
     pub(crate) arguments: String,
 }
 
+impl ToolCall {
+    pub(crate) fn new(name: &str, arguments: String) -> ToolCall {
+        ToolCall { id: None, name: name.to_owned(), arguments }
+    }
+}
+
+/// The tools of a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Tools(Arc<Value>);
+
+impl Tools {
+    /// `tools`: as the request has them.
+    pub(crate) fn new(tools: Value) -> Tools {
+        Tools(Arc::new(tools))
+    }
+
+    fn function(&self, name: &str) -> Option<&Value> {
+        self.0.as_array()?.iter().map(|tool| &tool["function"]).find(|function| function["name"] == *name)
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.function(name).is_some()
+    }
+
+    /// The value of an argument that is written as a text.
+    pub(crate) fn value(&self, tool: &str, key: &str, text: &str) -> Value {
+        let schema = self.function(tool).and_then(|tool| tool.get("parameters")?.get("properties")?.get(key));
+        typed(text, schema)
+    }
+}
+
 /// Tells text from calls as the answer comes. Text that may be the beginning of a call is held
 /// back, and calls until the answer's end.
-#[derive(Default)]
 pub(crate) struct CallReader {
+    formats: Vec<&'static CallFormat>,
+    tools: Tools,
     held: String,
     /// Whether anything but white space has been passed on.
     has_text: bool,
@@ -35,6 +61,14 @@ pub(crate) struct CallReader {
 }
 
 impl CallReader {
+    pub(crate) fn new(formats: Vec<&'static CallFormat>, tools: Tools) -> CallReader {
+        CallReader { formats, tools, held: String::new(), has_text: false, is_call: false }
+    }
+
+    fn beginnings(&self) -> impl Iterator<Item = &'static str> {
+        self.formats.iter().flat_map(|format| format.begins).copied()
+    }
+
     /// The text that may be shown once this has come.
     pub(crate) fn push(&mut self, new: &str) -> String {
         self.held += new;
@@ -47,7 +81,7 @@ impl CallReader {
 
     /// How many bytes of what is held are surely text.
     fn end_of_text(&mut self) -> usize {
-        if let Some(start) = BEGINNINGS.iter().filter_map(|mark| self.held.find(mark)).min() {
+        if let Some(start) = self.beginnings().filter_map(|mark| self.held.find(mark)).min() {
             self.is_call = true;
             return start;
         }
@@ -59,114 +93,31 @@ impl CallReader {
                 return 0;
             }
         }
-        self.held.len() - BEGINNINGS.iter().map(|mark| beginning(&self.held, mark)).max().unwrap_or(0)
+        self.held.len() - self.beginnings().map(|mark| beginning(&self.held, mark)).max().unwrap_or(0)
     }
 
     /// The text that was held back, or the calls, at the end of the answer.
     pub(crate) fn finish(self) -> (String, Vec<ToolCall>) {
-        match calls(&self.held) {
+        match self.calls() {
             Some(calls) => (String::new(), calls),
             None => (self.held, Vec::new()),
         }
     }
-}
 
-/// The calls that a text consists of. `None`: it is something else.
-fn calls(text: &str) -> Option<Vec<ToolCall>> {
-    let text = text.trim();
-    let found = if text.starts_with("<tool_call>") {
-        let blocks = text.split("<tool_call>").skip(1);
-        let of_block = |block: &str| json_calls(block.split("</tool_call>").next().unwrap_or_default());
-        blocks.map(of_block).collect::<Option<Vec<_>>>()?.concat()
-    } else if let Some(rest) = text.strip_prefix("[TOOL_CALLS]") {
-        match json_calls(rest) {
-            Some(calls) => calls,
-            None => rest.split("[TOOL_CALLS]").map(named_call).collect::<Option<Vec<_>>>()?,
-        }
-    } else {
-        json_calls(text.strip_prefix("<|python_tag|>").unwrap_or(text))?
-    };
-    (!found.is_empty()).then_some(found)
-}
-
-/// `name[ARGS]{...}`, perhaps with `[CALL_ID]id` between them.
-fn named_call(text: &str) -> Option<ToolCall> {
-    let (name, arguments) = text.split_once("[ARGS]").or_else(|| Some(text.split_at(text.find('{')?)))?;
-    let name = name.split("[CALL_ID]").next().unwrap_or_default().trim();
-    let arguments: Value = serde_json::from_str(arguments.trim()).ok()?;
-    (!name.is_empty() && arguments.is_object())
-        .then(|| ToolCall { name: name.to_owned(), arguments: arguments.to_string() })
-}
-
-/// The calls of JSON objects, one after the other or in a list.
-fn json_calls(text: &str) -> Option<Vec<ToolCall>> {
-    let (mut calls, mut rest) = (Vec::new(), text.trim());
-    while !rest.is_empty() {
-        let mut values = Deserializer::from_str(rest).into_iter::<Value>();
-        match values.next()?.ok()? {
-            Value::Array(items) => calls.extend(items.iter().map(call).collect::<Option<Vec<_>>>()?),
-            value => calls.push(call(&value)?),
-        }
-        // Llama 3 puts `;` between several calls.
-        let end = values.byte_offset();
-        rest = rest.get(end..)?.trim_start_matches(|letter: char| letter.is_whitespace() || letter == ';');
+    /// The calls that what is held consists of. `None`: it is something else.
+    fn calls(&self) -> Option<Vec<ToolCall>> {
+        let text = self.held.trim();
+        let mut fitting = self.formats.iter().filter(|format| format.begins.iter().any(|mark| text.starts_with(mark)));
+        fitting.find_map(|format| (format.read)(text, &self.tools)).or_else(|| json_calls(text))
     }
-    (!calls.is_empty()).then_some(calls)
-}
-
-fn call(value: &Value) -> Option<ToolCall> {
-    let value = value.get("function").filter(|function| function.is_object()).unwrap_or(value);
-    let name = value.get("name")?.as_str().filter(|name| !name.is_empty())?;
-    let arguments = match value.get("arguments").or_else(|| value.get("parameters")) {
-        None | Some(Value::Null) => "{}".to_owned(),
-        Some(Value::String(text)) => serde_json::from_str::<Value>(text).ok()?.to_string(),
-        Some(arguments @ Value::Object(_)) => arguments.to_string(),
-        Some(_) => return None,
-    };
-    Some(ToolCall { name: name.to_owned(), arguments })
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
-
-    /// Reads an answer letter by letter.
-    fn read(answer: &str) -> (String, Vec<ToolCall>) {
-        let mut reader = CallReader::default();
-        let mut text: String = answer.chars().map(|letter| reader.push(&letter.to_string())).collect();
-        let (rest, calls) = reader.finish();
-        text += &rest;
-        (text, calls)
-    }
-
-    #[test]
-    fn calls_of_the_families() {
-        let paris = ("weather", "{\"city\":\"Paris\"}");
-        let rome = ("weather", "{\"city\":\"Rome; Italy\"}");
-        let qwen = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>";
-        let two = format!("{qwen}\n{}", qwen.replace("Paris", "Rome; Italy"));
-        let llama = "{\"name\": \"weather\", \"parameters\": {\"city\": \"Paris\"}}";
-        for (answer, text, want) in [
-            (qwen.to_owned(), "", vec![paris]),
-            (format!("Let me see.\n{qwen}"), "Let me see.\n", vec![paris]),
-            (two, "", vec![paris, rome]),
-            (llama.to_owned(), "", vec![paris]),
-            (format!("<|python_tag|>{llama}"), "", vec![paris]),
-            (format!("{llama}; {}", llama.replace("Paris", "Rome; Italy")), "", vec![paris, rome]),
-            ("[TOOL_CALLS][{\"name\": \"weather\", \"arguments\": {\"city\": \"Paris\"}}]".to_owned(), "", vec![paris]),
-            ("[{\"name\": \"weather\", \"arguments\": {\"city\": \"Paris\"}}]".to_owned(), "", vec![paris]),
-            ("[TOOL_CALLS]weather[ARGS]{\"city\": \"Paris\"}".to_owned(), "", vec![paris]),
-            ("[TOOL_CALLS]now[CALL_ID]abc[ARGS]{}".to_owned(), "", vec![("now", "{}")]),
-            ("<tool_call>{\"name\": \"now\"}".to_owned(), "", vec![("now", "{}")]),
-            ("<tool_call>{\"name\": \"now\", \"arguments\": \"{}\"}</tool_call>".to_owned(), "", vec![("now", "{}")]),
-        ] {
-            let want: Vec<ToolCall> = want
-                .into_iter()
-                .map(|(name, arguments)| ToolCall { name: name.to_owned(), arguments: arguments.to_owned() })
-                .collect();
-            assert_eq!(read(&answer), (text.to_owned(), want), "{answer}");
-        }
-    }
+    use crate::call_formats::formats;
 
     #[test]
     fn what_is_no_call_is_text() {
@@ -184,7 +135,11 @@ mod tests {
             "a < b, <tool",
             "[TOOL_CALLS]weather",
         ] {
-            assert_eq!(read(answer), (answer.to_owned(), Vec::new()), "{answer}");
+            let mut reader = CallReader::new(formats(str::is_empty), Tools::new(json!([])));
+            let mut text: String = answer.chars().map(|letter| reader.push(&letter.to_string())).collect();
+            let (rest, calls) = reader.finish();
+            text += &rest;
+            assert_eq!((text.as_str(), calls), (answer, Vec::new()), "{answer}");
         }
     }
 }

@@ -156,6 +156,89 @@ fn tools_that_have_to_be_called_are_called() {
     }
 }
 
+/// The tiny model with gpt-oss's marks in the place of its last words, and a template that writes them.
+fn harmony() -> Served {
+    let marks = ["<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|return|>", "<|call|>"];
+    let base = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/quickstart/base");
+    let read = |name: &str| -> Value {
+        serde_json::from_str(&std::fs::read_to_string(base.join(name)).expect("a text")).expect("JSON")
+    };
+    let mut tokenizer = read("tokenizer.json");
+    let words = tokenizer["model"]["vocab"].as_object_mut().expect("words");
+    let first = words.len() as u64 - marks.len() as u64;
+    words.retain(|_, id| id.as_u64() < Some(first));
+    words.extend((first..).zip(marks).map(|(id, mark)| (mark.to_owned(), id.into())));
+    // Each of the last words was made by one of the last merges.
+    let merges = tokenizer["model"]["merges"].as_array_mut().expect("merges");
+    merges.truncate(merges.len() - marks.len());
+    let added = tokenizer["added_tokens"].as_array_mut().expect("tokens");
+    for (id, mark) in (first..).zip(marks) {
+        added.push(with(added[0].clone(), json!({"id": id, "content": mark})));
+    }
+    let config = with(read("tokenizer_config.json"), json!({"eos_token": "<|return|>"}));
+    let generation = with(read("generation_config.json"), json!({"eos_token_id": first + 4}));
+    let template = "{% for message in messages %}{{ '<|start|>' + message['role'] }}\
+        {% if message['role'] == 'assistant' %}{{ '<|channel|>final' }}{% endif %}\
+        {{ '<|message|>' + message['content'] + '<|end|>' }}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}";
+    let folder = tempfile::tempdir().expect("a directory");
+    for (name, text) in [
+        ("tokenizer.json", tokenizer.to_string()),
+        ("tokenizer_config.json", config.to_string()),
+        ("generation_config.json", generation.to_string()),
+        ("config.json", read("config.json").to_string()),
+        ("harmony.jinja", template.to_owned()),
+    ] {
+        std::fs::write(folder.path().join(name), text).expect("written");
+    }
+    let file = folder.path().join("harmony.jinja");
+    let tokenizer = ChatTokenizer::load(folder.path(), Some(&file)).expect("a tokenizer");
+    Served::new("tiny".to_owned(), None, tiny(), tokenizer, (0.0, 1.0))
+}
+
+/// Reasoning, JSON and calls each in their channel, of a model that never saw one: whole and as a stream.
+#[test]
+fn forms_of_gpt_oss_stand_in_its_channels() {
+    let server = Running::start(settings(), ENGINE, vec![harmony()]);
+    let zone = json!({"type": "object", "properties": {"zone": {"enum": ["utc", "cet"]}}, "required": ["zone"],
+        "additionalProperties": false});
+    let tools = json!([{"type": "function", "function": {"name": "now", "parameters": zone}}]);
+    // The end of a message comes soon.
+    let soon = json!({"logit_bias": {"0": 8}});
+    let mut has_reasoning = false;
+    for seed in 0..6 {
+        for more in
+            [json!({"response_format": format_of(&ticket())}), json!({"tools": tools, "tool_choice": "required"})]
+        {
+            let is_call = more.get("tools").is_some();
+            let asked = with(with(question(seed), soon.clone()), more);
+            let whole = server.post(CHAT, &asked).json();
+            let message = &whole["choices"][0]["message"];
+            has_reasoning |= message["reasoning_content"].is_string();
+            let finish = if is_call { "tool_calls" } else { "stop" };
+            assert_eq!(whole["choices"][0]["finish_reason"], finish, "{whole}");
+            let objects = server.stream(CHAT, &with(asked, json!({"stream": true}))).objects();
+            let streamed = |field: &str| -> String {
+                objects.iter().filter_map(|object| object["choices"][0]["delta"][field].as_str()).collect()
+            };
+            assert_eq!(streamed("reasoning_content"), message["reasoning_content"].as_str().unwrap_or_default());
+            if is_call {
+                let function = &message["tool_calls"][0]["function"];
+                assert_eq!(function["name"], "now", "{whole}");
+                let text = function["arguments"].as_str().expect("a text");
+                let arguments: Value = serde_json::from_str(text).expect("JSON");
+                assert!(arguments == json!({"zone": "utc"}) || arguments == json!({"zone": "cet"}), "{arguments}");
+                let calls = objects.iter().find_map(|object| object["choices"][0]["delta"]["tool_calls"].as_array());
+                assert_eq!(calls.expect("calls")[0]["function"], *function);
+            } else {
+                expect_ticket(message["content"].as_str().expect("a text"));
+                assert_eq!(streamed("content"), message["content"]);
+            }
+        }
+    }
+    assert!(has_reasoning, "no answer had any");
+}
+
 /// (more fields, the field that is named, a word of the message)
 #[test]
 fn forms_that_cannot_be_kept_are_refused_by_name() {
@@ -175,6 +258,53 @@ fn forms_that_cannot_be_kept_are_refused_by_name() {
         assert_eq!((response.status, &error["param"]), (400, &json!(param)), "{more}: {error}");
         assert!(error["message"].as_str().is_some_and(|message| message.contains(word)), "{more}: {error}");
     }
+}
+
+/// Schemas that would take long to read, or each token of their answers. (a schema, words of the refusal)
+#[test]
+fn hostile_schemas_are_refused_before_an_answer_begins() {
+    let server = Running::tiny(settings());
+    let texts = |count: usize, schema: Value| -> Value {
+        (0..count).map(|n| (format!("p{n}"), schema.clone())).collect::<serde_json::Map<_, _>>().into()
+    };
+    let text = json!({"type": "string"});
+    let deep = (0..70).fold(text.clone(), |within, _| json!({"type": "array", "items": within}));
+    let alternatives = |count: usize, keys: usize| -> Vec<Value> {
+        (0..count)
+            .map(|n| json!({"type": "object", "properties": {"k": text, format!("m{}", n % keys): text}}))
+            .collect()
+    };
+    let either = |n: usize| json!({"anyOf": [{"type": "object", "properties": {format!("a{n}"): text}}, {"type": "object", "properties": {format!("b{n}"): text}}]});
+    let pattern = |n: usize| json!({"type": "string", "pattern": format!("^.*{n}.{{{}}}$", n + 10)});
+    for (schema, words) in [
+        (deep, "64 lists and objects"),
+        (json!({"enum": (0..50_000).collect::<Vec<_>>()}), "20000 values"),
+        (json!({"enum": ["x".repeat(300 << 10)]}), "262144 bytes"),
+        (json!({"type": "object", "properties": texts(3000, text.clone())}), "3000 properties"),
+        (json!({"anyOf": alternatives(2000, 2000)}), "2000 alternatives"),
+        // 400 objects that an answer may all be.
+        (json!({"anyOf": alternatives(400, 400)}), "max is 2000"),
+        // Each of 65,536 combinations.
+        (json!({"allOf": (0..16).map(either).collect::<Vec<_>>()}), "too large"),
+        (json!({"type": "string", "pattern": format!("^({})$", "a|".repeat(3000))}), "`pattern` has"),
+        (json!({"allOf": (0..8).map(pattern).collect::<Vec<_>>()}), "regex"),
+    ] {
+        let fields = json!({"response_format": format_of(&schema)});
+        for (path, prompt) in [(CHAT, json!({})), (TEXT, json!({"prompt": "Hello", "messages": null}))] {
+            let response = server.post(path, &with(with(question(1), prompt), fields.clone()));
+            let error = response.json()["error"].clone();
+            assert_eq!((response.status, &error["param"]), (400, &json!("response_format")), "{words}: {error}");
+            assert!(error["message"].as_str().is_some_and(|message| message.contains(words)), "{words}: {error}");
+        }
+    }
+    // Large numbers cost nothing.
+    let long = json!({"type": "string", "minLength": 3, "maxLength": 1_000_000_000});
+    let more = json!({"response_format": format_of(&long), "max_tokens": 20});
+    assert_eq!(server.post(CHAT, &with(question(1), more)).status, 200);
+    // No answer of the hostile ones was begun.
+    let metrics = server.get("/metrics").body;
+    let tokens = metrics.lines().find_map(|line| line.strip_prefix("finetune_answer_tokens_total "));
+    assert!(tokens.is_some_and(|count| count.parse::<u64>().is_ok_and(|count| count <= 20)), "{metrics}");
 }
 
 /// Choices are the answers of the seeds one behind the other, whole and streamed; the prompt is counted once.
