@@ -87,6 +87,19 @@ fn what_is_wrong_is_named_in_openais_form() {
 }
 
 /// A text that cannot fit is refused before it is read, which would take long and much memory.
+/// The models continue text, and whoever asks for vectors hears so instead of getting some.
+#[test]
+fn embeddings_are_refused_by_name() {
+    let server = Running::tiny(settings());
+    for body in [json!({"model": "tiny", "input": "Hello"}), json!({"input": ["a", "b"], "dimensions": 8})] {
+        let response = server.post("/v1/embeddings", &body);
+        let error = response.json()["error"].clone();
+        let message = error["message"].as_str().unwrap_or_default();
+        assert_eq!(response.status, 404, "{error}");
+        assert!(message.contains("`/v1/embeddings` is not supported"), "{error}");
+    }
+}
+
 #[test]
 fn a_text_that_is_far_too_long_is_refused() {
     let mut model = tiny();

@@ -134,7 +134,7 @@ fn others(together: &Arc<Together>, served: &[Served]) -> Others {
         models: served.iter().map(Served::model).collect(),
         hops: Arc::clone(&together.hops),
         world: together.place().1,
-        check: Box::new(move || looked_at.check().map_err(|error| error.to_string())),
+        check: Arc::new(move || looked_at.check().map_err(|error| error.to_string())),
         rest: Box::new(move || kept_alive.keep_alive()),
     }
 }
