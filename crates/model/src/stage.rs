@@ -110,6 +110,12 @@ impl Stage {
         Stage { of_layer: (0..layers).map(|layer| layer * stages / layers.max(1)).collect(), mine }
     }
 
+    /// So many layers next to each other on each process as `counts` says, in the order of the processes.
+    pub fn in_order(counts: &[usize], mine: usize) -> Stage {
+        let of_process = |(process, count): (usize, &usize)| std::iter::repeat_n(process, *count);
+        Stage { of_layer: counts.iter().enumerate().flat_map(of_process).collect(), mine }
+    }
+
     /// Whether this process holds a layer.
     pub fn holds(&self, layer: usize) -> bool {
         self.of_layer[layer] == self.mine

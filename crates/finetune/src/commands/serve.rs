@@ -48,7 +48,8 @@ fn follow_first(arguments: &ServeArguments, signals: &Signals, one: &OneOf) -> R
     let say = |_: &str| {};
     let source = Source::open(&arguments.model())?;
     let adapters = adapters(arguments, &source, &say)?;
-    let joined = one.join(&source.model, &arguments.model(), arguments.parallel, &say)?;
+    let first = adapters.first().map(|(_, directory)| directory.as_path());
+    let joined = one.join(&source.model, first, &arguments.model(), arguments.parallel, &say)?;
     let Some(together) = joined else { return Ok(ExitCode::SUCCESS) };
     let (base, mut served) = Base::open(arguments, &source, &adapters, Some(&together), &say)?;
     for (name, directory) in &adapters {
@@ -85,7 +86,8 @@ fn serve_as(
         ));
     }
     source.notices.iter().for_each(|notice| say(notice));
-    let join = |one: &OneOf| one.join(&source.model, &arguments.model(), arguments.parallel, &say);
+    let first = adapters.first().map(|(_, directory)| directory.as_path());
+    let join = |one: &OneOf| one.join(&source.model, first, &arguments.model(), arguments.parallel, &say);
     let together = one.map(join).transpose()?.flatten().map(Arc::new);
     let (base, mut served) = Base::open(arguments, &source, &adapters, together.as_deref(), &say)?;
     for (name, directory) in &adapters {
