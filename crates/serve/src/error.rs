@@ -99,6 +99,13 @@ impl ApiError {
         ApiError { retry_after: Some(1), ..error }
     }
 
+    /// Others were answered all the time.
+    pub(crate) fn waited(seconds: u64) -> ApiError {
+        let message = format!("the turn of this request has not come within {seconds} s; try again later");
+        let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message).with_code("queue_timeout");
+        ApiError { retry_after: Some(5), ..error }
+    }
+
     pub(crate) fn of_refusal(refusal: &Refusal, param: &str) -> ApiError {
         match refusal {
             Refusal::QueueFull { .. } => ApiError::busy(),

@@ -179,6 +179,24 @@ fn a_full_queue_refuses_and_a_client_that_leaves_frees_its_slot() {
     }
 }
 
+/// One slot, which is never free: who waits for it hears so after a while, and its place is free again.
+#[test]
+fn a_request_does_not_wait_for_ever() {
+    let bounds = Bounds { turn: Duration::from_millis(300), ..Bounds::default() };
+    let server = Running::start(Settings { bounds, ..settings() }, engine(1, 1), vec![served("tiny", None, tiny())]);
+    let mut first = server.stream(TEXT, &endless());
+    assert!(first.event().is_some(), "it runs");
+    let short = json!({"prompt": "Hi", "max_tokens": 2});
+    for _ in 0..3 {
+        let late = until(503, || server.post(TEXT, &short));
+        assert_eq!(late.json()["error"]["code"], "queue_timeout", "{}", late.body);
+        assert!(late.head.contains("retry-after: "), "{}", late.head);
+    }
+    assert!(first.event().is_some_and(|event| !event.contains("error")), "it still runs");
+    drop(first);
+    until(200, || server.post(TEXT, &short));
+}
+
 /// Clients that read nothing of an endless answer, and clients that never end their request.
 #[test]
 fn nobody_keeps_others_waiting() {

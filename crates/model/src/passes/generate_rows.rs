@@ -98,8 +98,8 @@ impl Model {
         Ok(answers.generations)
     }
 
-    /// Most rows of a pass.
-    pub(crate) fn most_rows(&self) -> usize {
+    /// Most rows of a pass: sixteen, or eight if a GPU has a part of it.
+    pub fn most_rows(&self) -> usize {
         if self.all_on_cpu() { ROWS } else { ROWS_ON_GPU }
     }
 
