@@ -78,7 +78,7 @@ impl Model {
         let bytes = self.weights.hear_last(rows.iter().map(|top| width(*top, vocabulary)).sum())?;
         let mut rest = Rest(&bytes);
         let read: Vec<Row> = rows.iter().map(|top| rest.row(top.map(|top| top.min(vocabulary)))).collect();
-        let length = read.iter().map(|row| if row.kind == FAILED { row.number as usize } else { 0 }).sum();
+        let length: usize = read.iter().map(|row| if row.kind == FAILED { row.number as usize } else { 0 }).sum();
         let words = if length > 0 { self.weights.hear_last(length)? } else { Vec::new() };
         let mut words = Rest(&words);
         Ok(read.into_iter().map(|row| row.choice(&mut words)).collect())
