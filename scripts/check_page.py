@@ -22,7 +22,8 @@ from pathlib import Path
 
 from serve_server import Failure, Server, require
 
-NAMES = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell"]
+NAMES = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell",
+         "chromium-headless-shell", "headless_shell"]
 SECONDS = 120
 TOKENS = 12
 
@@ -31,7 +32,8 @@ def find_browser():
     """A browser's path, if there is one."""
     in_path = next(filter(None, map(shutil.which, NAMES)), None)
     fetched = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", Path.home() / ".cache/ms-playwright"))
-    found = [path for name in ("chrome-headless-shell", "headless_shell", "chrome") for path in fetched.glob(f"*/*/{name}")]
+    names = ("chrome-headless-shell", "headless_shell", "chrome")
+    found = [path for name in names for path in fetched.glob(f"*/*/{name}")]
     return in_path or (str(sorted(found)[-1]) if found else None)
 
 
@@ -46,7 +48,8 @@ class Browser:
         words = [program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
                  "--remote-debugging-pipe", f"--user-data-dir={self.folder.name}", "about:blank"]
         shell = ["sh", "-c", f'exec "$0" "$@" 3<&{theirs} 4>&{back}', *words]
-        self.process = subprocess.Popen(shell, pass_fds=(theirs, back), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(shell, pass_fds=(theirs, back), **silent)
         os.close(theirs)
         os.close(back)
         self.rest, self.last, self.session, self.errors = b"", 0, None, []
@@ -124,8 +127,8 @@ class Checks:
 
     def fill(self, name, value):
         # As a person does it: the element hears of it.
-        self.browser.value(f"(() => {{ const it = byId({json.dumps(name)}); it.focus(); it.value = {json.dumps(str(value))};"
-                           " it.dispatchEvent(new Event('change')); })()")
+        self.browser.value(f"(() => {{ const it = byId({json.dumps(name)}); it.focus();"
+                           f" it.value = {json.dumps(str(value))}; it.dispatchEvent(new Event('change')); }})()")
 
     def ask(self, text):
         self.fill("text", text)
@@ -133,7 +136,8 @@ class Checks:
 
     def said(self, kind):
         """The texts of the last bubbles of a kind, one of each column."""
-        script = (f"[...document.querySelectorAll('section')].map((one) => [...one.querySelectorAll('.said.{kind}')].at(-1))"
+        script = ("[...document.querySelectorAll('section')]"
+                  f".map((one) => [...one.querySelectorAll('.said.{kind}')].at(-1))"
                   ".map((one) => one && [...one.childNodes].map((part) => part.textContent))")
         return self.browser.value(script)
 
@@ -142,12 +146,14 @@ class Checks:
         require(self.browser.value("document.querySelectorAll('.bad').length") == 0, f"an error: {self.said('bad')}")
         # [thoughts, words, numbers]
         answers = self.said("assistant")
-        require(all(answer and answer[1].strip() and "tokens" in answer[2] for answer in answers), f"answers: {answers}")
+        are_whole = all(answer and answer[1].strip() and "tokens" in answer[2] for answer in answers)
+        require(are_whole, f"answers: {answers}")
         return [answer[1] for answer in answers]
 
     def opens(self):
         self.browser.call("Page.navigate", url=self.server.url + "/")
-        count = self.browser.until("the models", "document.readyState === 'complete' && byId('columns') && models.length")
+        there = "document.readyState === 'complete' && byId('columns') && models.length"
+        count = self.browser.until("the models", there)
         ids = [model["id"] for model in self.server.json("/v1/models")["data"]]
         require(self.browser.value("models") == ids and count == len(ids), f"the page shows other models than {ids}")
 
@@ -174,7 +180,8 @@ class Checks:
     def text_stays_text(self):
         self.ask("<img src=x onerror=\"console.error('run')\"> <b>bold</b>")
         self.answered()
-        require(self.browser.value("document.querySelectorAll('.talk img, .talk b').length") == 0, "a message became HTML")
+        elements = self.browser.value("document.querySelectorAll('.talk img, .talk b').length")
+        require(elements == 0, "a message became HTML")
 
     def an_answer_can_be_stopped(self):
         self.fill("max_tokens", 1000)

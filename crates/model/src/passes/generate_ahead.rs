@@ -52,8 +52,8 @@ impl Model {
                 })
             })?;
             let mut accepted = 0;
-            for chosen in self.tokens_of(chosen)? {
-                token = chosen;
+            for chosen in self.taken(chosen)?.into_iter().flatten() {
+                token = chosen?.token;
                 goes_on = take(token, &mut generation);
                 lookup.push(token);
                 if !goes_on || proposed.get(accepted) != Some(&token) {
