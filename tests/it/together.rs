@@ -159,6 +159,30 @@ fn serves_as_one_process(launch: &[&str]) {
     together.wait().says("starting all ranks again (restart 1 of 2)");
 }
 
+/// What the last rank chooses tokens by, and what it says beside them. Three answers are of one prompt.
+#[test]
+fn rules_forms_and_logarithms_are_those_of_one_process() {
+    let serve = ["serve", BASE, "--port", "0", "--device", "cpu"];
+    let mut alone = start(&mut in_repository(&serve));
+    let mut together = start(&mut in_repository(&[&["launch", "-n", "3", "--"][..], &serve].concat()));
+    let servers = [address(&mut alone, 1), address(&mut together, 1)];
+    for more in [
+        json!({"logprobs": 3, "temperature": 0.8, "seed": 5}),
+        json!({"logprobs": 1, "temperature": 0, "repetition_penalty": 1.3, "logit_bias": {"20": 5}}),
+        json!({"response_format": {"type": "json_object"}, "temperature": 0.9, "seed": 2, "n": 3}),
+    ] {
+        let mut asked = json!({"prompt": "Hello, Leon", "max_tokens": 16});
+        let fields = more.as_object().expect("an object").clone();
+        asked.as_object_mut().expect("an object").extend(fields);
+        let [want, got] = servers.each_ref().map(|at| {
+            let (status, body) = ask(at, "POST", "/v1/completions", "", &asked.to_string());
+            assert_eq!(status, 200, "{asked}: {body}");
+            serde_json::from_str::<Value>(&body).expect("JSON")["choices"].clone()
+        });
+        assert_eq!(got, want, "{asked}");
+    }
+}
+
 fn kill_last_rank(together: &Running) {
     let ranks = Command::new("pgrep").args(["-P", &together.pid().to_string()]).output().expect("pgrep");
     let ranks = String::from_utf8_lossy(&ranks.stdout).into_owned();

@@ -14,7 +14,7 @@ use finetune_model::{
 };
 
 use heard::{DRAWN, Heard, SETTINGS, STEPS, finish, request, submit, text, with_adapter};
-use processes::{Seen, Trouble, load, together};
+use processes::{Seen, Trouble, load, together, together_of};
 
 /// (golden model, its layers): rotary embeddings, experts with latent attention, convolutions, delta nets, norms of all
 /// heads, windows, experts of two kinds. In the third the processes have layers of different kinds.
@@ -95,6 +95,7 @@ fn as_many_passes_as_processes_if_none_comes_twice() {
         (Stage::contiguous(30, 4, 0), 4),
         (Stage::contiguous(3, 3, 2), 3),
         (Stage::contiguous(5, 1, 0), 1),
+        (Stage::in_order(&[1, 4, 2], 0), 3),
         (Stage::in_turn(3, 3, 0), 3),
         (Stage::in_turn(4, 3, 0), 1),
         (Stage::dealt(&[2, 1], 0), 1),
@@ -128,6 +129,18 @@ fn any_number_of_rows_on_any_number_of_processes_has_the_bits_of_one() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn processes_with_uneven_numbers_of_layers_have_the_bits_of_one() {
+    for (family, counts) in
+        [("olmo3", &[3, 1][..]), ("olmo3", &[1, 2, 1]), ("qwen3_5", &[1, 3]), ("qwen3_5", &[2, 1, 1])]
+    {
+        let (want, _) = answers(&Arc::new(load(family, None)), SETTINGS, 3, 0);
+        let all =
+            together_of(family, counts, Trouble::default(), &Arc::default(), |model| answers(&model, SETTINGS, 3, 0));
+        assert!(all.iter().all(|(got, _)| *got == want), "{family}: {counts:?}");
     }
 }
 

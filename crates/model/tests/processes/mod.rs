@@ -117,10 +117,21 @@ pub(crate) fn load(family: &str, stage: Option<Stage>) -> Model {
     model
 }
 
-/// What each of so many processes makes of its part of a model.
+/// What each of so many processes makes of its part of a model: as many layers as any other has.
 pub(crate) fn together<R: Send>(
     (family, layers): (&str, usize),
     processes: usize,
+    trouble: Trouble,
+    seen: &Arc<Mutex<Seen>>,
+    work: impl Fn(Arc<Model>) -> R + Sync,
+) -> Vec<R> {
+    together_of(family, &Stage::contiguous(layers, processes, 0).counts(), trouble, seen, work)
+}
+
+/// What processes with so many layers each make of their parts of a model.
+pub(crate) fn together_of<R: Send>(
+    family: &str,
+    counts: &[usize],
     trouble: Trouble,
     seen: &Arc<Mutex<Seen>>,
     work: impl Fn(Arc<Model>) -> R + Sync,
@@ -129,14 +140,14 @@ pub(crate) fn together<R: Send>(
     std::thread::scope(|scope| {
         let process = |(mine, lines): (usize, Lines)| {
             scope.spawn(move || {
-                let mut model = load(family, Some(Stage::contiguous(layers, processes, mine)));
+                let mut model = load(family, Some(Stage::in_order(counts, mine)));
                 model.connect(Arc::new(lines));
                 // A process that waits for another holds up none of the other's threads.
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
                 pool.install(|| work(Arc::new(model)))
             })
         };
-        let all: Vec<_> = lines(processes, trouble, seen).into_iter().enumerate().map(process).collect();
+        let all: Vec<_> = lines(counts.len(), trouble, seen).into_iter().enumerate().map(process).collect();
         all.into_iter().map(|process| process.join().expect("answers")).collect()
     })
 }
