@@ -1,13 +1,16 @@
 //! `finetune launch -- generate` and `-- serve`: ranks that hold one model together, whole layers or a slice of every
 //! layer on each, give the tokens of one process.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::commands::serve::ask;
 use crate::folder::{Folder, repository};
-use crate::program::{Running, finetune, run, start};
+use crate::program::{DEADLINE, Running, finetune, run, start};
 
 const BASE: &str = "datasets/quickstart/base";
 
@@ -149,14 +152,94 @@ fn serves_as_one_process(launch: &[&str]) {
     assert_eq!(all_at_once(&first_at), want);
     let (status, body) = ask(&first_at, "POST", "/v1/load_lora_adapter", "", r#"{"lora_name": "a", "lora_path": "b"}"#);
     assert!(status >= 400, "{body}");
-    let ranks = Command::new("pgrep").args(["-P", &together.pid().to_string()]).output().expect("pgrep");
-    let ranks = String::from_utf8_lossy(&ranks.stdout).into_owned();
-    let last = ranks.split_whitespace().last().expect("ranks");
-    assert!(Command::new("kill").args(["-KILL", last]).status().expect("kill").success());
+    kill_last_rank(&together);
     let again_at = address(&mut together, 2);
     assert_eq!(all_at_once(&again_at), want);
     together.signal("TERM");
     together.wait().says("starting all ranks again (restart 1 of 2)");
+}
+
+/// What the last rank chooses tokens by, and what it says beside them. Three answers are of one prompt.
+#[test]
+fn rules_forms_and_logarithms_are_those_of_one_process() {
+    let serve = ["serve", BASE, "--port", "0", "--device", "cpu"];
+    let mut alone = start(&mut in_repository(&serve));
+    let mut together = start(&mut in_repository(&[&["launch", "-n", "3", "--"][..], &serve].concat()));
+    let servers = [address(&mut alone, 1), address(&mut together, 1)];
+    for more in [
+        json!({"logprobs": 3, "temperature": 0.8, "seed": 5}),
+        json!({"logprobs": 1, "temperature": 0, "repetition_penalty": 1.3, "logit_bias": {"20": 5}}),
+        json!({"response_format": {"type": "json_object"}, "temperature": 0.9, "seed": 2, "n": 3}),
+    ] {
+        let mut asked = json!({"prompt": "Hello, Leon", "max_tokens": 16});
+        let fields = more.as_object().expect("an object").clone();
+        asked.as_object_mut().expect("an object").extend(fields);
+        let [want, got] = servers.each_ref().map(|at| {
+            let (status, body) = ask(at, "POST", "/v1/completions", "", &asked.to_string());
+            assert_eq!(status, 200, "{asked}: {body}");
+            serde_json::from_str::<Value>(&body).expect("JSON")["choices"].clone()
+        });
+        assert_eq!(got, want, "{asked}");
+    }
+}
+
+fn kill_last_rank(together: &Running) {
+    let ranks = Command::new("pgrep").args(["-P", &together.pid().to_string()]).output().expect("pgrep");
+    let ranks = String::from_utf8_lossy(&ranks.stdout).into_owned();
+    let last = ranks.split_whitespace().last().expect("ranks");
+    assert!(Command::new("kill").args(["-KILL", last]).status().expect("kill").success());
+}
+
+/// The status of an answer. `None`: nobody listens, or the connection ends without one.
+fn status(address: &str, method: &str, path: &str, body: &str) -> Option<u16> {
+    let mut socket = TcpStream::connect(address).ok()?;
+    socket.set_read_timeout(Some(DEADLINE)).ok()?;
+    let length = body.len();
+    let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {length}");
+    write!(socket, "{head}\r\n\r\n{body}").ok()?;
+    let mut answer = Vec::new();
+    // What came before the connection was reset counts.
+    let _ = socket.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).split(' ').nth(1)?.parse().ok()
+}
+
+/// From the loss of a rank on a client sees 503 or a closed port, and 200 again once all ranks are there.
+#[test]
+fn a_server_without_all_of_its_ranks_is_not_healthy() {
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
+    let port = free.to_string();
+    let launch = ["launch", "-n", "3", "--max-restarts", "1", "--"];
+    let serve = ["serve", BASE, "--port", &port, "--device", "cpu"];
+    let mut together = start(&mut in_repository(&[&launch[..], &serve].concat()));
+    let at = address(&mut together, 1);
+    let want = answer(&at, 1);
+    let health = || status(&at, "GET", "/health", "");
+    assert_eq!(health(), Some(200));
+    kill_last_rank(&together);
+    let killed = Instant::now();
+    while health() == Some(200) {
+        assert!(killed.elapsed() < DEADLINE, "the loss is not seen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let question = json!({"prompt": "Hello", "max_tokens": 4}).to_string();
+    loop {
+        let is_announced = together.stdout().matches("Ctrl-C stops").count() >= 2;
+        match health() {
+            None | Some(503) => assert!(!is_announced, "the server says that it serves"),
+            Some(200) => break,
+            other => panic!("{other:?}"),
+        }
+        // Requests are refused as well. Between the two questions all may be there again.
+        let asked = status(&at, "POST", "/v1/completions", &question);
+        assert!(matches!(asked, None | Some(200 | 503)), "{asked:?}");
+        assert!(asked != Some(200) || health() == Some(200), "an answer of a server that is not healthy");
+        assert!(killed.elapsed() < DEADLINE, "nobody serves again");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(address(&mut together, 2), at, "all were started again");
+    assert_eq!(answer(&at, 1), want);
+    together.signal("TERM");
+    together.wait().says("starting all ranks again (restart 1 of 1)");
 }
 
 /// Four answers to one prompt are on three ranks at once. The last rank ends while it receives.

@@ -5,20 +5,27 @@
 //! routers counts, the choices of experts travel with it, and those of all layers from the last process to all.
 //!
 //! **Several passes of an answer may be under way**, one behind the other: a process begins a pass, which sends
-//! what its layers make, and begins others before it takes the logits of the first ([`Said`]). Three rules hold:
+//! what its layers make, and begins others before it takes the tokens of the first. The last process, which has the
+//! logits, chooses the tokens as soon as it has computed the pass, and tells them to all
+//! ([`crate::passes::choices`]). Three rules hold:
 //!
-//! 1. All processes begin the same passes and take the same logits, in the same order.
-//! 2. Logits are taken in the order in which their passes were begun.
+//! 1. All processes begin the same passes and take the same tokens, in the same order.
+//! 2. Tokens are taken in the order in which their passes were begun.
 //! 3. No more than [`Stage::passes_at_once`] passes, here n, are begun and not taken.
 //!
 //! *Nobody waits for ever.* Number these acts by their place in the common order. To begin pass i, a process waits
-//! for the process before it, in the same act, and for no other. To take the logits of pass i, it waits for the
+//! for the process before it, in the same act, and for no other. To take the tokens of pass i, it waits for the
 //! last process to begin pass i, which is an earlier act. So a process only waits for earlier acts, or for an
 //! earlier process in the same act: there is no circle.
 //!
-//! *No line holds more than n messages.* A process sends to the next one in pass i after it has taken the logits of
+//! *No line holds more than n messages.* A process sends to the next one in pass i after it has taken the tokens of
 //! pass i - n. For these the next process has received what belongs to pass i - n. The last process sends the
-//! logits of pass i once all have begun pass i, and each has taken those of pass i - n before.
+//! tokens of pass i once all have begun pass i, and each has taken those of pass i - n before.
+//!
+//! *Requests of one prompt* are the exception. When the tokens of the pass that has read it are taken, the last
+//! process chooses the first token of each further request too, and tells it in a message of its own. The others
+//! take in first what was said of the passes under way: these were begun before, so nobody waits for a later act.
+//! The line of the last process holds one message more for each such request.
 
 mod schedule;
 
@@ -103,6 +110,12 @@ impl Stage {
         Stage { of_layer: (0..layers).map(|layer| layer * stages / layers.max(1)).collect(), mine }
     }
 
+    /// So many layers next to each other on each process as `counts` says, in the order of the processes.
+    pub fn in_order(counts: &[usize], mine: usize) -> Stage {
+        let of_process = |(process, count): (usize, &usize)| std::iter::repeat_n(process, *count);
+        Stage { of_layer: counts.iter().enumerate().flat_map(of_process).collect(), mine }
+    }
+
     /// Whether this process holds a layer.
     pub fn holds(&self, layer: usize) -> bool {
         self.of_layer[layer] == self.mine
@@ -171,19 +184,6 @@ impl Connected {
         let mut others = (0..self.stage.count()).filter(|&other| other != self.stage.mine);
         others.try_for_each(|other| self.hops.send(other, bytes.to_vec()).map_err(ModelError::Hop))
     }
-}
-
-/// What a pass has come to: numbers, or where they come from.
-#[must_use = "each process takes what the last one has sent"]
-#[derive(Debug)]
-pub(crate) enum Said {
-    /// These.
-    Here(Vec<f32>),
-    /// So many, from the process of the last layer.
-    ByLast {
-        /// How many numbers.
-        length: usize,
-    },
 }
 
 /// Where a tensor goes to or comes from.
@@ -278,29 +278,32 @@ impl Decoder {
 
     /// Numbers that the process of the last layer has, for all.
     pub(crate) fn said_by_last(&self, mine: Option<Vec<f32>>, length: usize) -> Result<Vec<f32>, ModelError> {
-        self.taken(self.say(mine, length)?)
-    }
-
-    /// Sends numbers to all others, if this is the process of the last layer. Waits for nobody: [`Self::taken`]
-    /// does.
-    pub(crate) fn say(&self, mine: Option<Vec<f32>>, length: usize) -> Result<Said, ModelError> {
-        let Some(connected) = &self.stage else { return Ok(Said::Here(mine.unwrap_or_default())) };
-        let Some(numbers) = mine else { return Ok(Said::ByLast { length }) };
-        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-        connected.tell_all(&bytes)?;
-        Ok(Said::Here(numbers))
-    }
-
-    /// The numbers that were said. They are taken in the order in which they were said.
-    pub(crate) fn taken(&self, said: Said) -> Result<Vec<f32>, ModelError> {
-        let (length, Connected { stage, hops }) = match (said, &self.stage) {
-            (Said::Here(numbers), _) => return Ok(numbers),
-            (Said::ByLast { length }, Some(connected)) => (length, connected),
-            (Said::ByLast { .. }, None) => return Err(ModelError::Hop("this process holds no part of a model".into())),
-        };
-        let bytes = hops.receive(stage.last(), length * size_of::<f32>()).map_err(ModelError::Hop)?;
+        if let Some(numbers) = mine {
+            let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+            self.tell_others(&bytes)?;
+            return Ok(numbers);
+        }
+        let bytes = self.hear_last(length * size_of::<f32>())?;
         let number = |four: &[u8]| f32::from_le_bytes(four.try_into().expect("four bytes"));
         Ok(bytes.chunks_exact(size_of::<f32>()).map(number).collect())
+    }
+
+    /// Whether other processes hold layers of the model.
+    pub(crate) fn has_others(&self) -> bool {
+        self.stage.as_ref().is_some_and(|connected| connected.stage.count() > 1)
+    }
+
+    /// Sends bytes to all processes that hold layers, if this is the one of the last layer. Waits for nobody.
+    pub(crate) fn tell_others(&self, bytes: &[u8]) -> Result<(), ModelError> {
+        self.stage.as_ref().map_or(Ok(()), |connected| connected.tell_all(bytes))
+    }
+
+    /// Waits for so many bytes from the process of the last layer. They come in the order in which it has sent them.
+    pub(crate) fn hear_last(&self, length: usize) -> Result<Vec<u8>, ModelError> {
+        let Some(Connected { stage, hops }) = &self.stage else {
+            return Err(ModelError::Hop("this process holds no part of a model".into()));
+        };
+        hops.receive(stage.last(), length).map_err(ModelError::Hop)
     }
 
     fn hops(&self) -> &dyn Hops {

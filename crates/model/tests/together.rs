@@ -13,8 +13,20 @@ use finetune_model::{
     RowRequest, Sampling, Stage, TokenRules,
 };
 
-/// Latent attention in layers of all kinds, and keys and values beside it.
-const FAMILIES: [&str; 4] = ["deepseek_v3", "deepseek_v3_plain", "glm4_moe_lite", "llama"];
+/// Latent attention in layers of all kinds, keys and values beside it, windows, sinks, experts, states, and norms of all
+/// heads.
+const FAMILIES: [&str; 10] = [
+    "deepseek_v3",
+    "deepseek_v3_plain",
+    "glm4_moe_lite",
+    "llama",
+    "gemma3",
+    "gpt_oss",
+    "qwen3_moe",
+    "qwen3_5",
+    "lfm2",
+    "olmo3",
+];
 
 const DRAWN: Sampling = Sampling { temperature: 1.3, top_p: 0.95, seed: 11 };
 
@@ -114,7 +126,7 @@ fn processes_that_hold_a_model_together_answer_as_one() {
         let alone = answers(load(family, None));
         assert!(alone.1.iter().all(|chosen| chosen.len() == 12), "{family}");
         let layers = load(family, None).config.layers.len();
-        for processes in [1, 2, 3].into_iter().filter(|&processes| processes <= layers) {
+        for processes in (1..=4).filter(|&processes| processes <= layers) {
             let together: Vec<_> = std::thread::scope(|scope| {
                 let process = |(mine, lines): (usize, Lines)| {
                     scope.spawn(move || {

@@ -4,150 +4,50 @@
 
 mod heard;
 mod made;
+mod processes;
 
-use std::collections::VecDeque;
-use std::error::Error;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use finetune_model::{
-    ChosenToken, Engine, EngineEnd, EngineSettings, Generation, Hops, Model, Placement, RowRequest, Sampling, Stage,
-    TokenRules,
+    ChosenToken, Engine, EngineEnd, EngineRequest, EngineSettings, Form, Generation, Model, RowRequest, Sampling,
+    Stage, TokenRules,
 };
-use finetune_random::philox;
 
 use heard::{DRAWN, Heard, SETTINGS, STEPS, finish, request, submit, text, with_adapter};
+use processes::{Seen, Trouble, load, together, together_of};
 
 /// (golden model, its layers): rotary embeddings, experts with latent attention, convolutions, delta nets, norms of all
-/// heads. In the third the processes have layers of different kinds.
-const FAMILIES: [(&str, usize); 5] = [("llama", 3), ("deepseek_v3", 3), ("lfm2", 3), ("qwen3_5", 4), ("olmo3", 4)];
+/// heads, windows, experts of two kinds. In the third the processes have layers of different kinds.
+const FAMILIES: [(&str, usize); 8] = [
+    ("llama", 3),
+    ("deepseek_v3", 3),
+    ("lfm2", 3),
+    ("qwen3_5", 4),
+    ("olmo3", 4),
+    ("gemma3", 3),
+    ("gpt_oss", 2),
+    ("qwen3_moe", 3),
+];
 
 /// (tokens of the prompt, most tokens of the answer)
 const ROWS: [(usize, usize); 5] = [(20, 30), (11, 12), (70, 25), (600, 9), (15, 40)];
 
-/// How long a process waits until the test takes it to wait for ever.
-const FOR_EVER: Duration = Duration::from_secs(60);
-
-/// The longest delay of a message, in microseconds.
-const LONGEST_DELAY: u32 = 2000;
-
-/// What goes wrong on the lines of a process.
-#[derive(Clone, Copy, Default)]
-struct Trouble {
-    /// Messages are held up for times that this seed says.
-    delays: Option<u32>,
-    /// The process and the number of messages after which it receives none.
-    lost_at: Option<(usize, u32)>,
+/// Fewer tokens than there are: 0 to 40 without those that were there, so often.
+struct FewTokens {
+    allowed: [u32; 2],
+    left: usize,
 }
 
-/// Lines of one process, which hold as many messages as there are processes.
-struct Lines {
-    mine: usize,
-    to: Vec<SyncSender<Vec<u8>>>,
-    from: Vec<Mutex<Receiver<Vec<u8>>>>,
-    trouble: Trouble,
-    /// Messages that were sent or received.
-    messages: AtomicU32,
-    seen: Arc<Mutex<Seen>>,
-}
-
-/// What the first process has sent.
-#[derive(Default)]
-struct Seen {
-    /// The length of each message whose logits have not come yet.
-    under_way: VecDeque<usize>,
-    /// The most of them that were no longer than so many bytes.
-    bound: usize,
-    most_short: usize,
-}
-
-impl Lines {
-    /// Counts a message and holds it up. Returns its number.
-    fn hold_up(&self) -> u32 {
-        let number = self.messages.fetch_add(1, Ordering::SeqCst);
-        if let Some(seed) = self.trouble.delays {
-            let [random, ..] = philox([number, self.mine as u32, 0, 0], [seed, 0]);
-            std::thread::sleep(Duration::from_micros(u64::from(random % LONGEST_DELAY)));
-        }
-        number
-    }
-}
-
-impl Hops for Lines {
-    fn send(&self, to: usize, bytes: Vec<u8>) -> Result<(), Box<dyn Error + Send + Sync>> {
-        self.hold_up();
-        if self.mine == 0 {
-            let mut seen = self.seen.lock().expect("no panic");
-            seen.under_way.push_back(bytes.len());
-            let short = seen.under_way.iter().filter(|length| **length <= seen.bound).count();
-            seen.most_short = seen.most_short.max(short);
-        }
-        // A line that is full is an error, not a wait.
-        Ok(self.to[to].try_send(bytes)?)
+impl Form for FewTokens {
+    fn allowed(&mut self) -> Result<&[u32], String> {
+        if self.left > 0 { Ok(&self.allowed) } else { Err("the form has come to its end".to_owned()) }
     }
 
-    fn receive(&self, from: usize, length: usize) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
-        let number = self.hold_up();
-        if self.trouble.lost_at.is_some_and(|(process, at)| process == self.mine && number >= at) {
-            return Err("the other process is lost".into());
-        }
-        let bytes = self.from[from].lock().expect("no panic").recv_timeout(FOR_EVER)?;
-        if self.mine == 0 {
-            self.seen.lock().expect("no panic").under_way.pop_front();
-        }
-        assert_eq!(bytes.len(), length);
-        Ok(bytes)
+    fn take(&mut self, token: u32) -> Result<(), String> {
+        self.allowed[token as usize / 32] &= !(1 << (token % 32));
+        self.left -= 1;
+        Ok(())
     }
-}
-
-/// The lines of each of so many processes.
-fn lines(processes: usize, trouble: Trouble, seen: &Arc<Mutex<Seen>>) -> Vec<Lines> {
-    let mut all: Vec<Lines> = (0..processes)
-        .map(|mine| {
-            let (to, from, messages) = (Vec::new(), Vec::new(), AtomicU32::new(0));
-            Lines { mine, to, from, trouble, messages, seen: Arc::clone(seen) }
-        })
-        .collect();
-    let pairs = (0..processes).flat_map(|from| (0..processes).map(move |to| (from, to)));
-    for (from, to) in pairs {
-        let (sender, receiver) = sync_channel(processes);
-        all[from].to.push(sender);
-        all[to].from.push(Mutex::new(receiver));
-    }
-    all
-}
-
-fn load(family: &str, stage: Option<Stage>) -> Model {
-    let placement = Placement::cpu(None).with_stage(stage);
-    let mut model = Model::load(&made::golden(family), &placement).expect("the model loads");
-    model.config.max_position_embeddings = 8192;
-    model
-}
-
-/// What each of so many processes makes of its part of a model.
-fn together<R: Send>(
-    (family, layers): (&str, usize),
-    processes: usize,
-    trouble: Trouble,
-    seen: &Arc<Mutex<Seen>>,
-    work: impl Fn(Arc<Model>) -> R + Sync,
-) -> Vec<R> {
-    let work = &work;
-    std::thread::scope(|scope| {
-        let process = |(mine, lines): (usize, Lines)| {
-            scope.spawn(move || {
-                let mut model = load(family, Some(Stage::contiguous(layers, processes, mine)));
-                model.connect(Arc::new(lines));
-                // A process that waits for another holds up none of the other's threads.
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
-                pool.install(|| work(Arc::new(model)))
-            })
-        };
-        let all: Vec<_> = lines(processes, trouble, seen).into_iter().enumerate().map(process).collect();
-        all.into_iter().map(|process| process.join().expect("answers")).collect()
-    })
 }
 
 fn rules() -> TokenRules {
@@ -195,6 +95,7 @@ fn as_many_passes_as_processes_if_none_comes_twice() {
         (Stage::contiguous(30, 4, 0), 4),
         (Stage::contiguous(3, 3, 2), 3),
         (Stage::contiguous(5, 1, 0), 1),
+        (Stage::in_order(&[1, 4, 2], 0), 3),
         (Stage::in_turn(3, 3, 0), 3),
         (Stage::in_turn(4, 3, 0), 1),
         (Stage::dealt(&[2, 1], 0), 1),
@@ -228,6 +129,18 @@ fn any_number_of_rows_on_any_number_of_processes_has_the_bits_of_one() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn processes_with_uneven_numbers_of_layers_have_the_bits_of_one() {
+    for (family, counts) in
+        [("olmo3", &[3, 1][..]), ("olmo3", &[1, 2, 1]), ("qwen3_5", &[1, 3]), ("qwen3_5", &[2, 1, 1])]
+    {
+        let (want, _) = answers(&Arc::new(load(family, None)), SETTINGS, 3, 0);
+        let all =
+            together_of(family, counts, Trouble::default(), &Arc::default(), |model| answers(&model, SETTINGS, 3, 0));
+        assert!(all.iter().all(|(got, _)| *got == want), "{family}: {counts:?}");
     }
 }
 
@@ -303,6 +216,89 @@ fn rows_travel_one_behind_the_other() {
     }
 }
 
+/// Of each row the process of the last layer says what it has chosen: five bytes, and not the logits.
+#[test]
+fn tokens_travel_and_not_logits() {
+    let (family, layers) = ("olmo3", 4);
+    let work: [fn(&Arc<Model>); 2] = [
+        |model| {
+            let mut engine = Engine::new(SETTINGS);
+            for (row, (_, most)) in ROWS.into_iter().enumerate() {
+                submit(&mut engine, request(model, &prompt(row), most, DRAWN.into()));
+            }
+            finish(&mut engine);
+        },
+        |model| drop(generated(model, ROWS.len())),
+    ];
+    for work in work {
+        let seen = Arc::default();
+        together((family, layers), 3, Trouble::default(), &seen, |model| work(&model));
+        let longest = seen.lock().expect("no panic").longest_heard;
+        assert!((5..=5 * ROWS.len()).contains(&longest), "{longest} bytes");
+    }
+}
+
+/// What only the last process knows is what decides: penalties of what is there already, forms, and why one has failed.
+#[test]
+fn rules_and_forms_are_followed_over_processes_as_in_one() {
+    let penalties = TokenRules { repetition_penalty: 1.4, frequency_penalty: 0.3, min_p: 0.01, ..rules() };
+    let fewer = TokenRules { top_k: 7, presence_penalty: 0.5, logit_bias: vec![(11, 4.0), (12, -50.0)], ..rules() };
+    let answer = |model: Arc<Model>| {
+        let mut engine = Engine::new(SETTINGS);
+        let formed = |left| {
+            let form: Box<dyn Form> = Box::new(FewTokens { allowed: [u32::MAX, 0x1ff], left });
+            EngineRequest { form: Some(form), ..request(&model, &prompt(0), 20, rules()) }
+        };
+        let heard = [
+            submit(&mut engine, request(&model, &prompt(1), 30, penalties.clone())),
+            submit(&mut engine, formed(99)),
+            submit(&mut engine, request(&model, &prompt(2), 20, fewer.clone())),
+            submit(&mut engine, formed(6)),
+        ];
+        finish(&mut engine);
+        heard.map(|heard| (heard.chosen(), heard.end()))
+    };
+    let want = answer(Arc::new(load("llama", None)));
+    assert_eq!(want[1].0.len(), 20);
+    assert_eq!(want[3].0.len(), 6, "then it fails");
+    assert!(matches!(&want[3].1, Some(EngineEnd::Failed(why)) if why.contains("come to its end")), "{:?}", want[3].1);
+    for processes in [2, 3] {
+        // The words come in a message of their own.
+        let trouble = Trouble { room: 1, ..Trouble::default() };
+        for got in together(("llama", 3), processes, trouble, &Arc::default(), answer) {
+            assert_eq!(got, want, "{processes} processes");
+        }
+    }
+}
+
+/// Several answers to one prompt, which is read once, beside others that are under way.
+#[test]
+fn requests_of_one_prompt_get_their_own_tokens() {
+    const SAME: usize = 4;
+    let answer = |model: Arc<Model>| {
+        let mut engine = Engine::new(SETTINGS);
+        let mut heard = asked(&mut engine, &model, 2, 3);
+        for seed in 0..SAME as u64 {
+            let rules = TokenRules { sampling: Sampling { seed, ..DRAWN }, ..rules() };
+            heard.push(submit(&mut engine, request(&model, &prompt(3), 12, rules)));
+        }
+        finish(&mut engine);
+        heard.iter().map(|heard| (heard.chosen(), heard.end())).collect::<Vec<_>>()
+    };
+    for (family, layers) in [("llama", 3), ("lfm2", 3), ("olmo3", 4)] {
+        let want = answer(Arc::new(load(family, None)));
+        assert!(want[2..].windows(2).any(|two| two[0].0 != two[1].0), "{family}: seeds make other answers");
+        for processes in [2, 3] {
+            let trouble = Trouble { room: SAME, ..Trouble::default() };
+            for (mine, got) in
+                together((family, layers), processes, trouble, &Arc::default(), answer).into_iter().enumerate()
+            {
+                assert!(got == want, "{family}: {mine} of {processes} processes");
+            }
+        }
+    }
+}
+
 #[test]
 fn parts_of_a_long_prompt_travel_one_behind_the_other() {
     let long = text(1300, 3);
@@ -326,7 +322,7 @@ fn parts_of_a_long_prompt_travel_one_behind_the_other() {
     }
 }
 
-/// Processes and messages of any speed: the lines of [`Lines`] are bounded, and a process that waits for a minute
+/// Processes and messages of any speed: their lines are bounded, and a process that waits for a minute
 /// fails. The seed is in the words.
 #[test]
 fn nobody_waits_for_ever_whatever_is_slow() {

@@ -9,7 +9,7 @@ use finetune_model::{EngineRequest, Logprobs};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::answering::{Answering, Finish, Piece, Pieces};
 use crate::asked::Asked;
@@ -69,13 +69,35 @@ impl Usage {
     }
 }
 
-/// Hands a question over, once for each answer. What comes back says which answer a piece is of, and ends the request
-/// if it is dropped.
-pub(crate) fn ask(
-    state: &State,
-    asked: &Asked,
-    question: &Question,
-) -> Result<UnboundedReceiver<(usize, Piece)>, ApiError> {
+/// The pieces of all answers to a request. If it is dropped, the request ends.
+pub(crate) struct Incoming {
+    pieces: UnboundedReceiver<(usize, Piece)>,
+    /// When the first piece has to be there, and how long that was from the beginning.
+    turn: Option<(Instant, Duration)>,
+}
+
+impl Incoming {
+    /// The first piece has to come within `turn`.
+    pub(crate) fn new(pieces: UnboundedReceiver<(usize, Piece)>, turn: Duration) -> Incoming {
+        // A time that no clock reaches is no bound.
+        let turn = Instant::now().checked_add(turn).map(|until| (until, turn));
+        Incoming { pieces, turn }
+    }
+
+    /// The next piece, and which answer it is of. `None`: the thread that computes has dropped the request.
+    pub(crate) async fn next(&mut self) -> Result<Option<(usize, Piece)>, ApiError> {
+        let next = self.pieces.recv();
+        let piece = match self.turn {
+            None => next.await,
+            Some((until, turn)) => timeout_at(until, next).await.map_err(|_| ApiError::waited(turn.as_secs()))?,
+        };
+        self.turn = None;
+        Ok(piece)
+    }
+}
+
+/// Hands a question over, once for each answer.
+pub(crate) fn ask(state: &State, asked: &Asked, question: &Question) -> Result<Incoming, ApiError> {
     let Question { served, prompt, param, marks, form } = question;
     if state.is_stopping() {
         return Err(ApiError::stopping());
@@ -112,7 +134,7 @@ pub(crate) fn ask(
     }
     state.metrics.prompt(prompt.len());
     computing.submit(all);
-    Ok(receiver)
+    Ok(Incoming::new(receiver, state.settings.bounds.turn))
 }
 
 /// A form that cannot be kept. `param`: the field that asks for it.
@@ -153,14 +175,14 @@ pub(crate) struct Answer {
 
 /// Waits for the end of `choices` answers to a prompt of so many tokens.
 pub(crate) async fn whole(
-    mut pieces: UnboundedReceiver<(usize, Piece)>,
+    mut pieces: Incoming,
     choices: usize,
     prompt: usize,
 ) -> Result<(Vec<Answer>, Usage), ApiError> {
     let mut answers: Vec<Answer> =
         (0..choices).map(|_| Answer { text: String::new(), logprobs: Vec::new(), finish: "" }).collect();
     let (mut usage, mut ended) = (Usage { prompt, ..Usage::default() }, 0);
-    while let Some((choice, piece)) = pieces.recv().await {
+    while let Some((choice, piece)) = pieces.next().await? {
         usage.count(choice, &piece);
         let answer = &mut answers[choice];
         match piece {

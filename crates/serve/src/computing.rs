@@ -173,7 +173,7 @@ fn compute_together(
     }
 }
 
-/// Tells the others to end, and takes with them what is under way: their last logits have to go somewhere.
+/// Tells the others to end, and takes with them what is under way: what the last rank has chosen has to go somewhere.
 fn end_together(engine: &mut Engine, others: &Others) -> Result<(), String> {
     others.end()?;
     engine.drain();

@@ -87,10 +87,23 @@ impl ApiError {
         ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping")
     }
 
+    /// Another rank is lost, so this one ends too, and its launcher may start all again.
+    pub(crate) fn lost(what: &str) -> ApiError {
+        let message = format!("a rank that holds a part of the model is lost: {what}");
+        ApiError { retry_after: Some(5), ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message) }
+    }
+
     pub(crate) fn busy() -> ApiError {
         let message = "too many requests are waiting already; try again later";
         let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, message).with_code("queue_full");
         ApiError { retry_after: Some(1), ..error }
+    }
+
+    /// Others were answered all the time.
+    pub(crate) fn waited(seconds: u64) -> ApiError {
+        let message = format!("the turn of this request has not come within {seconds} s; try again later");
+        let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message).with_code("queue_timeout");
+        ApiError { retry_after: Some(5), ..error }
     }
 
     pub(crate) fn of_refusal(refusal: &Refusal, param: &str) -> ApiError {

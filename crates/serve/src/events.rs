@@ -10,10 +10,10 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures::stream::unfold;
 use serde_json::Value;
-use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::timeout;
 
 use crate::answering::{Finish, Piece};
+use crate::asking::Incoming;
 use crate::connection::Busy;
 use crate::error::ApiError;
 
@@ -36,7 +36,7 @@ pub(crate) trait Chunks: Send + 'static {
 
 struct Stream<C> {
     chunks: C,
-    pieces: UnboundedReceiver<(usize, Piece)>,
+    pieces: Incoming,
     /// Answers that go on.
     left: usize,
     ready: VecDeque<String>,
@@ -54,9 +54,9 @@ impl<C: Chunks> Stream<C> {
             if self.is_over {
                 return None;
             }
-            match timeout(SILENCE, self.pieces.recv()).await {
+            match timeout(SILENCE, self.pieces.next()).await {
                 Err(_) => return Some(": waiting\n\n".to_owned()),
-                Ok(Some((choice, Piece::Ended(finish)))) => match self.chunks.end(choice, finish) {
+                Ok(Ok(Some((choice, Piece::Ended(finish))))) => match self.chunks.end(choice, finish) {
                     Ok(objects) => {
                         self.ready.extend(objects.iter().map(event));
                         self.left -= 1;
@@ -67,12 +67,14 @@ impl<C: Chunks> Stream<C> {
                     }
                     Err(error) => self.end(&[error.object()]),
                 },
-                Ok(Some((choice, piece))) => {
+                Ok(Ok(Some((choice, piece)))) => {
                     let objects = self.chunks.piece(choice, piece);
                     self.ready.extend(objects.iter().map(event));
                 }
                 // The thread that computes has dropped the request.
-                Ok(None) => self.end(&[ApiError::stopping().object()]),
+                Ok(Ok(None)) => self.end(&[ApiError::stopping().object()]),
+                // Its turn has not come.
+                Ok(Err(error)) => self.end(&[error.object()]),
             }
         }
     }
@@ -91,11 +93,7 @@ fn event(object: &Value) -> String {
 
 /// The response whose body is the stream. If the client leaves, the receiver is dropped with it,
 /// and the thread that computes ends the request.
-pub(crate) fn response(
-    mut chunks: impl Chunks,
-    pieces: UnboundedReceiver<(usize, Piece)>,
-    busy: Option<Arc<Busy>>,
-) -> Response {
+pub(crate) fn response(mut chunks: impl Chunks, pieces: Incoming, busy: Option<Arc<Busy>>) -> Response {
     let ready = chunks.begin().iter().map(event).collect();
     let left = chunks.choices();
     let stream = Stream { chunks, pieces, left, ready, is_over: false, _busy: busy };
@@ -155,7 +153,7 @@ mod tests {
         let (sender, receiver) = unbounded_channel();
         pieces.into_iter().for_each(|piece| sender.send(piece).expect("somebody listens"));
         drop(sender);
-        let response = response(Echo(choices), receiver, None);
+        let response = response(Echo(choices), Incoming::new(receiver, Duration::MAX), None);
         let body = to_bytes(response.into_body(), 1 << 20).await.expect("a body");
         String::from_utf8(body.to_vec()).expect("a text")
     }
@@ -176,6 +174,16 @@ mod tests {
             vec![(1, token("a")), (1, Piece::Ended(Finish::Stop)), (0, token("b")), (0, Piece::Ended(Finish::Length))];
         let events = ["{\"begin\":true}", "[1,\"a\"]", "[1,\"end\"]", "[0,\"b\"]", "[0,\"end\"]", "\"last\"", "[DONE]"];
         assert_eq!(text_of(2, two).await, events.map(|event| format!("data: {event}\n\n")).concat());
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_does_not_come_ends_the_stream() {
+        let (sender, receiver) = unbounded_channel();
+        let response = response(Echo(1), Incoming::new(receiver, Duration::from_millis(20)), None);
+        let body = to_bytes(response.into_body(), 1 << 20).await.expect("a body");
+        let text = String::from_utf8(body.to_vec()).expect("a text");
+        assert!(text.contains("queue_timeout") && text.ends_with("\n\ndata: [DONE]\n\n"), "{text}");
+        assert!(sender.is_closed(), "the request has ended");
     }
 
     #[tokio::test]

@@ -53,6 +53,6 @@ mod tool_calls;
 
 pub use catalog::{Loader, Served};
 pub use error::ServeError;
-pub use others::{Others, follow};
+pub use others::{Check, Others, follow};
 pub use server::{Server, Stopper};
 pub use settings::{Bounds, Settings};

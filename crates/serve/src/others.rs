@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::Served;
 
+/// Whether all ranks are there; otherwise what has happened.
+pub type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
 /// What the first rank needs to tell the others.
 pub struct Others {
     /// The models, in the order in which all ranks have them.
@@ -17,8 +20,8 @@ pub struct Others {
     pub hops: Arc<dyn Hops>,
     /// How many ranks there are.
     pub world: usize,
-    /// Whether all of them are still there; otherwise what has happened.
-    pub check: Box<dyn Fn() -> Result<(), String> + Send>,
+    /// Whether all of them are still there; otherwise what has happened. It does not wait.
+    pub check: Check,
     /// Keeps the connections usable while nothing is computed.
     pub rest: Box<dyn Fn() + Send>,
 }
@@ -53,7 +56,10 @@ pub(crate) struct Order {
     penalties: [f64; 3],
     logit_bias: Vec<(u32, f32)>,
     end_ids: Vec<u32>,
-    /// The form that the answer has to have. Each rank chooses its tokens by the same grammar.
+    /// How many logarithms of probabilities are wanted: the rank that chooses tokens has the logits.
+    #[serde(default)]
+    logprobs: Option<usize>,
+    /// The form that the answer has to have: the rank that chooses tokens does so by this grammar.
     #[serde(default)]
     grammar: Option<String>,
 }
@@ -76,6 +82,7 @@ impl Others {
             penalties: [repetition_penalty, presence_penalty, frequency_penalty],
             logit_bias: request.rules.logit_bias.clone(),
             end_ids: request.end_ids.clone(),
+            logprobs: request.rules.logprobs,
             grammar: grammar.map(str::to_owned),
         }
     }
@@ -174,6 +181,7 @@ fn request(order: Order, served: &[Served]) -> Result<EngineRequest, String> {
         presence_penalty,
         frequency_penalty,
         logit_bias: order.logit_bias,
+        logprobs: order.logprobs,
         ..TokenRules::from(sampling)
     };
     let served = served.get(model).ok_or("the first rank has other models")?;

@@ -30,7 +30,7 @@ use crate::connection::{Connection, Door};
 use crate::door::enter;
 use crate::error::{ApiError, ServeError};
 use crate::metrics::Metrics;
-use crate::others::Others;
+use crate::others::{Check, Others};
 use crate::page::page;
 use crate::settings::Settings;
 
@@ -60,11 +60,18 @@ pub(crate) struct Ready {
     pub(crate) catalog: Catalog,
     pub(crate) computing: Computing,
     pub(crate) loader: Loader,
+    /// Whether the other ranks are there, if there are some.
+    check: Option<Check>,
 }
 
 impl State {
     pub(crate) fn ready(&self) -> Result<&Ready, ApiError> {
-        if self.is_stopping() { Err(ApiError::stopping()) } else { self.ready.get().ok_or_else(ApiError::loading) }
+        if self.is_stopping() {
+            return Err(ApiError::stopping());
+        }
+        let ready = self.ready.get().ok_or_else(ApiError::loading)?;
+        let lost = ready.check.as_ref().and_then(|check| check().err());
+        lost.map_or(Ok(ready), |what| Err(ApiError::lost(&what)))
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -170,8 +177,9 @@ impl Server {
             // A server that is gone needs no telling.
             let _ = events.send(lost.map_or(Event::Broken, Event::Lost));
         };
+        let check = others.as_ref().map(|others| Arc::clone(&others.check));
         let computing = Computing::start(engine, others, ended).map_err(ServeError::Start)?;
-        let _ = self.state.ready.set(Ready { catalog: Catalog::new(served), computing, loader });
+        let _ = self.state.ready.set(Ready { catalog: Catalog::new(served), computing, loader, check });
         Ok(())
     }
 

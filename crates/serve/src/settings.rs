@@ -31,12 +31,15 @@ pub struct Bounds {
     pub request: Duration,
     /// How long a client may take nothing of its answer.
     pub stall: Duration,
+    /// How long a request may wait for its turn.
+    pub turn: Duration,
     /// The most bytes of a request's body.
     pub body: usize,
 }
 
 impl Default for Bounds {
     fn default() -> Bounds {
-        Bounds { connections: 512, request: Duration::from_secs(30), stall: Duration::from_secs(30), body: 16 << 20 }
+        let [request, stall, turn] = [30, 30, 600].map(Duration::from_secs);
+        Bounds { connections: 512, request, stall, turn, body: 16 << 20 }
     }
 }

@@ -87,6 +87,19 @@ fn what_is_wrong_is_named_in_openais_form() {
 }
 
 /// A text that cannot fit is refused before it is read, which would take long and much memory.
+/// The models continue text, and whoever asks for vectors hears so instead of getting some.
+#[test]
+fn embeddings_are_refused_by_name() {
+    let server = Running::tiny(settings());
+    for body in [json!({"model": "tiny", "input": "Hello"}), json!({"input": ["a", "b"], "dimensions": 8})] {
+        let response = server.post("/v1/embeddings", &body);
+        let error = response.json()["error"].clone();
+        let message = error["message"].as_str().unwrap_or_default();
+        assert_eq!(response.status, 404, "{error}");
+        assert!(message.contains("`/v1/embeddings` is not supported"), "{error}");
+    }
+}
+
 #[test]
 fn a_text_that_is_far_too_long_is_refused() {
     let mut model = tiny();
@@ -164,6 +177,24 @@ fn a_full_queue_refuses_and_a_client_that_leaves_frees_its_slot() {
     while !server.get("/metrics").body.contains("finetune_requests_running 0") {
         assert!(begun.elapsed() < DEADLINE, "{}", server.get("/metrics").body);
     }
+}
+
+/// One slot, which is never free: who waits for it hears so after a while, and its place is free again.
+#[test]
+fn a_request_does_not_wait_for_ever() {
+    let bounds = Bounds { turn: Duration::from_millis(300), ..Bounds::default() };
+    let server = Running::start(Settings { bounds, ..settings() }, engine(1, 1), vec![served("tiny", None, tiny())]);
+    let mut first = server.stream(TEXT, &endless());
+    assert!(first.event().is_some(), "it runs");
+    let short = json!({"prompt": "Hi", "max_tokens": 2});
+    for _ in 0..3 {
+        let late = until(503, || server.post(TEXT, &short));
+        assert_eq!(late.json()["error"]["code"], "queue_timeout", "{}", late.body);
+        assert!(late.head.contains("retry-after: "), "{}", late.head);
+    }
+    assert!(first.event().is_some_and(|event| !event.contains("error")), "it still runs");
+    drop(first);
+    until(200, || server.post(TEXT, &short));
 }
 
 /// Clients that read nothing of an endless answer, and clients that never end their request.

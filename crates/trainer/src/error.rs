@@ -116,6 +116,9 @@ pub enum TrainError {
     /// The layers of the model cannot be split over so many ranks.
     #[error("--parallel tensor: {what}")]
     NotSplit { what: String },
+    /// Ranks that answer with one model have too little memory for its layers.
+    #[error("--parallel stages: {what}")]
+    NoRoomInStages { what: String },
     /// The recipe gives the ranks another number of layers than there are.
     #[error("parallel.layers = {counts:?} are {sum} layers, and the model has {layers}")]
     LayersOfRanks { counts: Vec<usize>, sum: usize, layers: usize },
@@ -387,6 +390,10 @@ impl Advice for TrainError {
             TrainError::UnevenStages { stages, .. } => {
                 vec![format!("start {stages} ranks, or twice or three times as many; or change parallel.stages")]
             }
+            TrainError::NoRoomInStages { .. } => vec![
+                "start more ranks, or on hosts with more memory".to_owned(),
+                "--quantization packs the weights in fewer bits, such as mlx4 or int8".to_owned(),
+            ],
             TrainError::NotSplit { .. } => {
                 vec!["--parallel stages, the default, gives each rank whole layers".to_owned()]
             }

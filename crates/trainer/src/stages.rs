@@ -23,7 +23,7 @@ use crate::memory::{Sizing, Subject};
 use crate::ranks::Ranks;
 
 use self::dealing::Dealt;
-pub(crate) use self::dealing::{Offer, Why, deal, of_each_stage};
+pub(crate) use self::dealing::{Offer, Why, deal, levelled, of_each_stage};
 pub(crate) use self::files::{digest_together, disk_rate, fetch_missing};
 
 /// The layers of this rank, if the recipe spreads a model over several, and why there are so many. `available`:

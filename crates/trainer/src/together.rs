@@ -1,5 +1,7 @@
 //! Ranks that hold a model together to use it, without training it: whole layers on each, or a slice of every layer.
 
+mod dealing;
+
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +13,8 @@ use rayon::prelude::*;
 use crate::error::TrainError;
 use crate::ranks::Ranks;
 use crate::stages::{Connections, few_layers};
+
+use self::dealing::deal_together;
 
 /// How ranks hold a model together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,17 +36,23 @@ pub enum OnRank {
     Slice(Slice),
 }
 
-/// What [`Parallel::Auto`] goes by. All ranks have the same.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// How large a model is on this rank, and what the rank has for it.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sizes {
-    /// Bytes of all layers.
-    pub layers: u64,
-    /// Bytes of the largest rank's slices of them.
+    /// Bytes of each layer.
+    pub layers: Vec<u64>,
+    /// Bytes of what goes with the first layer and with the last one: the embedding and the output layer.
+    pub ends: [u64; 2],
+    /// Bytes of the largest rank's slices of all layers; 0: they are not split.
     pub slice: u64,
     /// The part of them that a token goes through: less than 1 with experts.
     pub used: f64,
     /// Bytes that the device reads in a second; `None`: it is the CPU, which is measured.
     pub bandwidth: Option<f64>,
+    /// Bytes of memory that this rank may take, if that can be told.
+    pub available: Option<u64>,
+    /// Whether layers that have no room may stay on the disk.
+    pub may_read: bool,
 }
 
 /// All ranks, which hold a model together.
@@ -51,8 +61,8 @@ pub struct Together {
     pub part: OnRank,
     /// What connects the ranks that a token goes to, and the first with all.
     pub hops: Arc<dyn Hops>,
-    /// Why the ranks hold the model so, if that was chosen.
-    pub reason: Option<String>,
+    /// What the user should know of how the ranks hold the model.
+    pub notes: Vec<String>,
     ranks: Arc<Ranks>,
 }
 
@@ -70,11 +80,12 @@ impl Sums for GroupSums {
 }
 
 impl Together {
-    /// Connects all ranks of a group, which hold a model of this config. All call it together. `sizes`: what
-    /// [`Parallel::Auto`] asks for, and nothing else.
+    /// Connects all ranks of a group, which hold a model of this config. All call it together. `sizes`: asked for
+    /// where the ranks may hold whole layers.
     ///
     /// # Errors
-    /// If the model cannot be spread over so many ranks, one cannot be reached, or `sizes` fails.
+    /// If the model cannot be spread over so many ranks, they have too little memory for it, one cannot be reached, or
+    /// `sizes` fails.
     pub fn connect<E: From<TrainError>>(
         group: Group,
         config: &ModelConfig,
@@ -84,14 +95,17 @@ impl Together {
         let world = group.world();
         let ranks = Arc::new(Ranks::new(group, None)?);
         let (against_stages, against_slices) = (not_in_stages(config, world), not_in_slices(config, world));
+        let has_stages = against_stages.is_none() && parallel != Parallel::Tensor;
+        let sizes = has_stages.then(sizes).transpose()?;
         let (is_tensor, reason) = match parallel {
             Parallel::Stages => (false, None),
             Parallel::Tensor => (true, None),
-            Parallel::Auto => match (&against_stages, &against_slices) {
-                (Some(error), None) => (true, Some(format!("--parallel auto takes tensor: {error}"))),
-                (_, Some(what)) => (false, Some(format!("--parallel auto takes stages: {what}"))),
-                (None, None) => {
-                    let costs = Costs::measure(&ranks, config, &sizes()?).map_err(TrainError::from)?;
+            Parallel::Auto => match (&against_stages, &against_slices, &sizes) {
+                (_, Some(what), _) => (false, Some(format!("--parallel auto takes stages: {what}"))),
+                (Some(error), None, _) => (true, Some(format!("--parallel auto takes tensor: {error}"))),
+                (None, None, None) => (false, None),
+                (None, None, Some(sizes)) => {
+                    let costs = Costs::measure(&ranks, config, sizes).map_err(TrainError::from)?;
                     (costs.is_tensor, Some(costs.to_string()))
                 }
             },
@@ -101,27 +115,35 @@ impl Together {
             slices.and_then(|()| Together::in_slices(ranks, reason))?
         } else {
             let stages = against_stages.map_or(Ok(()), Err);
-            stages.and_then(|()| Together::in_stages(ranks, config.layers.len(), reason))?
+            stages.and_then(|()| Together::in_stages(ranks, config.layers.len(), sizes.as_ref(), reason))?
         })
     }
 
-    fn in_stages(ranks: Arc<Ranks>, layers: usize, reason: Option<String>) -> Result<Together, TrainError> {
+    fn in_stages(
+        ranks: Arc<Ranks>,
+        layers: usize,
+        sizes: Option<&Sizes>,
+        reason: Option<String>,
+    ) -> Result<Together, TrainError> {
         let (rank, world) = (ranks.group().rank(), ranks.group().world());
         ranks.settle(world)?;
-        let stage = Stage::contiguous(layers, world, rank);
+        let alike = (Stage::contiguous(layers, world, rank), None);
+        let (stage, note) = sizes.map_or(Ok(alike), |sizes| deal_together(&ranks, sizes))?;
         let mut links = stage.links();
         links.extend((1..world).map(|other| (0, other)));
         links.sort_unstable();
         links.dedup();
         let hops = Arc::new(Connections::new(&ranks, [rank, world], links)?);
-        Ok(Together { part: OnRank::Stage(stage), hops, reason, ranks })
+        let notes = reason.into_iter().chain(note).collect();
+        Ok(Together { part: OnRank::Stage(stage), hops, notes, ranks })
     }
 
     fn in_slices(ranks: Arc<Ranks>, reason: Option<String>) -> Result<Together, TrainError> {
         let (mine, count) = (ranks.group().rank(), ranks.group().world());
         let links = (1..count).map(|other| (0, other)).collect();
         let hops = Arc::new(Connections::new(&ranks, [mine, count], links)?);
-        Ok(Together { part: OnRank::Slice(Slice { mine, count }), hops, reason, ranks })
+        let notes = reason.into_iter().collect();
+        Ok(Together { part: OnRank::Slice(Slice { mine, count }), hops, notes, ranks })
     }
 
     /// What adds up the numbers of all ranks.
@@ -203,7 +225,7 @@ impl Costs {
             group.all_reduce(&mut hidden, Reduction::Sum)?;
             sum = sum.min(began.elapsed().as_secs_f64());
         }
-        let bandwidth = sizes.bandwidth.unwrap_or_else(|| READ as f64 / reading().as_secs_f64());
+        let bandwidth = sizes.bandwidth.unwrap_or_else(measured_bandwidth);
         // The slowest rank's numbers count for all.
         let mut slowest = [sum as f32, -bandwidth as f32];
         group.all_reduce(&mut slowest, Reduction::Max)?;
@@ -216,7 +238,7 @@ impl Costs {
     fn of(world: usize, layers: usize, sizes: &Sizes, sum: f64, bandwidth: f64) -> Costs {
         let read = |bytes: u64| bytes as f64 * sizes.used / bandwidth;
         let sums = 2 * layers + 1;
-        let stages = read(sizes.layers) + world as f64 * sum;
+        let stages = read(sizes.layers.iter().sum()) + world as f64 * sum;
         let tensor = read(sizes.slice) + sums as f64 * sum;
         Costs { stages, tensor, sum, sums, bandwidth, is_tensor: tensor < stages }
     }
@@ -234,6 +256,11 @@ impl std::fmt::Display for Costs {
             bandwidth / 1e9
         )
     }
+}
+
+/// Bytes that the CPU reads in a second.
+fn measured_bandwidth() -> f64 {
+    READ as f64 / reading().as_secs_f64()
 }
 
 /// How long it takes to read [`READ`] bytes of memory with all threads; the fastest of three.
@@ -267,7 +294,15 @@ mod tests {
             // Experts of which a token uses few.
             (2, 48, 16_000_000_000, 8_000_000_000, 0.01, 200e-6, false),
         ] {
-            let sizes = Sizes { layers: all, slice, used, bandwidth: None };
+            let sizes = Sizes {
+                layers: vec![all],
+                ends: [0; 2],
+                slice,
+                used,
+                bandwidth: None,
+                available: None,
+                may_read: false,
+            };
             let costs = Costs::of(world, layers, &sizes, sum, 10e9);
             assert_eq!(costs.is_tensor, is_tensor, "{costs}");
             let words = if is_tensor { "takes tensor" } else { "takes stages" };

@@ -36,9 +36,12 @@ pub(crate) struct ServeArguments {
     /// The most requests that wait; more are refused
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) queue: usize,
-    /// The most requests that are answered at a time
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    pub(crate) slots: usize,
+    /// Seconds that a request may wait for its turn; then it is refused
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub(crate) max_wait: u64,
+    /// The most requests that are answered at a time; by default 16, on a GPU 8
+    #[arg(long, value_name = "N")]
+    pub(crate) slots: Option<usize>,
     /// Propose up to N tokens (at most 7) that followed the last ones earlier in the text; the answers are the same
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(0..=7))]
     pub(crate) speculate: usize,

@@ -51,7 +51,8 @@ fn answer_as(arguments: &GenerateArguments, verbosity: Verbosity, one: Option<&O
         None => Vec::new(),
         Some(asked) => tokens_of(asked, &tokenizer)?,
     };
-    let join = |one: &OneOf| one.join(&source.model, &arguments.model, arguments.parallel, &say);
+    let join =
+        |one: &OneOf| one.join(&source.model, source.adapter.as_deref(), &arguments.model, arguments.parallel, &say);
     let together = one.map(join).transpose()?.flatten();
     let model = opening::open_together(&source, &arguments.model, together.as_ref(), &say)?;
     let speaks = one.is_none_or(OneOf::is_first);

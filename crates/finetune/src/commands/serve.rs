@@ -24,6 +24,9 @@ use crate::signals::{Heard, Signals};
 use crate::source::{Source, adapter_directory, run_of};
 use crate::{memory, output};
 
+/// Without `--slots` there are bytes for the keys and values of so many answers.
+const SLOTS_OF_BYTES: usize = 8;
+
 /// Longest key, in bytes.
 const LONGEST_KEY: usize = 4096;
 
@@ -48,7 +51,8 @@ fn follow_first(arguments: &ServeArguments, signals: &Signals, one: &OneOf) -> R
     let say = |_: &str| {};
     let source = Source::open(&arguments.model())?;
     let adapters = adapters(arguments, &source, &say)?;
-    let joined = one.join(&source.model, &arguments.model(), arguments.parallel, &say)?;
+    let first = adapters.first().map(|(_, directory)| directory.as_path());
+    let joined = one.join(&source.model, first, &arguments.model(), arguments.parallel, &say)?;
     let Some(together) = joined else { return Ok(ExitCode::SUCCESS) };
     let (base, mut served) = Base::open(arguments, &source, &adapters, Some(&together), &say)?;
     for (name, directory) in &adapters {
@@ -85,7 +89,8 @@ fn serve_as(
         ));
     }
     source.notices.iter().for_each(|notice| say(notice));
-    let join = |one: &OneOf| one.join(&source.model, &arguments.model(), arguments.parallel, &say);
+    let first = adapters.first().map(|(_, directory)| directory.as_path());
+    let join = |one: &OneOf| one.join(&source.model, first, &arguments.model(), arguments.parallel, &say);
     let together = one.map(join).transpose()?.flatten().map(Arc::new);
     let (base, mut served) = Base::open(arguments, &source, &adapters, together.as_deref(), &say)?;
     for (name, directory) in &adapters {
@@ -134,21 +139,21 @@ fn others(together: &Arc<Together>, served: &[Served]) -> Others {
         models: served.iter().map(Served::model).collect(),
         hops: Arc::clone(&together.hops),
         world: together.place().1,
-        check: Box::new(move || looked_at.check().map_err(|error| error.to_string())),
+        check: Arc::new(move || looked_at.check().map_err(|error| error.to_string())),
         rest: Box::new(move || kept_alive.keep_alive()),
     }
 }
 
 /// Refuses arguments before anything is read.
 fn settings(arguments: &ServeArguments) -> Result<Settings, Failure> {
-    for (name, count) in [("--max-tokens", arguments.max_tokens), ("--slots", arguments.slots)] {
-        if count == 0 {
+    for (name, count) in [("--max-tokens", Some(arguments.max_tokens)), ("--slots", arguments.slots)] {
+        if count == Some(0) {
             return Err(Failure::arguments(format!("{name} must be 1 or more"), "leave it out for the default"));
         }
     }
     // A semaphore has no more places.
     let most = u32::MAX as usize >> 3;
-    if arguments.slots > most || arguments.queue > most {
+    if arguments.slots.is_some_and(|slots| slots > most) || arguments.queue > most {
         return Err(Failure::arguments("--slots or --queue is too large", format!("at most {most} makes sense")));
     }
     let adapters_dir = arguments.adapters_dir.as_ref();
@@ -165,7 +170,7 @@ fn settings(arguments: &ServeArguments) -> Result<Settings, Failure> {
         max_tokens: arguments.max_tokens,
         grace: Duration::from_secs(arguments.grace),
         adapters_dir: arguments.adapters_dir.clone(),
-        bounds: Bounds::default(),
+        bounds: Bounds { turn: Duration::from_secs(arguments.max_wait), ..Bounds::default() },
     })
 }
 
@@ -228,12 +233,15 @@ fn name_of(path: &Path) -> String {
     name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
+/// As many answers as go through the model together, unless `--slots` says it. Without it, their keys and values take
+/// no more than those of [`SLOTS_OF_BYTES`] answers may: short ones need less than there is for each.
 fn engine(arguments: &ServeArguments, model: &Model) -> EngineSettings {
-    let wanted = model.rows_bytes().saturating_mul(arguments.slots);
+    let slots = arguments.slots.unwrap_or(model.most_rows());
+    let wanted = model.rows_bytes().saturating_mul(arguments.slots.unwrap_or(SLOTS_OF_BYTES));
     let most = memory::machine_bytes().map_or(usize::MAX, |bytes| usize::try_from(bytes / 2).unwrap_or(usize::MAX));
     let cache_bytes = wanted.min(most);
     EngineSettings {
-        slots: arguments.slots,
+        slots,
         queue: arguments.queue,
         cache_bytes,
         prefix_bytes: cache_bytes / 2,

@@ -4,14 +4,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use finetune_model::{Model, ModelConfig, Placement, slice_bytes};
+use finetune_model::adapter::Adapter;
+use finetune_model::{Model, ModelConfig, Placement, not_in_slices, slice_bytes};
 use finetune_rendezvous::Membership;
-use finetune_trainer::{OnRank, Parallel, Sizes, Together, stored_type};
+use finetune_trainer::{OnRank, Parallel, Sizes, ThisHost, Together, stored_type};
 
-use crate::cli::{ModelArguments, ParallelArgument};
+use crate::cli::{ModelArguments, ParallelArgument, ResidencyArgument};
 use crate::commands::opening::device_plan;
 use crate::failure::Failure;
 use crate::membership::{self, Assignment};
+use crate::memory;
 use crate::progress::Verbosity;
 use crate::rank_event;
 use crate::signals::Signals;
@@ -47,11 +49,12 @@ impl OneOf {
         membership::excuse(&self.membership, failure);
     }
 
-    /// Joins the others, to hold the model in a directory together. `None` if there is only this rank. `say` gets
-    /// what the user should know of how they hold it.
+    /// Joins the others, to hold the model in a directory together, packed as it was when `adapter` was trained on it.
+    /// `None` if there is only this rank. `say` gets what the user should know of how they hold it.
     pub(crate) fn join(
         &self,
         model: &Path,
+        adapter: Option<&Path>,
         arguments: &ModelArguments,
         parallel: ParallelArgument,
         say: &dyn Fn(&str),
@@ -62,28 +65,44 @@ impl OneOf {
         if world == 1 {
             return Ok(None);
         }
-        let sizes = || sizes(model, &config, arguments, world);
+        let sizes = || self.sizes(model, adapter, &config, arguments);
         let together = Together::connect(group, &config, parallel.into(), sizes)?;
-        together.reason.iter().for_each(|reason| say(reason));
+        together.notes.iter().for_each(|note| say(note));
         Ok(Some(together))
+    }
+
+    /// How large the base is, from the headers of its files, and what this rank has for it.
+    fn sizes(
+        &self,
+        model: &Path,
+        adapter: Option<&Path>,
+        config: &ModelConfig,
+        arguments: &ModelArguments,
+    ) -> Result<Sizes, Failure> {
+        let Membership { world, local_world, .. } = self.membership;
+        let adapter = adapter.map(|adapter| Adapter::read(adapter, config)).transpose()?;
+        let plan = device_plan(model, arguments, adapter.and_then(|adapter| adapter.base.quantization))?;
+        let host = ThisHost { memory: memory::machine_bytes(), local_world, ..ThisHost::default() };
+        let (available, placement) = (plan.memory(&host), plan.placement);
+        let form = Model::form(model, placement.quantization())?;
+        let held = placement.held(stored_type(model));
+        let layers = form.layers.iter().map(|layer| layer.bytes(held)).collect();
+        let [embedding, output] = form.ends.map(|end| end.bytes(held));
+        // An embedding that is the output layer too is with both.
+        let ends = [embedding, if output == 0 { embedding } else { output }];
+        let elements: u64 = form.layers.iter().map(|layer| layer.dense + layer.packed.elements).sum();
+        let used = 1.0 - config.idle_parameters() as f64 / elements.max(1) as f64;
+        let bandwidth = (!placement.is_cpu()).then_some(OF_GPU);
+        let is_split = not_in_slices(config, world).is_none();
+        let slice = if is_split { slice_bytes(config, &form, held, world) } else { 0 };
+        let may_read = arguments.residency != ResidencyArgument::Memory;
+        Ok(Sizes { layers, ends, slice, used, bandwidth, available, may_read })
     }
 }
 
 /// Bytes a second that a GPU is taken to read its weights with. Those of Apple's and of others' small machines
 /// have 100 to 1,000 GB/s.
 const OF_GPU: f64 = 200e9;
-
-/// What `--parallel auto` goes by, from the headers of the base.
-fn sizes(model: &Path, config: &ModelConfig, arguments: &ModelArguments, world: usize) -> Result<Sizes, Failure> {
-    let placement = device_plan(model, arguments, None)?.placement;
-    let form = Model::form(model, placement.quantization())?;
-    let held = placement.held(stored_type(model));
-    let layers = form.layers.iter().map(|layer| layer.bytes(held)).sum();
-    let elements: u64 = form.layers.iter().map(|layer| layer.dense + layer.packed.elements).sum();
-    let used = 1.0 - config.idle_parameters() as f64 / elements.max(1) as f64;
-    let bandwidth = (!placement.is_cpu()).then_some(OF_GPU);
-    Ok(Sizes { layers, slice: slice_bytes(config, &form, held, world), used, bandwidth })
-}
 
 /// The placement of this rank's layers, or of its slice of them.
 pub(crate) fn placed(placement: Placement, together: Option<&Together>) -> Placement {

@@ -263,7 +263,7 @@ impl Engine {
         let lookup = Lookup::new(&prompt, self.settings.speculate.min(MOST_AHEAD));
         self.taken += 1;
         self.flights.may_be(model.passes_at_once());
-        let (next, is_left) = (0, false);
+        let (next, answered, is_left) = (0, 0, false);
         self.waiting.push_back(Job {
             model,
             prompt,
@@ -273,6 +273,7 @@ impl Engine {
             end_ids,
             listener,
             next,
+            answered,
             number,
             is_left,
         });

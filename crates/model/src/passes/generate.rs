@@ -15,7 +15,6 @@ use crate::model::Model;
 use crate::passes::lookup::Speculated;
 use crate::passes::sampling::{Sampling, all_finite, choose};
 use crate::readback::data;
-use crate::stage::Said;
 
 /// Tokens of a prompt that [`Model::generate_cached`] reads at once. Between two such parts it can
 /// be stopped.
@@ -130,58 +129,69 @@ impl Model {
             return Ok(generation);
         }
         let kept = cache.keep_beginning_of(prompt);
-        let mut logits = Vec::new();
+        let mut next = None;
         for tokens in prompt[kept..].chunks(part) {
-            logits = self.read(tokens, cache)?;
+            let is_last = kept + generation.prompt_computed + tokens.len() == prompt.len();
+            next = self.next_behind(tokens, cache, is_last.then_some((sampling, 0)))?;
             generation.prompt_computed += tokens.len();
             if !each(GenerationStep::Prompt(kept + generation.prompt_computed)) {
                 return Ok(generation);
             }
         }
-        while !logits.is_empty() {
-            let token = next_token(&logits, sampling, generation.tokens.len())?;
+        while let Some(token) = next {
             let goes_on = generation.take(token, end_ids, &mut |token| each(GenerationStep::Token(token)));
             if !goes_on || generation.tokens.len() >= max_new_tokens {
                 break;
             }
-            logits = self.read(&[token], cache)?;
+            next = self.next_behind(&[token], cache, Some((sampling, generation.tokens.len())))?;
         }
         Ok(generation)
     }
 
+    /// The token after these, which are added to the cache. `asked`: how it is chosen, and how many new ones there
+    /// are before it; `None`: it is not asked for.
+    pub(crate) fn next_behind(
+        &self,
+        tokens: &[u32],
+        cache: &mut KeyValueCache,
+        asked: Option<(Sampling, usize)>,
+    ) -> Result<Option<u32>, ModelError> {
+        let logits = self.begin_read(tokens, cache)?;
+        let chosen = match asked {
+            Some(row) => self.choose_rows(logits.as_deref(), &[row])?,
+            None => self.choose(logits.as_deref(), vec![None], |_| Vec::new())?,
+        };
+        Ok(self.tokens_of(chosen)?.first().copied())
+    }
+
     /// Logits [v] of the token after these, which are added to the cache.
+    #[cfg(test)]
+    pub(crate) fn read(&self, tokens: &[u32], cache: &mut KeyValueCache) -> Result<Vec<f32>, ModelError> {
+        Ok(self.begin_read(tokens, cache)?.expect("this process has all layers"))
+    }
+
+    /// Logits [v] of the token after these, which are added to the cache. `None`: another process has them.
     ///
     /// Where the text becomes so long that its positions are others, all of it is read again.
-    pub(crate) fn read(&self, tokens: &[u32], cache: &mut KeyValueCache) -> Result<Vec<f32>, ModelError> {
-        self.logits_of(self.begin_read(tokens, cache)?)
-    }
-
-    /// The logits of a pass that was begun. Where several processes hold the layers, they are taken in the order
-    /// in which their passes were begun.
-    pub(crate) fn logits_of(&self, said: Said) -> Result<Vec<f32>, ModelError> {
-        self.weights.taken(said)
-    }
-
-    /// As [`Self::read`], without waiting for the logits.
-    pub(crate) fn begin_read(&self, tokens: &[u32], cache: &mut KeyValueCache) -> Result<Said, ModelError> {
+    pub(crate) fn begin_read(&self, tokens: &[u32], cache: &mut KeyValueCache) -> Result<Option<Vec<f32>>, ModelError> {
         let is_long = self.config.is_long(cache.tokens().len() + tokens.len());
         if is_long != cache.is_long && !cache.tokens().is_empty() {
             let all = [cache.tokens(), tokens].concat();
             *cache = KeyValueCache::default();
             return self.begin_read(&all, cache);
         }
-        let said = cache.read(tokens, self.weights.layers.len(), |past, layers| {
+        let logits = cache.read(tokens, self.weights.layers.len(), |past, layers| {
             let all = past + tokens.len();
             let positions: Vec<u32> = (past..all).map(|p| p as u32).collect();
             let ropes = self.rope_tables(&positions, std::iter::once((tokens.len(), all)));
             self.next_logits(tokens, ropes, Segments::cached(tokens.len(), all), layers, &[tokens.len() - 1], None)
         })?;
         cache.is_long = is_long;
-        Ok(said)
+        Ok(logits)
     }
 
-    /// Logits [wanted, v] behind those of these tokens whose numbers, which ascend, are `wanted`. The caches hold what
-    /// was before the tokens. `branches`: those of each token, in the place of this model's.
+    /// Logits [wanted, v] behind those of these tokens whose numbers, which ascend, are `wanted`; `None`: another
+    /// process has them. The caches hold what was before the tokens. `branches`: those of each token, in the place of this model's.
     pub(crate) fn next_logits(
         &self,
         tokens: &[u32],
@@ -190,7 +200,7 @@ impl Model {
         caches: &mut [LayerCache],
         wanted: &[usize],
         branches: Option<RowBranches>,
-    ) -> Result<Said, ModelError> {
+    ) -> Result<Option<Vec<f32>>, ModelError> {
         let of_wanted = branches.as_ref().map(|branches| Arc::new(branches.of_rows(wanted)));
         let context = Context {
             ropes,
@@ -213,11 +223,10 @@ impl Model {
                 }
                 false => None,
             };
-            let said = self.weights.say(logits, wanted.len() * self.weights.output().shape[0])?;
-            if let (Some(sliced), Said::Here(logits)) = (&self.weights.sliced, &said) {
+            if let (Some(sliced), Some(logits)) = (&self.weights.sliced, &logits) {
                 sliced.check_alike(logits)?;
             }
-            Ok(said)
+            Ok(logits)
         };
         if self.placement().is_cpu() {
             // A token goes through hundreds of products of a few microseconds. From a thread outside

@@ -7,16 +7,15 @@
 use std::collections::VecDeque;
 
 use finetune_kernels::{FEW_ROWS, Segments};
-use rayon::prelude::*;
 
 use crate::config::{LayerConfig, MixerKind};
 use crate::decoder::cache::{KeyValueCache, RowsCache, room};
 use crate::decoder::row_branches::RowBranches;
 use crate::error::ModelError;
 use crate::model::Model;
-use crate::passes::generate::{Generation, next_token};
+use crate::passes::choices::Chosen;
+use crate::passes::generate::Generation;
 use crate::passes::sampling::Sampling;
-use crate::stage::Said;
 use crate::tree::expected_tensors;
 
 /// Most rows of a pass where a GPU has a part of it: its kernel for packed weights takes no more.
@@ -91,14 +90,14 @@ impl Model {
         let result = answers.begin(running, caches, &mut under_way);
         if let Err(error) = result.and_then(|()| answers.go_on(&mut under_way)) {
             // What others have sent or will send is taken, so that nobody's line is left full.
-            under_way.into_iter().for_each(|group| drop(self.logits_of(group.said)));
+            under_way.into_iter().for_each(|group| drop(self.taken(group.chosen)));
             return Err(error);
         }
         Ok(answers.generations)
     }
 
-    /// Most rows of a pass.
-    pub(crate) fn most_rows(&self) -> usize {
+    /// Most rows of a pass: sixteen, or eight if a GPU has a part of it.
+    pub fn most_rows(&self) -> usize {
         if self.all_on_cpu() { FEW_ROWS } else { ROWS_ON_GPU }
     }
 
@@ -145,17 +144,18 @@ impl Model {
     /// Logits [rows, v] after the next token of each row, which is added to the cache.
     #[cfg(test)]
     pub(crate) fn read_rows(&self, tokens: &[u32], cache: &mut RowsCache) -> Result<Vec<f32>, ModelError> {
-        self.logits_of(self.begin_rows(tokens, cache, None)?)
+        Ok(self.begin_rows(tokens, cache, None)?.expect("this process has all layers"))
     }
 
-    /// As [`Self::read_rows`], without waiting for the logits. `branches`: those of each row, in the place of this
+    /// Logits [rows, v] after the next token of each row, which is added to the cache; `None`: another process has
+    /// them. `branches`: those of each row, in the place of this
     /// model's.
     pub(crate) fn begin_rows(
         &self,
         tokens: &[u32],
         cache: &mut RowsCache,
         branches: Option<RowBranches>,
-    ) -> Result<Said, ModelError> {
+    ) -> Result<Option<Vec<f32>>, ModelError> {
         let positions: Vec<u32> = cache.lengths().iter().map(|&length| length as u32).collect();
         let ropes = self.rope_tables(&positions, cache.lengths().iter().map(|&length| (1, length + 1)));
         let segments = Segments::next_tokens(cache.next_keys());
@@ -178,13 +178,9 @@ impl Model {
 
     /// Logits [t, v] after each of t tokens that follow the only row of the cache, to which they are added. There
     /// are at most [`FEW_ROWS`], and on the CPU the logits have the bits of t passes of one token: products have one
-    /// order of sums, and attention goes over each query's own keys as if it were a row.
-    pub(crate) fn read_ahead(&self, tokens: &[u32], cache: &mut RowsCache) -> Result<Vec<f32>, ModelError> {
-        self.logits_of(self.begin_ahead(tokens, cache)?)
-    }
-
-    /// As [`Self::read_ahead`], without waiting for the logits.
-    pub(crate) fn begin_ahead(&self, tokens: &[u32], cache: &mut RowsCache) -> Result<Said, ModelError> {
+    /// order of sums, and attention goes over each query's own keys as if it were a row. `None`: another process has
+    /// them.
+    pub(crate) fn begin_ahead(&self, tokens: &[u32], cache: &mut RowsCache) -> Result<Option<Vec<f32>>, ModelError> {
         let past = cache.lengths()[0];
         let positions: Vec<u32> = (past..past + tokens.len()).map(|position| position as u32).collect();
         let ropes = self.rope_tables(&positions, (1..=tokens.len()).map(|own| (1, past + own)));
@@ -198,7 +194,7 @@ impl Model {
 struct Group {
     running: Vec<Running>,
     cache: RowsCache,
-    said: Said,
+    chosen: Chosen,
 }
 
 /// Rows that are answered. Where several processes hold the layers, as many passes are under way as there are
@@ -231,21 +227,21 @@ impl Answers<'_> {
             {
                 // Prompts are long enough to use the processor well alone.
                 let mut cache = KeyValueCache::default();
-                let said = self.model.begin_read(request.prompt, &mut cache)?;
-                under_way.push_back((row, cache, said));
+                let logits = self.model.begin_read(request.prompt, &mut cache)?;
+                let chosen = self.model.choose_rows(logits.as_deref(), &[(request.sampling, 0)])?;
+                under_way.push_back((row, cache, chosen));
             }
-            let Some((row, cache, said)) = under_way.pop_front() else { return Ok((running, caches)) };
+            let Some((row, cache, chosen)) = under_way.pop_front() else { return Ok((running, caches)) };
             let request = &self.requests[row];
-            let next = self.model.logits_of(said).and_then(|logits| next_token(&logits, request.sampling, 0));
-            let next = match next {
-                Ok(token) => (row, token),
+            let next = match self.model.tokens_of(chosen) {
+                Ok(tokens) => tokens.first().map(|&token| (row, token)),
                 Err(error) => {
-                    under_way.into_iter().for_each(|(.., said)| drop(self.model.logits_of(said)));
+                    under_way.into_iter().for_each(|(.., chosen)| drop(self.model.taken(chosen)));
                     return Err(error);
                 }
             };
             self.generations[row].prompt_computed = request.prompt.len();
-            if self.take(next) {
+            if let Some(next) = next.filter(|&next| self.take(next)) {
                 running.push(next);
                 caches.push(cache);
             }
@@ -265,17 +261,17 @@ impl Answers<'_> {
             let (others, others_caches) = (running.split_off(rows), caches.split_off(rows));
             let mut cache = RowsCache::join(std::mem::replace(&mut caches, others_caches));
             let running = std::mem::replace(&mut running, others);
-            let said = self.model.begin_rows(&tokens(&running), &mut cache, None)?;
-            under_way.push_back(Group { running, cache, said });
+            let chosen = self.chosen(&running, &mut cache)?;
+            under_way.push_back(Group { running, cache, chosen });
         }
         Ok(())
     }
 
-    /// Takes the logits of the oldest pass and begins the next one of its rows, until none goes on.
+    /// Takes the tokens of the oldest pass and begins the next one of its rows, until none goes on.
     fn go_on(&mut self, under_way: &mut VecDeque<Group>) -> Result<(), ModelError> {
-        while let Some(Group { running, mut cache, said }) = under_way.pop_front() {
-            let logits = self.model.logits_of(said)?;
-            let next = self.chosen(&logits, &running)?;
+        while let Some(Group { running, mut cache, chosen }) = under_way.pop_front() {
+            let tokens = self.model.tokens_of(chosen)?;
+            let next: Vec<Running> = running.iter().zip(tokens).map(|(&(row, _), token)| (row, token)).collect();
             let going: Vec<usize> = (0..next.len()).filter(|&n| self.take(next[n])).collect();
             if going.is_empty() {
                 continue;
@@ -284,22 +280,18 @@ impl Answers<'_> {
                 cache.keep(&going);
             }
             let running: Vec<Running> = going.into_iter().map(|n| next[n]).collect();
-            let said = self.model.begin_rows(&tokens(&running), &mut cache, None)?;
-            under_way.push_back(Group { running, cache, said });
+            let chosen = self.chosen(&running, &mut cache)?;
+            under_way.push_back(Group { running, cache, chosen });
         }
         Ok(())
     }
 
-    /// The next token of each row, from the logits [rows, v].
-    fn chosen(&self, logits: &[f32], running: &[Running]) -> Result<Vec<Running>, ModelError> {
+    /// Begins a pass of rows, whose next tokens are chosen at its end.
+    fn chosen(&self, running: &[Running], cache: &mut RowsCache) -> Result<Chosen, ModelError> {
         let (requests, generations) = (self.requests, &self.generations);
-        let of_row = |(logits, &(row, _)): (&[f32], &Running)| {
-            next_token(logits, requests[row].sampling, generations[row].tokens.len()).map(|token| (row, token))
-        };
-        logits.par_chunks(logits.len() / running.len()).zip(running).map(of_row).collect()
+        let tokens: Vec<u32> = running.iter().map(|&(_, token)| token).collect();
+        let logits = self.model.begin_rows(&tokens, cache, None)?;
+        let of_row = |&(row, _): &Running| (requests[row].sampling, generations[row].tokens.len());
+        self.model.choose_rows(logits.as_deref(), &running.iter().map(of_row).collect::<Vec<_>>())
     }
-}
-
-fn tokens(running: &[Running]) -> Vec<u32> {
-    running.iter().map(|&(_, token)| token).collect()
 }

@@ -20,7 +20,6 @@ use crate::decoder::cache::{KeyValueCache, RowsCache, read_apart};
 use crate::decoder::row_branches::{BranchTable, RowBranches};
 use crate::error::ModelError;
 use crate::model::{Model, Trained};
-use crate::stage::Said;
 
 /// Most rows of a product with few outputs, on the CPU, whose order of sums is another one than that of many.
 pub(crate) const FEW: usize = 64;
@@ -87,10 +86,10 @@ impl Model {
     /// As [`Model::begin_rows`], of rows with different adapters: one model for each row. Rows of one model lie next
     /// to each other, and all of them share passes.
     pub(crate) fn begin_mixed_rows(
-        models: &[&Arc<Model>],
+        models: &[Arc<Model>],
         tokens: &[u32],
         cache: &mut RowsCache,
-    ) -> Result<Said, ModelError> {
+    ) -> Result<Option<Vec<f32>>, ModelError> {
         let mut parts: Vec<(Range<usize>, Arc<BranchTable>)> = Vec::new();
         for same in models.chunk_by(|one, other| Arc::ptr_eq(one, other)) {
             let start = parts.last().map_or(0, |(rows, _)| rows.end);
@@ -101,7 +100,7 @@ impl Model {
 
     /// Begins a pass over parts of several prompts, which go through the base together and are added to their caches:
     /// logits [prompts, v] of the tokens after them. All models read together and share passes.
-    pub(crate) fn begin_parts(parts: &mut [PromptPart<'_>]) -> Result<Said, ModelError> {
+    pub(crate) fn begin_parts(parts: &mut [PromptPart<'_>]) -> Result<Option<Vec<f32>>, ModelError> {
         let model = parts[0].model;
         let (mut tokens, mut positions, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
         let (mut segments, mut wanted, mut branches) = (Vec::new(), Vec::new(), Vec::new());

@@ -59,6 +59,12 @@ pub struct ChosenToken {
     pub logprobs: Option<Logprobs>,
 }
 
+impl From<u32> for ChosenToken {
+    fn from(token: u32) -> ChosenToken {
+        ChosenToken { token, logprobs: None }
+    }
+}
+
 /// Natural logarithms of probabilities, of the model's own logits, which nothing has changed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprobs {
@@ -91,9 +97,9 @@ impl Chooser {
         Chooser { form, ..self }
     }
 
-    /// Tokens that were chosen so far.
-    pub(crate) fn chosen(&self) -> usize {
-        self.chosen
+    /// How many of the likeliest tokens are wanted with their logarithms of probabilities, if these are.
+    pub(crate) fn logprobs(&self) -> Option<usize> {
+        self.rules.logprobs
     }
 
     /// The next token of the answer.

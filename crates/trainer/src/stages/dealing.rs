@@ -309,7 +309,7 @@ fn with_room(layers: usize, speeds: &[f64], offers: &[Offer], way: usize) -> Opt
 }
 
 /// Speeds of which those that are nearly equal are equal. If one is not known, all are equal.
-fn levelled(rates: &[f64]) -> Vec<f64> {
+pub(crate) fn levelled(rates: &[f64]) -> Vec<f64> {
     if !rates.iter().all(|rate| *rate > 0.0 && rate.is_finite()) {
         return vec![1.0; rates.len()];
     }

@@ -8,22 +8,26 @@ use super::{EngineEnd, EngineEvent, Listener, PassCounts, is_read_again};
 use crate::decoder::cache::{KeyValueCache, RowsCache};
 use crate::error::ModelError;
 use crate::model::Model;
+use crate::passes::choices::{Choice, Chosen};
+use crate::passes::generate_ahead::chosen_ahead;
 use crate::passes::generate_rows::MOST_AHEAD;
 use crate::passes::lookup::{Lookup, Speculated};
 use crate::passes::token_rules::{Chooser, ChosenToken};
-use crate::stage::Said;
 
 /// A request, and what has become of it.
 pub(super) struct Job {
     pub(super) model: Arc<Model>,
     pub(super) prompt: Vec<u32>,
     pub(super) max_new_tokens: usize,
+    /// Chooses its tokens, on the process that has the logits. That of any other stays as it was.
     pub(super) chooser: Chooser,
     pub(super) lookup: Lookup,
     pub(super) end_ids: Vec<u32>,
     pub(super) listener: Box<dyn Listener>,
     /// The token that goes through the model next.
     pub(super) next: u32,
+    /// Tokens of the answer so far.
+    pub(super) answered: usize,
     /// Its number among all requests.
     pub(super) number: u64,
     /// Whether the listener has said that no more is wanted.
@@ -47,6 +51,7 @@ impl Job {
             }
         };
         self.next = chosen.token;
+        self.answered += 1;
         self.lookup.push(chosen.token);
         if self.end_ids.contains(&chosen.token) {
             self.tell(EngineEvent::Ended(EngineEnd::EndToken(chosen.token)));
@@ -71,11 +76,16 @@ impl Job {
 
     /// Ends the answer if no more tokens are allowed. Returns whether it goes on.
     pub(super) fn end_if_full(&mut self) -> bool {
-        let is_full = self.chooser.chosen() >= self.max_new_tokens;
+        let is_full = self.answered >= self.max_new_tokens;
         if is_full {
             self.tell(EngineEvent::Ended(EngineEnd::Length));
         }
         !is_full
+    }
+
+    /// Chooses the next token from its logits.
+    pub(super) fn choose(&mut self, logits: &[f32]) -> Choice {
+        Some(self.chooser.next(logits))
     }
 
     /// Tells the listener that the model failed.
@@ -94,7 +104,7 @@ enum Caches {
 struct Pass {
     /// The model that it goes through, or one of those that share it.
     model: Arc<Model>,
-    said: Said,
+    chosen: Chosen,
     /// The numbers of the requests that are in it, in the order of its rows. Others may have joined between them
     /// since; none of them leaves before it is over.
     numbers: Vec<u64>,
@@ -198,21 +208,36 @@ impl Group {
         let is_mixed = self.is_mixed();
         let proposed = if looks_ahead { self.proposed() } else { Vec::new() };
         let tokens: Vec<u32> = self.jobs.iter().map(|job| job.next).chain(proposed.iter().copied()).collect();
-        let models: Vec<&Arc<Model>> = self.jobs.iter().map(|job| &job.model).collect();
-        let Some(&model) = models.first() else { return Ok(()) };
+        let models: Vec<Arc<Model>> = self.jobs.iter().map(|job| Arc::clone(&job.model)).collect();
+        let Some(model) = models.first() else { return Ok(()) };
         passes.answer_passes += 1;
         passes.answer_rows += self.jobs.len() as u64;
         passes.mixed_passes += u64::from(is_mixed);
-        let said = match &mut self.caches {
+        let logits = match &mut self.caches {
             Caches::Together(rows) if !proposed.is_empty() => model.begin_ahead(&tokens, rows)?,
             Caches::Together(rows) if is_mixed => Model::begin_mixed_rows(&models, &tokens, rows)?,
             Caches::Together(rows) => model.begin_rows(&tokens, rows, None)?,
             Caches::Alone(cache) => model.begin_read(&tokens, cache)?,
         };
+        let chosen = self.choose(model, logits.as_deref(), &proposed)?;
         let (model, numbers) = (Arc::clone(model), self.jobs.iter().map(|job| job.number).collect());
         self.begun = number;
-        self.pass = Some(Pass { model, said, numbers, proposed });
+        self.pass = Some(Pass { model, chosen, numbers, proposed });
         Ok(())
+    }
+
+    /// Chooses a token of each answer, or several of the only one: each from the logits that it has without proposals.
+    fn choose(&mut self, model: &Model, logits: Option<&[f32]>, proposed: &[u32]) -> Result<Chosen, ModelError> {
+        let jobs = &mut self.jobs;
+        let mut rows: Vec<Option<usize>> = jobs.iter().map(|job| job.chooser.logprobs()).collect();
+        if proposed.is_empty() {
+            return model.choose(logits, rows, |logits| {
+                let of_rows = logits.par_chunks(logits.len() / jobs.len());
+                jobs.par_iter_mut().zip(of_rows).map(|(job, row)| job.choose(row)).collect()
+            });
+        }
+        rows.resize(1 + proposed.len(), rows[0]);
+        model.choose(logits, rows, |logits| chosen_ahead(proposed, logits, |_, logits| jobs[0].chooser.next(logits)))
     }
 
     /// What may come behind the next token, if there is only one answer.
@@ -220,7 +245,7 @@ impl Group {
         match (self.jobs.as_slice(), &self.caches) {
             ([job], Caches::Together(_)) if job.model.takes_back() => {
                 // One token at least is made anyway.
-                let room = (job.max_new_tokens - job.chooser.chosen() - 1).min(MOST_AHEAD);
+                let room = (job.max_new_tokens - job.answered - 1).min(MOST_AHEAD);
                 job.lookup.propose(room)
             }
             _ => Vec::new(),
@@ -229,30 +254,28 @@ impl Group {
 
     /// Waits for the pass that is under way, and takes its tokens. Returns what was proposed.
     pub(super) fn finish(&mut self) -> Result<Speculated, ModelError> {
-        let Some(Pass { model, said, numbers, proposed }) = self.pass.take() else { return Ok(Speculated::default()) };
-        let logits = model.logits_of(said)?;
+        let Some(Pass { model, chosen, numbers, proposed }) = self.pass.take() else {
+            return Ok(Speculated::default());
+        };
+        let choices = model.taken(chosen)?;
         if !proposed.is_empty() {
-            return Ok(self.take_ahead(&logits, &proposed));
+            return Ok(self.take_ahead(choices, &proposed));
         }
         // Those that have joined since have their first tokens already.
-        let mut jobs: Vec<&mut Job> = self.jobs.iter_mut().filter(|job| numbers.contains(&job.number)).collect();
-        let of_rows = logits.par_chunks(logits.len() / numbers.len());
-        let chosen: Vec<_> = jobs.par_iter_mut().zip(of_rows).map(|(job, row)| job.chooser.next(row)).collect();
-        let ended = |(job, chosen): (&mut Job, _)| (!job.take(chosen)).then_some(job.number);
-        let ended: Vec<u64> = jobs.into_iter().zip(chosen).filter_map(ended).collect();
+        let jobs = self.jobs.iter_mut().filter(|job| numbers.contains(&job.number));
+        let ended = |(job, chosen): (&mut Job, Choice)| (!job.take(chosen?)).then_some(job.number);
+        let ended: Vec<u64> = jobs.zip(choices).filter_map(ended).collect();
         self.remove(&ended);
         Ok(Speculated::default())
     }
 
-    /// Takes tokens of the only answer as long as they are the proposed ones. Each is chosen from the logits that it
-    /// has without proposals.
-    fn take_ahead(&mut self, logits: &[f32], proposed: &[u32]) -> Speculated {
+    /// Takes tokens of the only answer as long as they are the proposed ones.
+    fn take_ahead(&mut self, choices: Vec<Choice>, proposed: &[u32]) -> Speculated {
         let ([job], Caches::Together(rows)) = (self.jobs.as_mut_slice(), &mut self.caches) else {
             return Speculated::default();
         };
         let (mut accepted, mut goes_on) = (0, true);
-        for logits in logits.chunks(logits.len() / (1 + proposed.len())) {
-            let chosen = job.chooser.next(logits);
+        for chosen in choices.into_iter().flatten() {
             goes_on = job.take(chosen);
             // A listener that has left hears nothing more, and only the first process knows that it has.
             if !goes_on || proposed.get(accepted) != Some(&job.next) {
@@ -274,9 +297,14 @@ impl Group {
         self.jobs.drain(..).for_each(|mut job| job.fail(error));
     }
 
-    /// Drops the pass that is under way. Returns its model and what it says, if it is.
-    pub(super) fn leave_pass(&mut self) -> Option<(Arc<Model>, Said)> {
-        self.pass.take().map(|pass| (pass.model, pass.said))
+    /// Drops the pass that is under way. Returns its model and what it has come to, if it is.
+    pub(super) fn leave_pass(&mut self) -> Option<(Arc<Model>, Chosen)> {
+        self.pass.take().map(|pass| (pass.model, pass.chosen))
+    }
+
+    /// Takes in what was chosen in the pass that is under way, before it is needed.
+    pub(super) fn hear(&mut self) -> Result<(), ModelError> {
+        self.pass.as_mut().map_or(Ok(()), |pass| pass.model.hear(&mut pass.chosen))
     }
 
     /// The requests.

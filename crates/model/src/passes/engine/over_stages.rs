@@ -85,14 +85,14 @@ impl Engine {
     /// part. Nobody hears of it.
     pub fn drain(&mut self) {
         while let Some(flight) = self.flights.all.pop_front() {
-            let (model, said) = match flight {
-                Flight::Parts(Parts { model, said, .. }) => (model, said),
+            let (model, chosen) = match flight {
+                Flight::Parts(Parts { model, chosen, .. }) => (model, chosen),
                 Flight::Group(number) => {
                     let Some(pass) = self.group_of(number).and_then(Group::leave_pass) else { continue };
                     pass
                 }
             };
-            if model.logits_of(said).is_err() {
+            if model.taken(chosen).is_err() {
                 // The others are gone.
                 self.flights.all.clear();
             }
@@ -133,7 +133,7 @@ impl Engine {
         }
     }
 
-    /// Takes what the oldest pass says.
+    /// Takes what was chosen in the oldest pass.
     fn finish_pass(&mut self) -> Result<(), ModelError> {
         match self.flights.all.pop_front() {
             None => Ok(()),
@@ -147,6 +147,21 @@ impl Engine {
                 Ok(())
             }
         }
+    }
+
+    /// Takes in what the last process has chosen in all passes that are under way. What it says next comes behind it.
+    pub(super) fn hear_all(&mut self) -> Result<(), ModelError> {
+        for n in 0..self.flights.all.len() {
+            let number = match &mut self.flights.all[n] {
+                Flight::Parts(Parts { model, chosen, .. }) => {
+                    model.hear(chosen)?;
+                    continue;
+                }
+                Flight::Group(number) => *number,
+            };
+            self.group_of(number).map_or(Ok(()), Group::hear)?;
+        }
+        Ok(())
     }
 
     /// The group whose pass under way has this number.

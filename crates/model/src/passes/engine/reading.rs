@@ -12,9 +12,9 @@ use super::{Engine, EngineEvent};
 use crate::decoder::cache::KeyValueCache;
 use crate::error::ModelError;
 use crate::model::Model;
+use crate::passes::choices::{Choice, Chosen};
 use crate::passes::generate::PROMPT_PART;
 use crate::passes::sharing::PromptPart;
-use crate::stage::Said;
 
 /// A request whose prompt is read.
 pub(super) struct Reading {
@@ -28,7 +28,10 @@ pub(super) struct Reading {
 pub(super) struct Parts {
     /// The model that it goes through, or one of those that share it.
     pub(super) model: Arc<Model>,
-    pub(super) said: Said,
+    /// The first token of each answer whose prompt is read to its end.
+    pub(super) chosen: Chosen,
+    /// The logits behind each part, if this process has them.
+    logits: Option<Vec<f32>>,
     /// Of each part the request, if it is the last part of its prompt.
     pub(super) last: Vec<Option<Reading>>,
 }
@@ -137,7 +140,7 @@ impl Engine {
         self.passes.prompt_passes += 1;
         self.passes.prompt_parts += count as u64;
         self.passes.mixed_passes += u64::from(is_mixed);
-        let said = match &mut self.reading[..count] {
+        let logits = match &mut self.reading[..count] {
             [Reading { job, cache, end }] => {
                 let part = next_part(*end, job.prompt.len());
                 *end = part.end;
@@ -156,8 +159,8 @@ impl Engine {
                 Model::begin_parts(&mut parts.collect::<Vec<_>>())
             }
         };
-        let said = match said {
-            Ok(said) => said,
+        let logits = match logits {
+            Ok(logits) => logits,
             Err(error) => {
                 self.reading.drain(..count).for_each(|mut reading| reading.job.fail(&error));
                 return Err(error);
@@ -169,26 +172,35 @@ impl Engine {
             last.push(is_read.then(|| self.reading.remove(place)));
             place += usize::from(!is_read);
         }
-        Ok(Some(Parts { model, said, last }))
+        match choose_first(&model, logits.as_deref(), &mut last) {
+            Ok(chosen) => Ok(Some(Parts { model, chosen, logits, last })),
+            Err(error) => {
+                last.into_iter().flatten().for_each(|mut reading| reading.job.fail(&error));
+                Err(error)
+            }
+        }
     }
 
     /// Waits for a pass over parts of prompts. Behind the last part of a prompt comes the first token. The requests
     /// hear of an error.
-    pub(super) fn finish_parts(&mut self, Parts { model, said, last }: Parts) -> Result<(), ModelError> {
-        let logits = match model.logits_of(said) {
-            Ok(logits) => logits,
+    pub(super) fn finish_parts(&mut self, Parts { model, chosen, logits, last }: Parts) -> Result<(), ModelError> {
+        let choices = match model.taken(chosen) {
+            Ok(choices) => choices,
             Err(error) => {
                 last.into_iter().flatten().for_each(|mut reading| reading.job.fail(&error));
                 return Err(error);
             }
         };
-        let rows = logits.chunks(logits.len() / last.len()).zip(&last);
-        let of_last: Vec<&[f32]> = rows.filter(|(_, last)| last.is_some()).map(|(logits, _)| logits).collect();
+        let count = last.len();
+        let row = |n: usize| logits.as_ref().and_then(|logits| logits.chunks(logits.len() / count).nth(n));
+        let is_last = |(_, last): &((usize, Choice), &Option<Reading>)| last.is_some();
+        let rows = choices.into_iter().enumerate().zip(&last).filter(is_last);
+        let of_last: Vec<(Choice, Option<&[f32]>)> = rows.map(|((n, choice), _)| (choice, row(n))).collect();
         // Until a request has its place in a group, it counts as one that is read.
         self.reading.splice(..0, last.into_iter().flatten());
-        for logits in of_last {
+        for (choice, logits) in of_last {
             let Reading { job, cache, .. } = self.reading.remove(0);
-            self.finish_reading(job, cache, logits);
+            self.finish_reading(job, cache, choice, logits)?;
         }
         Ok(())
     }
@@ -205,20 +217,45 @@ impl Engine {
         self.reading.iter().take_while(fits).count().max(1)
     }
 
-    /// Keeps a prompt that is read, and chooses the first token of its answer from the logits behind it.
-    fn finish_reading(&mut self, job: Job, cache: KeyValueCache, logits: &[f32]) {
+    /// Keeps a prompt that is read, and takes the first token of its answer. Further requests of the prompt get theirs
+    /// from the logits behind it.
+    fn finish_reading(
+        &mut self,
+        job: Job,
+        cache: KeyValueCache,
+        first: Choice,
+        logits: Option<&[f32]>,
+    ) -> Result<(), ModelError> {
         if !job.model.has_states() {
             self.prefixes.put(&job.model, cache.clone());
         }
         let (model, prompt) = (Arc::clone(&job.model), job.prompt.clone());
-        self.answer(job, cache.clone(), logits);
+        self.answer(job, cache.clone(), first);
         // Requests of the same prompt behind this one go on from here.
         while let Some(mut job) = self.next_of(&model, &prompt) {
             job.tell(EngineEvent::Begun { cached: prompt.len() });
             if job.end_if_full() {
-                self.answer(job, cache.clone(), logits);
+                match self.choose_behind(&mut job, logits) {
+                    Ok(first) => self.answer(job, cache.clone(), first),
+                    Err(error) => {
+                        job.fail(&error);
+                        return Err(error);
+                    }
+                }
             }
         }
+        Ok(())
+    }
+
+    /// The first token of a request whose prompt another one has just read. The last of several processes chooses it
+    /// now, behind what it has said of the passes that are under way.
+    fn choose_behind(&mut self, job: &mut Job, logits: Option<&[f32]>) -> Result<Choice, ModelError> {
+        if logits.is_none() {
+            self.hear_all()?;
+        }
+        let (model, top) = (Arc::clone(&job.model), job.chooser.logprobs());
+        let chosen = model.choose(logits, vec![top], |logits| vec![job.choose(logits)])?;
+        Ok(model.taken(chosen)?.pop().flatten())
     }
 
     /// The first of the waiting requests, if it has this prompt and there is room for it.
@@ -229,14 +266,23 @@ impl Engine {
         fits.then(|| self.waiting.pop_front()).flatten()
     }
 
-    /// Chooses the first token of an answer, from the logits behind its prompt.
-    fn answer(&mut self, mut job: Job, cache: KeyValueCache, logits: &[f32]) {
-        let chosen = job.chooser.next(logits);
-        if job.take(chosen) {
+    /// Takes the first token of an answer, and lets it go on.
+    fn answer(&mut self, mut job: Job, cache: KeyValueCache, first: Choice) {
+        if first.is_some_and(|chosen| job.take(chosen)) {
             match self.place_of(&job) {
                 Some(place) => self.groups[place].add(job, cache),
                 None => self.groups.push(Group::new(job, cache)),
             }
         }
     }
+}
+
+/// Chooses the first tokens behind the prompts that are read to their ends.
+fn choose_first(model: &Model, logits: Option<&[f32]>, last: &mut [Option<Reading>]) -> Result<Chosen, ModelError> {
+    let top = |last: &Option<Reading>| last.as_ref().and_then(|reading| reading.job.chooser.logprobs());
+    model.choose(logits, last.iter().map(top).collect(), |logits| {
+        let of_parts = logits.chunks(logits.len() / last.len());
+        let choose = |(row, last): (&[f32], &mut Option<Reading>)| last.as_mut().and_then(|last| last.job.choose(row));
+        of_parts.zip(last).map(choose).collect()
+    })
 }
