@@ -130,8 +130,8 @@ impl Files<'_> {
         let (shape, kind) =
             kinds.into_iter().max_by_key(|(shape, kind)| shape.iter().product::<usize>() * kind.len())?;
         let portion = portion(shape, rows, rayon::current_num_threads());
-        // Of a base of which only the headers are here, none can be read.
-        let held = kind.into_iter().filter_map(|matrix| self.held(matrix, portion.outputs));
+        // Of a base of which only the headers are here, none can be read: the others are not tried.
+        let held = kind.into_iter().map_while(|matrix| self.held(matrix, portion.outputs));
         let weights: Vec<Weight> = held.take(portion.matrices).collect();
         ProductRates::of(measure(&weights, rows), weights.len() * portion.outputs * shape[1] * rows)
     }
