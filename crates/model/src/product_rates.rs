@@ -51,13 +51,14 @@ pub fn product_rates(base: &Path, placement: &Placement, tokens: usize) -> Optio
         [Some(&decoder.embedding), decoder.head.output.as_ref()].into_iter().flatten().map(elements).sum();
     let of_layers = decoder.linears().map(|linear| &linear.weight);
     let (experts, others): (Vec<&Matrix>, Vec<&Matrix>) = of_layers.partition(|matrix| matrix.is_of_expert);
-    // More tokens at a time are no faster, once each thread has rows of its own.
-    let tokens = tokens.clamp(1, JOB * rayon::current_num_threads().max(2));
+    // More rows at a time are no faster, once each thread has some of its own.
+    let bounded = |rows: usize| rows.clamp(1, JOB * rayon::current_num_threads().max(2));
     let files = Files { files, config: &config, placement };
-    let always = files.rates(&others, tokens, |weights, rows| of_linears(weights, rows, placement.device()))?;
+    let always =
+        files.rates(&others, bounded(tokens), |weights, rows| of_linears(weights, rows, placement.device()))?;
     let Some(mixture) = config.experts.as_ref().filter(|_| !experts.is_empty()) else { return Some(always) };
     let (choices, count) = (mixture.choices, mixture.count.max(1));
-    let rows = (tokens * choices).div_ceil(count);
+    let rows = bounded((tokens * choices).div_ceil(count));
     let chosen = files.rates(&experts, rows, |weights, rows| {
         let packed = |weight: &Weight| if let Weight::Packed(packed) = weight { Some(packed.clone()) } else { None };
         let experts: Vec<PackedWeight> = weights.iter().filter_map(packed).collect();
