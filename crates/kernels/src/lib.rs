@@ -34,6 +34,7 @@ mod mixers;
 mod on_device;
 pub mod operations;
 pub mod processor;
+pub mod product_time;
 pub mod row_branch;
 mod segments;
 pub mod weight;

@@ -36,6 +36,7 @@ mod objective;
 mod output_directory;
 mod plan;
 mod prepare;
+mod product_time;
 mod progress;
 mod ranks;
 mod read_run;

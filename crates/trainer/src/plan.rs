@@ -1,7 +1,10 @@
 //! `finetune plan`: the ways in which a recipe can run on given machines, what each takes, and how long a step
 //! is.
 
-use finetune_model::{Seconds, Stage, matmul_rate, not_in_stages};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use finetune_model::{Seconds, Stage, not_in_stages};
 use finetune_recipe::{Method, Recipe, ResidencyChoice};
 use serde::Serialize;
 
@@ -12,10 +15,10 @@ use crate::disk_need::DiskNeed;
 use crate::error::TrainError;
 use crate::examine::{Examined, Extent, examine};
 use crate::memory::{Precision, Sizes, Sizing, Subject, sizes};
+use crate::product_time::{Operations, Rates, operations, tokens_at_once};
 use crate::residency::{choose, micro_batches};
 use crate::resume::Resume;
 use crate::stages::{Offer, Why, deal, of_each_stage};
-use crate::validate::operations;
 
 /// Machines that a plan is made for, alike but for their memory.
 #[derive(Clone, Debug, Serialize)]
@@ -107,8 +110,10 @@ pub fn plan(recipe: &Recipe, machines: Machines, progress: &dyn Fn(u64)) -> Resu
     let Sizes { parameters, trained } = sizes(&ready.sizing.config, adaptation);
     let subject = Subject { recipe: &recipe, train: &ready.train, eval: ready.eval.as_ref(), sizing: &ready.sizing };
     let disk = DiskNeed::new(&recipe, trained, ready.steps, ready.eval.is_some(), ready.sizing.text_bytes, None);
-    let rate = ready.sizing.placement.is_cpu().then(matmul_rate);
-    let planner = Planner { subject, machines: machines.clone(), parameters, trained, rate };
+    let mut planner = Planner { subject, machines: machines.clone(), parameters, trained, rates: BTreeMap::new() };
+    if ready.sizing.placement.is_cpu() {
+        planner.rates = planner.measured(&ready.directory);
+    }
     let mut ways = planner.ways();
     ways.sort_by(|a, b| a.computing_seconds.partial_cmp(&b.computing_seconds).unwrap_or(std::cmp::Ordering::Equal));
     ways.sort_by(|a, b| a.seconds.partial_cmp(&b.seconds).unwrap_or(std::cmp::Ordering::Equal));
@@ -139,12 +144,25 @@ struct Form {
     from_disk: bool,
 }
 
-/// Seconds of a step whose layers are spread. `alone`: those of one machine with all of them. `hop`: of one
-/// micro-batch from one machine to the next. A layer takes a share of its time forward, and three on the way back:
-/// it is computed again, and both gradients are formed.
-fn spread(stage: &Stage, alone: f64, micro_batches: usize, at_once: usize, hop: f64) -> f64 {
-    let of_layer = alone / (stage.of_layer.len() * micro_batches.max(1)) as f64;
-    let seconds = Seconds { forward: of_layer / 4.0, back: of_layer * 0.75, hop };
+/// Seconds of a step on one machine with all layers.
+#[derive(Clone, Copy)]
+struct Alone {
+    /// Of the forward pass.
+    forward: f64,
+    /// Of the way back, with what is computed again there.
+    back: f64,
+}
+
+impl Alone {
+    fn total(&self) -> f64 {
+        self.forward + self.back
+    }
+}
+
+/// Seconds of a step whose layers are spread. `hop`: of one micro-batch from one machine to the next.
+fn spread(stage: &Stage, alone: Alone, micro_batches: usize, at_once: usize, hop: f64) -> f64 {
+    let parts = (stage.of_layer.len() * micro_batches.max(1)) as f64;
+    let seconds = Seconds { forward: alone.forward / parts, back: alone.back / parts, hop };
     let group = |count: usize| stage.simulate(count, 0, seconds).map_or(f64::INFINITY, |done| done.seconds);
     let (groups, rest) = (micro_batches / at_once.max(1), micro_batches % at_once.max(1));
     groups as f64 * group(at_once) + if rest > 0 { group(rest) } else { 0.0 }
@@ -163,8 +181,8 @@ struct Planner<'a> {
     machines: Machines,
     parameters: u64,
     trained: u64,
-    /// Operations per second of the CPU.
-    rate: Option<f64>,
+    /// Operations per second of the CPU, by the tokens of a micro-batch. None on a GPU.
+    rates: BTreeMap<usize, Rates>,
 }
 
 impl Planner<'_> {
@@ -224,10 +242,10 @@ impl Planner<'_> {
             sizings.iter().map(|sizing| if from_disk { self.read(sizing, groups) } else { 0 }).max().unwrap_or(0);
         // Each rank sends all but its own part, twice: the sums of the parts, and the whole.
         let gradients = 4 * self.trained * 2 * (hosts as u64 - 1) / hosts as u64;
-        let alone = self.rate.map(|rate| self.operations(&recipe, replicas, again) / rate);
+        let alone = self.rates(replicas).map(|rates| self.alone(rates, replicas, again));
         let (hops, of_hops) = self.hops(stage.as_ref(), replicas, &recipe);
         let computing = match &stage {
-            None => alone,
+            None => alone.map(|alone| alone.total()),
             Some(stage) => alone.map(|alone| spread(stage, alone, micro_batches, at_once, of_hops / link)),
         };
         let reading = computing.map(|computing| (read as f64 / disk - computing).max(0.0));
@@ -251,7 +269,7 @@ impl Planner<'_> {
             reading_seconds: reading,
             sending_seconds: sending,
             seconds,
-            busy: alone.zip(seconds).map(|(alone, seconds)| alone / stages as f64 / seconds),
+            busy: alone.zip(seconds).map(|(alone, seconds)| alone.total() / stages as f64 / seconds),
         }
     }
 
@@ -269,7 +287,9 @@ impl Planner<'_> {
             let most = stage.last();
             return Spread { stage: Some(stage), why: Why::Alike, machines: vec![(most, *memory)] };
         }
-        let (rate, disk) = (self.rate.unwrap_or(0.0), Some(self.machines.disk));
+        let replicas = hosts / stages;
+        let rate = self.rates(replicas).map_or(0.0, |rates| rates.of_all(&self.operations(replicas, true)));
+        let disk = Some(self.machines.disk);
         let offer = |memory: &u64| Offer::at_rate(rate, subject, disk, Some(*memory), *hosts);
         let offers: Vec<Offer> = memory_of_each.iter().map(offer).collect();
         let dealt = deal(layers, &of_each_stage(&offers, stages));
@@ -301,11 +321,38 @@ impl Planner<'_> {
         (all, of_row * recipe.train.micro_batch_size as f64)
     }
 
+    /// The rates of micro-batches as machines have them, whether each has the whole model or several hold it.
+    fn measured(&self, directory: &Path) -> BTreeMap<usize, Rates> {
+        let (hosts, method) = (self.machines.hosts, self.subject.recipe.train.method);
+        let replicas = (1..=hosts).filter(|replicas| hosts.is_multiple_of(*replicas));
+        let tokens: BTreeSet<usize> = replicas.map(|replicas| self.tokens_at_once(replicas)).collect();
+        let measured = |tokens| Rates::measured(method, directory, &self.subject.sizing.placement, tokens);
+        tokens.into_iter().map(|tokens| (tokens, measured(tokens))).collect()
+    }
+
+    fn tokens_at_once(&self, replicas: usize) -> usize {
+        tokens_at_once(self.subject.recipe, self.subject.train, self.rows(replicas))
+    }
+
+    fn rates(&self, replicas: usize) -> Option<&Rates> {
+        self.rates.get(&self.tokens_at_once(replicas))
+    }
+
+    /// Rows of a model's part of a step.
+    fn rows(&self, replicas: usize) -> usize {
+        let train = &self.subject.recipe.train;
+        train.global_batch_size.min(self.subject.train.rows.len()).div_ceil(replicas)
+    }
+
+    /// Seconds of a model's part of a step.
+    fn alone(&self, rates: &Rates, replicas: usize, again: bool) -> Alone {
+        let forward = self.operations(replicas, false).forward / rates.forward;
+        Alone { forward, back: rates.seconds(&self.operations(replicas, again)) - forward }
+    }
+
     /// Operations of a model's part of a step.
-    fn operations(&self, recipe: &Recipe, replicas: usize, again: bool) -> f64 {
-        let train = self.subject.train;
-        let rows = recipe.train.global_batch_size.min(train.rows.len()).div_ceil(replicas);
+    fn operations(&self, replicas: usize, again: bool) -> Operations {
         let active = self.parameters.saturating_sub(self.subject.sizing.config.idle_parameters());
-        operations(recipe.train.method, train, rows, active, again)
+        operations(self.subject.recipe.train.method, self.subject.train, self.rows(replicas), active, again)
     }
 }

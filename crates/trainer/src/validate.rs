@@ -6,8 +6,8 @@ use std::path::Path;
 
 use finetune_advice::Advice as _;
 use finetune_dataset::Dataset;
-use finetune_model::{ModelConfig, matmul_rate};
-use finetune_recipe::{Method, Recipe};
+use finetune_model::ModelConfig;
+use finetune_recipe::Recipe;
 use finetune_store::RealDisk;
 use serde::Serialize;
 
@@ -19,6 +19,7 @@ use crate::error::{Fault, TrainError};
 use crate::examine::{Examined, Extent, examine};
 use crate::memory::{self, Estimate};
 use crate::output_directory::{self, Contents};
+use crate::product_time::{Rates, operations, tokens_at_once};
 use crate::resume::Resume;
 use crate::run_directory::check_results;
 
@@ -108,10 +109,12 @@ pub fn validate(recipe: &Recipe, host: &ThisHost, progress: &dyn Fn(u64)) -> Val
     let trained = trained.and_then(|start| sizes(start.as_ref().map(|start| &start.adaptation)));
     let (parameters, trained) = (all.map(|all| all.parameters), trained.map(|sizes| sizes.trained));
     let mut estimate = found.estimate;
-    if let (Some(estimate), Some(device_plan), Some(train)) = (&mut estimate, &found.device_plan, &found.train) {
+    if let (Some(estimate), Some(directory)) = (&mut estimate, &found.directory)
+        && let (Some(device_plan), Some(train)) = (&found.device_plan, &found.train)
+    {
         let idle = found.config.as_ref().map_or(0, ModelConfig::idle_parameters);
         let active = parameters.unwrap_or(0).saturating_sub(idle);
-        estimate.seconds = seconds(&recipe, train, found.steps.unwrap_or(0), active, device_plan);
+        estimate.seconds = seconds(&recipe, directory, train, found.steps.unwrap_or(0), active, device_plan);
     }
     let disk = match (found.steps, trained, found.sizing.as_ref()) {
         (Some(steps), Some(trained), Some(sizing)) => {
@@ -168,27 +171,25 @@ fn data_summary(data: &Dataset) -> DataSummary {
     }
 }
 
-/// Seconds of the whole run, at the rate of matrix products that is measured now. `parameters`: those
+/// Seconds of the whole run, at the rates of matrix products that are measured now. `parameters`: those
 /// that each token meets. `None` on a GPU, whose kernels would have to be compiled first.
-fn seconds(recipe: &Recipe, data: &Dataset, steps: u64, parameters: u64, device_plan: &DevicePlan) -> Option<f64> {
-    if !device_plan.placement.is_cpu() {
+fn seconds(
+    recipe: &Recipe,
+    directory: &Path,
+    data: &Dataset,
+    steps: u64,
+    parameters: u64,
+    device_plan: &DevicePlan,
+) -> Option<f64> {
+    let DevicePlan { placement, .. } = device_plan;
+    if !placement.is_cpu() {
         return None;
     }
     let rows = recipe.train.global_batch_size.min(data.rows.len());
-    let computes_again = recipe.train.gradient_checkpointing
-        || device_plan.placement.reads_layers()
-        || device_plan.placement.stage().is_some();
-    Some(steps as f64 * operations(recipe.train.method, data, rows, parameters, computes_again) / matmul_rate())
-}
-
-/// Operations of the products of so many rows, forward and backward. `parameters`: those that each token meets.
-pub(crate) fn operations(method: Method, data: &Dataset, rows: usize, parameters: u64, computes_again: bool) -> f64 {
-    // Per token and parameter: 2 forward, 2 backward through activations, 2 more for weights if all are
-    // trained, and for layers that are computed again.
-    let passes = [true, true, method == Method::Full, computes_again];
-    let passes = 2.0 * passes.iter().filter(|passes| **passes).count() as f64;
-    let tokens = data.counts.tokens as f64 / data.rows.len() as f64 * rows as f64;
-    tokens * parameters as f64 * passes
+    let computes_again = recipe.train.gradient_checkpointing || placement.reads_layers() || placement.stage().is_some();
+    let method = recipe.train.method;
+    let rates = Rates::measured(method, directory, placement, tokens_at_once(recipe, data, rows));
+    Some(steps as f64 * rates.seconds(&operations(method, data, rows, parameters, computes_again)))
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ impl<'a> Matrix<'a> {
 ///
 /// Above 256, no part is small enough for the kernels that sum in another order. The other matrix
 /// is packed again for each part, which costs a few percent at this size (13 % at 64 rows).
-const JOB: usize = 272;
+pub const JOB: usize = 272;
 /// Products of fewer multiplications than this are not worth handing to another thread.
 const SMALL: usize = 1 << 18;
 

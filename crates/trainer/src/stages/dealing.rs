@@ -6,9 +6,9 @@ use finetune_recipe::{Method, ResidencyChoice};
 
 use crate::error::TrainError;
 use crate::memory::{Counted, Sizes, Sizing, Subject, sizes};
+use crate::product_time::operations;
 use crate::ranks::Ranks;
 use crate::residency::{micro_batches, most_at_once};
-use crate::validate::operations;
 
 /// Ranks whose speeds differ by less than this count as equally fast: what is measured varies.
 const EQUALLY_FAST: f64 = 1.25;
@@ -198,7 +198,7 @@ impl Looked<'_> {
         let Sizes { parameters, .. } = sizes(config, adaptation.as_ref());
         let rows = recipe.train.global_batch_size.min(train.rows.len());
         let active = parameters.saturating_sub(config.idle_parameters());
-        let of_step = operations(recipe.train.method, train, rows, active, true);
+        let of_step = operations(recipe.train.method, train, rows, active, true).total();
         let (all, mine) = (micro_batches(self.subject), layers.len().div_ceil(world.max(1)));
         let fits = |at_once: usize| self.fits(Some(self.holding(mine, false, false)), true, at_once);
         let groups = all.div_ceil(most_at_once(all, fits));
