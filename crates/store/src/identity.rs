@@ -48,10 +48,9 @@ impl OpenedFile {
     /// # Errors
     /// [`StoreError::Changed`].
     pub(crate) fn expect_unwritten(&self, now: &Metadata) -> Result<(), StoreError> {
-        let now = OpenedFile::new(&self.path, now);
-        let what = if now.length != self.length {
-            format!("it had {} bytes, and has {} now", self.length, now.length)
-        } else if now.modified != self.modified {
+        let what = if now.len() != self.length {
+            format!("it had {} bytes, and has {} now", self.length, now.len())
+        } else if (now.mtime(), now.mtime_nsec()) != self.modified {
             "it was written to, or touched: its time of modification is another".to_owned()
         } else {
             return Ok(());
