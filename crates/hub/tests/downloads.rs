@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use finetune_advice::Advice;
 use finetune_hub::{DatasetName, Fault as Whose, Hub, HubError, Kind, Need, News, Patience, Snapshot};
 use finetune_store::{Dtype, HubId, TensorSet, encode_tensors, missing_shards};
-use loopback::{Access, Fault, Loopback, Store, What, Xet, sha256};
+use loopback::{Access, Fault, Loopback, Store, What, sha256};
 
 const QUICK: Patience = Patience {
     silence: Duration::from_millis(400),
@@ -148,44 +148,6 @@ fn a_cut_connection_goes_on_where_it_was() {
             assert_eq!(news.borrow().len(), 2, "{name}: {news:?}");
         }
     }
-}
-
-/// The hub says of most weights that they lie in Xet storage, and sends them by plain HTTP all the same: whole, the rest
-/// behind a cut, and a header alone.
-#[test]
-fn a_file_of_xet_storage_comes_by_plain_http() {
-    let (server, cache) = world();
-    server.state().xet = Xet::Redirect;
-    let whole = shard(0, 1, 300_000);
-    let index = br#"{"weight_map": {"model.layers.0.t0.weight": "model-00001-of-00001.safetensors"}}"#;
-    let files: [(&str, &[u8]); 3] =
-        [("config.json", b"{}"), ("model.safetensors.index.json", index), ("model-00001-of-00001.safetensors", &whole)];
-    server.state().store.add("models", "acme/split", &files);
-    let hub = hub(&server, cache.path());
-    let headers = hub.resolve(&id("acme/split"), &Need::Headers, None, &|_| {}).expect("headers");
-    assert_eq!(missing_shards(&headers.directory), ["model-00001-of-00001.safetensors"]);
-    server.plan(Fault::get("/lfs/", What::Cut(100_000)).times(1));
-    assert_eq!(read(&fetch(&hub, "acme/tiny").expect("a snapshot"), "model.safetensors"), weights(300_000));
-    assert_eq!(read(&fetch(&hub, "acme/split").expect("a snapshot"), "model-00001-of-00001.safetensors"), whole);
-    let ranges: Vec<String> = server.state().seen.iter().filter_map(|seen| seen.range.clone()).collect();
-    assert!(
-        ranges.contains(&"bytes=0-262143".to_owned()) && ranges.contains(&"bytes=100000-299999".to_owned()),
-        "{ranges:?}"
-    );
-    assert_eq!(server.count("GET", "xet-read-token"), 0, "nothing is asked of Xet");
-}
-
-/// Where the answer with the file names its Xet hash, the client goes there. A mirror without Xet is told apart from a
-/// model that does not exist.
-#[test]
-fn a_mirror_that_has_no_xet_storage_is_named() {
-    let (server, cache) = world();
-    server.state().xet = Xet::File;
-    let error = fetch(&hub(&server, cache.path()), "acme/tiny").expect_err("no storage");
-    let says = "a file lies in Xet storage, and the token to read it there is refused (status 404)";
-    assert!(error.to_string().ends_with(says), "{error}");
-    assert!(error.hints()[0].contains("HF_ENDPOINT"), "{:?}", error.hints());
-    assert_eq!(error.fault(), Whose::Input);
 }
 
 /// What one process has fetched, the next one does not fetch again.
