@@ -1,10 +1,12 @@
 //! A run goes on only with the settings, rows and weights that it was started with. Only what
 //! changes no number may change.
 
+use std::time::{Duration, SystemTime};
+
 use finetune_recipe::keys::KEYS;
 
 use crate::folder::{CRASH_RECIPE, Folder, golden, metrics, tree};
-use crate::program::Ended;
+use crate::program::{Ended, start};
 
 /// A folder with a run that was killed in step 5, with the checkpoint of step 4.
 fn killed() -> Folder {
@@ -146,6 +148,42 @@ fn changed_rows_and_weights_are_refused_by_name() {
         folder.write(file, &original);
     }
     resume(&folder, &[]).expect(0);
+}
+
+/// Layers are read from a file that is written over in the middle of a run. With the file as it was, the run goes on
+/// from its checkpoint to the bits of one that nothing disturbed.
+#[test]
+fn weights_that_change_during_a_run_are_refused_by_name() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let weights = folder.path("model/model.safetensors");
+    let original = std::fs::read(&weights).expect("the weights");
+    let mut other = original.clone();
+    *other.last_mut().expect("a byte") ^= 1;
+    // Some systems know times by a few milliseconds only.
+    let file = std::fs::OpenOptions::new().write(true).open(&weights).expect("the weights");
+    file.set_modified(SystemTime::now() - Duration::from_secs(60)).expect("an earlier time");
+
+    let disk = ["--set", "model.residency=disk", "--set", "eval.every=0"];
+    let keep = ["--set", "checkpoint.keep_best=false", "--set", "train.max_steps=10000000"];
+    let mut running = start(&mut folder.command("run", &[disk, keep].concat()));
+    running.wait_until("a few steps", |_| {
+        std::fs::read_to_string(folder.path("run/metrics.jsonl")).is_ok_and(|text| text.lines().count() > 5)
+    });
+    folder.write("model/model.safetensors", &other);
+    let ended = running.wait().expect(2);
+    let ended = ended.says("model.safetensors was changed while it was in use").says("--resume");
+    assert!(!folder.path("run/adapter").exists(), "a run that is not done has no result: {}", ended.stderr);
+
+    let newest = folder.result("run").checkpoints().last().expect("a checkpoint").clone();
+    let done: u64 = newest.strip_prefix("step-").and_then(|step| step.parse().ok()).expect("a step");
+    let steps = format!("train.max_steps={}", done + 3);
+    let sets = [disk.as_slice(), &["--set", "checkpoint.keep_best=false", "--set", steps.as_str()]].concat();
+    let resumed = [["--resume"].as_slice(), &sets].concat();
+    folder.run("run", &resumed).expect(2).says("model.path: the weights or config.json have changed");
+    folder.write("model/model.safetensors", &original);
+    folder.run("run", &resumed).expect(0).says(&format!("(step {done})"));
+    folder.run("undisturbed", &sets).expect(0);
+    folder.result("run").expect_same(&folder.result("undisturbed"), "written over");
 }
 
 /// The next checkpoint has the new value. The same command goes on, and the command with the old

@@ -141,6 +141,14 @@ fn memory_that_is_not_there() {
     let ended = shell(script(base, "")).expect(5);
     assert!(ended.stderr.contains("error: the system gives this process no more memory"), "{}", ended.stderr);
     assert!(ended.stderr.contains("hint: train.gradient_checkpointing = true: about "), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("hint: this process may have 722.7 MiB of addresses (`ulimit -v`)"),
+        "{}",
+        ended.stderr
+    );
+    // With less there is no room for the stacks of threads either.
+    let ended = shell(script(300_000, "")).expect(5);
+    assert!(ended.stderr.contains("this process may have 293.0 MiB of addresses (`ulimit -v`)"), "{}", ended.stderr);
     // The first hint works.
     shell(script(base, "--set train.gradient_checkpointing=true --set train.micro_batch_size=1 --output-dir small"))
         .expect(0);

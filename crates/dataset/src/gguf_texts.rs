@@ -121,6 +121,7 @@ fn texts(file: &Path) -> Result<Arc<Option<Texts>>, DatasetError> {
             // The error of the model's reader has the path in its message, too.
             GgufError::Malformed { path, what } => DatasetError::BadModelFile { path, reason: what },
             GgufError::Impossible { what } => wrong(what),
+            GgufError::Store(error) => wrong(error.to_string()),
         })?;
         Texts::read(&files).map_err(wrong)
     })??;

@@ -46,6 +46,16 @@ pub(crate) fn prepare_last_words(hints: &[String]) {
         .set(format!("error: the system gives this process no more memory; saved checkpoints are safe\n\n{hints}"));
 }
 
+/// A further hint, if the shell has limited this process. It is known from the start on.
+static LIMIT: OnceLock<String> = OnceLock::new();
+
+/// Sets the hint that is printed if memory runs out because of a limit.
+pub(crate) fn prepare_limit(hint: Option<String>) {
+    if let Some(hint) = hint {
+        let _ = LIMIT.set(format!("hint: {hint}\n"));
+    }
+}
+
 /// Large blocks, in use and kept.
 struct Blocks {
     /// Address and length of each block in use.
@@ -275,10 +285,12 @@ fn given(pointer: *mut u8) -> *mut u8 {
 #[cold]
 #[expect(unsafe_code, reason = "writes and exits without allocating")]
 fn out_of_memory() -> ! {
-    let words = LAST_WORDS.get().map_or("error: the system gives this process no more memory\n", String::as_str);
-    // SAFETY: the pointer and length are those of a string; `_exit` does not return.
+    let words = LAST_WORDS.get().map_or("error: the system gives this process no more memory\n\n", String::as_str);
+    let limit = LIMIT.get().map_or("", String::as_str);
+    // SAFETY: the pointers and lengths are those of strings; `_exit` does not return.
     unsafe {
         libc::write(2, words.as_ptr().cast(), words.len());
+        libc::write(2, limit.as_ptr().cast(), limit.len());
         libc::_exit(Exit::DiskOrMemory.number().into());
     }
 }

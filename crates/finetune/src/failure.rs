@@ -21,6 +21,7 @@ use finetune_trainer::{Fault, TrainError};
 
 use crate::exit::Exit;
 use crate::flight;
+use crate::memory;
 use crate::output::printable;
 use crate::stderr::complain;
 
@@ -41,10 +42,16 @@ pub(crate) trait Fatal: Error + Advice {
         self.group().map(other_ranks).unwrap_or_default()
     }
 
+    /// Whether the system refuses memory or threads.
+    fn lacks_memory(&self) -> bool {
+        false
+    }
+
     /// Prints it to stderr.
     fn print(&self) {
+        let limit = self.lacks_memory().then(memory::limit_hint).flatten();
         let record = self.group().map(flight::keep).unwrap_or_default();
-        print_message(&self.to_string(), &[self.hints(), record].concat());
+        print_message(&self.to_string(), &[limit.into_iter().collect(), self.hints(), record].concat());
     }
 }
 
@@ -88,10 +95,11 @@ impl Failure {
 
     /// The system does not give this process what it needs.
     pub(crate) fn no_threads() -> Failure {
-        let hints = vec![
+        let hints = [
             "raise the limit on processes (`ulimit -u`, docker's --pids-limit, pids.max of the cgroup)".to_owned(),
             "or set RAYON_NUM_THREADS to fewer threads".to_owned(),
         ];
+        let hints = memory::limit_hint().into_iter().chain(hints).collect();
         let message = "the system gives this process no more threads; saved checkpoints are safe".to_owned();
         Failure::own(Exit::DiskOrMemory, message, hints)
     }
@@ -174,6 +182,14 @@ impl Fatal for TrainError {
         self.fault().into()
     }
 
+    fn lacks_memory(&self) -> bool {
+        match self {
+            TrainError::Dataset(error) => error.lacks_memory(),
+            TrainError::NoThread { .. } => true,
+            _ => false,
+        }
+    }
+
     fn group(&self) -> Option<&GroupError> {
         match self {
             TrainError::Group { error, .. } => Some(error),
@@ -198,6 +214,10 @@ impl Fatal for ModelError {
 impl Fatal for DatasetError {
     fn exit(&self) -> Exit {
         Fault::from_dataset(self).into()
+    }
+
+    fn lacks_memory(&self) -> bool {
+        matches!(self, DatasetError::NoThreads { .. })
     }
 }
 

@@ -47,6 +47,7 @@ static NO_THREADS: AtomicBool = AtomicBool::new(false);
 
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
+    allocator::prepare_limit(memory::limit_hint());
     signals::ignore_file_size_limit();
     overflow::listen();
     let cli = cli::parse();

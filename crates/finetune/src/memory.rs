@@ -1,4 +1,7 @@
-//! How much memory there is, and how much memory and processor time this process has used.
+//! How much memory there is, how much of it this process may have, and how much memory and processor time it has used.
+
+use finetune_store::human_bytes;
+use rustix::process::{Resource, getrlimit};
 
 /// Largest resident memory so far, in bytes. Linux's getrusage is not used: it also counts the
 /// program that started this one, such as a launcher in Python.
@@ -27,6 +30,22 @@ fn usage() -> libc::rusage {
         libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
         usage.assume_init()
     }
+}
+
+/// A hint for a process that lacks memory or threads, if a limit of its shell may be why. Reserved addresses and the
+/// stacks of threads count under these limits, used or not.
+pub(crate) fn limit_hint() -> Option<String> {
+    let limits = [('v', "addresses", Resource::As), ('d', "data", Resource::Data)];
+    let limits = limits.into_iter().filter_map(|(option, what, kind)| Some((getrlimit(kind).current?, option, what)));
+    limits.min().map(|(bytes, option, what)| limit_words(bytes, option, what))
+}
+
+fn limit_words(bytes: u64, option: char, what: &str) -> String {
+    let bytes = human_bytes(bytes);
+    format!(
+        "this process may have {bytes} of {what} (`ulimit -{option}`), and takes more of them than of memory: raise the \
+         limit, or take it away with `ulimit -{option} unlimited`"
+    )
 }
 
 /// Bytes of main memory that this process may use: those of the machine with swap, or the lowest

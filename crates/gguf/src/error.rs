@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use finetune_store::StoreError;
+
 /// What can be wrong with a GGUF file, or with what should go into one.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the message above a variant says what its fields are")]
@@ -12,6 +14,9 @@ pub enum GgufError {
     /// A file is no GGUF file, or a damaged one.
     #[error("{path}: {what}")]
     Malformed { path: PathBuf, what: String },
+    /// Bytes of an open file cannot be read, or were changed since it was opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// The format cannot express something.
     #[error("a GGUF file cannot hold {what}")]
     Impossible { what: String },

@@ -1,11 +1,11 @@
 //! Reading a file that may be anybody's: every length is held against what is left of the file.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufReader, ErrorKind, Read};
+use std::io::{BufReader, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use finetune_store::FileReader;
+use finetune_store::{FileReader, OpenedFile};
 
 use crate::error::GgufError;
 use crate::header::{ALIGNMENT, LONGEST_NAME, MAGIC, MOST_DIMENSIONS, TensorInfo, VERSION};
@@ -48,7 +48,8 @@ impl File {
             return Err(GgufError::Malformed { path: path.to_owned(), what: "it is not a regular file".to_owned() });
         }
         let file = std::fs::File::open(path).map_err(unreadable)?;
-        let length = file.metadata().map_err(unreadable)?.len();
+        let opened = OpenedFile::new(path, &file.metadata().map_err(unreadable)?);
+        let length = opened.length();
         let mut reader = Reader { path, file: BufReader::new(&file), position: 0, end: length.min(LONGEST_HEADER) };
         if reader.array::<4>()? != MAGIC {
             return Err(reader.wrong("it is not a GGUF file: it does not begin with `GGUF`"));
@@ -68,7 +69,7 @@ impl File {
         let data = reader.position.next_multiple_of(alignment);
         let starts = places(&reader, &infos, data, alignment, length)?;
         let tensors = infos.into_iter().map(|(info, _)| info).collect();
-        let file = FileReader::new(file);
+        let file = FileReader::new(file, opened);
         Ok(File { path: path.to_owned(), version, metadata, tensors, starts, length, file })
     }
 
@@ -102,6 +103,11 @@ impl File {
         self.file.pass_cache();
     }
 
+    /// The file as it was when it was opened.
+    pub fn opened(&self) -> &OpenedFile {
+        self.file.opened()
+    }
+
     /// Bytes of the whole file.
     pub fn length(&self) -> u64 {
         self.length
@@ -116,7 +122,7 @@ impl File {
     ///
     /// # Errors
     /// [`GgufError::Impossible`] for a name that the file has not or a type that is not read,
-    /// [`GgufError::Unreadable`], [`GgufError::Malformed`] if the file was cut meanwhile.
+    /// [`GgufError::Store`] if it cannot be read, or was written to or cut since it was opened.
     pub fn bytes(&self, name: &str) -> Result<Vec<u8>, GgufError> {
         self.part(name, 0..u64::MAX)
     }
@@ -135,13 +141,7 @@ impl File {
         let (first, end) = (bytes.start.min(size), bytes.end.min(size));
         let (start, length) = (start + first, end.saturating_sub(first));
         let mut bytes = vec![0; length as usize];
-        self.file.read_exact_at(&mut bytes, start).map_err(|source| match source.kind() {
-            ErrorKind::UnexpectedEof => {
-                let what = format!("{length} bytes from {start} on are not all there: it became shorter");
-                GgufError::Malformed { path: self.path.clone(), what }
-            }
-            _ => GgufError::Unreadable { path: self.path.clone(), source },
-        })?;
+        self.file.read_exact_at(&mut bytes, start)?;
         Ok(bytes)
     }
 

@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use finetune_store::OpenedFile;
+
 use crate::error::GgufError;
 use crate::file::File;
 use crate::header::TensorInfo;
@@ -117,6 +119,11 @@ impl FileSet {
     /// files that are read again and again and are larger than the cache.
     pub fn pass_cache(&mut self) {
         self.files.iter_mut().for_each(File::pass_cache);
+    }
+
+    /// The files as they were when they were opened.
+    pub fn opened(&self) -> impl Iterator<Item = &OpenedFile> {
+        self.files.iter().map(File::opened)
     }
 
     /// Bytes of all files.

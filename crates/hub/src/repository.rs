@@ -89,6 +89,7 @@ macro_rules! facts {
             $context.status.as_u16(),
             $context.error_code.clone().unwrap_or_default(),
             $context.server_message.clone().unwrap_or_default(),
+            $context.url.clone(),
         )
     };
 }
@@ -282,15 +283,15 @@ impl<'h> Repository<'h> {
 
     /// What an error of the client means.
     pub(crate) fn trouble(&self, error: HFError) -> Trouble {
-        let (status, code, message) = match error {
+        let (status, code, message, url) = match error {
             HFError::Http { context } | HFError::AuthRequired { context } => facts!(context),
             HFError::Forbidden { context } | HFError::Conflict { context } => facts!(context),
             HFError::RepoNotFound { context: Some(context), .. }
             | HFError::RevisionNotFound { context: Some(context), .. }
             | HFError::EntryNotFound { context: Some(context), .. } => facts!(context),
-            HFError::RepoNotFound { .. } => (404, String::new(), String::new()),
-            HFError::RevisionNotFound { .. } => (404, "RevisionNotFound".to_owned(), String::new()),
-            HFError::EntryNotFound { .. } => (404, "EntryNotFound".to_owned(), String::new()),
+            HFError::RepoNotFound { .. } => (404, String::new(), String::new(), String::new()),
+            HFError::RevisionNotFound { .. } => (404, "RevisionNotFound".to_owned(), String::new(), String::new()),
+            HFError::EntryNotFound { .. } => (404, "EntryNotFound".to_owned(), String::new(), String::new()),
             HFError::RateLimited { retry_after, .. } => {
                 return Trouble { error: HubError::Limited { wait: retry_after }, passes: true, wait: retry_after };
             }
@@ -310,6 +311,13 @@ impl<'h> Repository<'h> {
             other => return Trouble { error: self.answer(other.to_string()), passes: false, wait: None },
         };
         let passes = status == 408 || status == 429 || status >= 500;
+        // The client asks for it where the answer that has the file names its Xet hash. On the hub itself the redirect
+        // before that answer does, which is no reason.
+        if url.contains("/xet-read-token/") && !passes {
+            let what =
+                format!("a file lies in Xet storage, and the token to read it there is refused (status {status})");
+            return Trouble { error: self.answer(what), passes, wait: None };
+        }
         Trouble { error: self.refusal(status, &code, message), passes, wait: None }
     }
 

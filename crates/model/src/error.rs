@@ -5,6 +5,7 @@ mod relatives;
 use std::path::PathBuf;
 
 use finetune_advice::Advice;
+use finetune_gguf::GgufError;
 use finetune_kernels::devices::take_out_of_memory;
 use finetune_packed::PackedError;
 use finetune_store::StoreError;
@@ -116,7 +117,7 @@ pub enum ModelError {
     Form { what: String },
     /// A GGUF file cannot be written or read.
     #[error(transparent)]
-    Gguf(#[from] finetune_gguf::GgufError),
+    Gguf(GgufError),
     /// A packed matrix cannot be read or made.
     #[error(transparent)]
     Packed(PackedError),
@@ -155,6 +156,16 @@ impl ModelError {
     /// Whether numbers are not finite, or differ from what they should be.
     pub fn is_about_numbers(&self) -> bool {
         matches!(self, ModelError::NotANumber { .. } | ModelError::NotFinite { .. } | ModelError::Merge { .. })
+    }
+}
+
+impl From<GgufError> for ModelError {
+    /// A failure of the disk stays one.
+    fn from(error: GgufError) -> ModelError {
+        match error {
+            GgufError::Store(error) => ModelError::Store(error),
+            error => ModelError::Gguf(error),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use finetune_kernels::devices::reserved_bytes;
 use finetune_packed::Scheme;
+use finetune_store::OpenedFile;
 
 use crate::adaptation::Adaptation;
 use crate::config::ModelConfig;
@@ -37,6 +38,8 @@ pub struct Model {
     /// The architecture.
     pub config: ModelConfig,
     pub(crate) directory: PathBuf,
+    /// The files of its weights. None of a model with fresh ones.
+    opened: Vec<OpenedFile>,
     pub(crate) weights: Decoder,
     /// Frequencies [width / 2] of each rotary embedding, of short rows and of long ones.
     pub(crate) frequencies: Vec<[Vec<f32>; 2]>,
@@ -72,11 +75,21 @@ impl Model {
     pub fn load(directory: &Path, placement: &Placement) -> Result<Model, ModelError> {
         let (config, files) = BaseFiles::open(directory, placement.quantization())?;
         let mut model = Model::build(config, directory, &Source::Files { files: &files }, placement)?;
+        model.opened = files.opened();
         if placement.reads_layers() || placement.stage().is_some() {
             let source = LayerSource::start(files, model.config.clone(), placement.clone())?;
             model.weights.source = Some(Arc::new(source));
         }
         Ok(model)
+    }
+
+    /// Checks that the files of the weights are still those that the model was loaded from. So a digest that was
+    /// made meanwhile, of files of the same names, is that of this model.
+    ///
+    /// # Errors
+    /// [`ModelError::Store`] if a file was written to, or another one has its name.
+    pub fn expect_files_in_place(&self) -> Result<(), ModelError> {
+        Ok(self.opened.iter().try_for_each(OpenedFile::expect_in_place)?)
     }
 
     /// Whether the frozen matrices of the layers are read from the disk whenever a pass comes to them.
@@ -193,6 +206,7 @@ impl Model {
                 .collect(),
             config,
             directory: directory.to_owned(),
+            opened: Vec::new(),
             weights,
             trained: Trained::Nothing,
             placement: placement.clone(),

@@ -92,6 +92,15 @@ pub enum StoreError {
         what: String,
     },
 
+    /// A file was written to while it was in use.
+    #[error("{} was changed while it was in use: {what}", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// How it differs from the file that was opened.
+        what: String,
+    },
+
     /// A file is not what its manifest or its index says.
     #[error("{}: {file} {what}", path.display())]
     Mismatch {
@@ -296,6 +305,10 @@ impl Advice for StoreError {
             Self::Malformed { .. } => {
                 vec!["the file is damaged or of another format: fetch or write it again".to_string()]
             }
+            Self::Changed { .. } => vec![
+                "put the file back as it was; a run then goes on from its last checkpoint with `--resume`, which refuses other weights".to_string(),
+                "a new version of a model belongs in a directory of its own".to_string(),
+            ],
             Self::Mismatch { .. } => vec![
                 "the file was changed, cut or replaced after it was written: restore it, or use another checkpoint or download".to_string(),
             ],

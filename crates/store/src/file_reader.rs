@@ -4,12 +4,19 @@
 //! each byte is gone before it is wanted again, and whatever else the cache held goes with it. Reads past it go from
 //! the disk to a buffer of ours. The disk asks that their places, lengths and memory are aligned. So a part is read in
 //! pieces, each rounded outwards, and what was asked for is copied out of them.
+//!
+//! A file that is written to while it is in use would give bytes of two files. So each read is followed by a look at
+//! its length and its time of modification (`identity.rs`), which takes less than a microsecond. It comes behind the
+//! read: systems set the time before they take the bytes of a write.
 
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::StoreError;
+use crate::identity::OpenedFile;
 
 /// Bytes of a piece at most: enough for the rate of the disk with a few at a time, and little memory for each thread.
 const AT_ONCE: usize = 1 << 20;
@@ -27,6 +34,7 @@ thread_local! {
 #[derive(Debug)]
 pub struct FileReader {
     file: File,
+    opened: OpenedFile,
     past_cache: Option<PastCache>,
 }
 
@@ -41,9 +49,23 @@ struct PastCache {
 }
 
 impl FileReader {
-    /// Reads through the system's cache.
-    pub fn new(file: File) -> FileReader {
-        FileReader { file, past_cache: None }
+    /// Reads through the system's cache. `opened`: the file as it was before anything of it was read.
+    pub fn new(file: File, opened: OpenedFile) -> FileReader {
+        FileReader { file, opened, past_cache: None }
+    }
+
+    /// A second reader of the open file, whatever has its name by now. It reads through the system's cache.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] if the system has no more open files to give.
+    pub(crate) fn again(&self) -> Result<FileReader, StoreError> {
+        let file = self.file.try_clone().map_err(|source| StoreError::reading(self.opened.path(), source))?;
+        Ok(FileReader::new(file, self.opened.clone()))
+    }
+
+    /// The file as it was when it was opened.
+    pub fn opened(&self) -> &OpenedFile {
+        &self.opened
     }
 
     /// From now on large parts are read past the system's cache, if the file system lets it be passed.
@@ -57,8 +79,23 @@ impl FileReader {
     /// several threads to keep a disk busy.
     ///
     /// # Errors
-    /// Those of the system; [`io::ErrorKind::UnexpectedEof`] if the file has not so many.
-    pub fn read_exact_at(&self, buffer: &mut [u8], start: u64) -> io::Result<()> {
+    /// [`StoreError::Changed`] if the file was written to or cut since it was opened, [`StoreError::Malformed`] if it
+    /// never had so many bytes, [`StoreError::Io`].
+    pub fn read_exact_at(&self, buffer: &mut [u8], start: u64) -> Result<(), StoreError> {
+        let (path, length) = (self.opened.path(), buffer.len());
+        let read = self.read(buffer, start);
+        let now = self.file.metadata().map_err(|source| StoreError::reading(path, source))?;
+        self.opened.expect_unwritten(&now)?;
+        read.map_err(|source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                StoreError::malformed(path, format!("{length} bytes from {start} on are not all there"))
+            }
+            _ => StoreError::reading(path, source),
+        })
+    }
+
+    /// [`io::ErrorKind::UnexpectedEof`]: the file has not so many bytes.
+    fn read(&self, buffer: &mut [u8], start: u64) -> io::Result<()> {
         let Some(past_cache) = self.past_cache.as_ref().filter(|_| buffer.len() >= LEAST) else {
             return self.file.read_exact_at(buffer, start);
         };
@@ -151,6 +188,9 @@ fn open_past_cache(_file: &File) -> Option<(File, usize)> {
 #[cfg(test)]
 mod tests {
     use std::fs::OpenOptions;
+    use std::io::Write;
+    use std::path::Path;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
     use crate::disk::RealDisk;
@@ -164,9 +204,10 @@ mod tests {
     }
 
     /// A file, and the readers of it by name: one for each way that its bytes may come.
-    fn readers(path: &std::path::Path) -> Vec<(&'static str, FileReader)> {
+    fn readers(path: &Path) -> Vec<(&'static str, FileReader)> {
         let open = || File::open(path).expect("the file");
-        let mut past_cache = FileReader::new(open());
+        let opened = OpenedFile::new(path, &path.metadata().expect("the file"));
+        let mut past_cache = FileReader::new(open(), opened.clone());
         past_cache.pass_cache();
         // No read of a file that is open for writing alone succeeds.
         let unreadable = OpenOptions::new().append(true).open(path).expect("the file");
@@ -174,9 +215,11 @@ mod tests {
         // Most disks refuse it.
         let direct = open_past_cache(&open()).map_or_else(open, |(file, _)| file);
         let barely_aligned = PastCache { file: direct, alignment: 2, has_failed: AtomicBool::new(false) };
-        let with = |past_cache| FileReader { file: open(), past_cache: Some(past_cache) };
+        let with = |past_cache| FileReader { file: open(), opened: opened.clone(), past_cache: Some(past_cache) };
+        let again = FileReader::new(open(), opened.clone()).again().expect("a second reader");
         vec![
-            ("through the cache", FileReader::new(open())),
+            ("through the cache", FileReader::new(open(), opened.clone())),
+            ("a second reader", again),
             ("past the cache", past_cache),
             ("refused", with(refused)),
             ("barely aligned", with(barely_aligned)),
@@ -223,7 +266,7 @@ mod tests {
         let readers = readers(&path);
         let expect_end = |start: usize, length: usize| {
             for (name, reader) in &readers {
-                let error = reader.read_exact_at(&mut vec![0; length], start as u64).expect_err("an end");
+                let error = reader.read(&mut vec![0; length], start as u64).expect_err("an end");
                 assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{name}: {length} bytes from {start} on");
             }
         };
@@ -236,11 +279,96 @@ mod tests {
             expect_end(0, LENGTH);
             expect_end(length - LEAST, LEAST + 1);
             for (name, reader) in &readers {
-                reader
-                    .read_exact_at(&mut vec![0; LEAST], (length - LEAST) as u64)
-                    .unwrap_or_else(|e| panic!("{name}: {e}"));
+                reader.read(&mut vec![0; LEAST], (length - LEAST) as u64).unwrap_or_else(|e| panic!("{name}: {e}"));
             }
         }
+    }
+
+    /// What happens to a file while it is open: its name, what is done, and what a read says then. `None`: a read has
+    /// the bytes of before.
+    type Change<'a> = (&'a str, &'a dyn Fn(&Path), Option<&'a str>);
+
+    fn for_writing(path: &Path) -> File {
+        OpenOptions::new().write(true).open(path).expect("the file")
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "files of a test need not survive a power cut")]
+    fn what_is_written_to_while_it_is_open_is_refused() {
+        let other: Vec<u8> = content().iter().map(|byte| byte ^ 1).collect();
+        let touched = Some("its time of modification is another");
+        let changes: [Change<'_>; 9] = [
+            ("nothing", &|_| (), None),
+            (
+                "its last byte",
+                &|path| for_writing(path).write_all_at(&[7], LENGTH as u64 - 1).expect("a byte"),
+                touched,
+            ),
+            ("all bytes, as many", &|path| for_writing(path).write_all(&other).expect("bytes"), touched),
+            ("emptied and filled again", &|path| std::fs::write(path, &other).expect("bytes"), touched),
+            ("cut", &|path| for_writing(path).set_len(9).expect("a cut"), Some("it had 3158073 bytes, and has 9 now")),
+            (
+                "longer",
+                &|path| for_writing(path).set_len(LENGTH as u64 + 1).expect("a longer file"),
+                Some("and has 3158074 now"),
+            ),
+            // The reader has the file that it opened, whoever has the name.
+            ("another file with its name", &|path| replace_file(&RealDisk, path, &other).expect("a file"), None),
+            ("removed", &|path| std::fs::remove_file(path).expect("the file"), None),
+            (
+                "a second name, other permissions",
+                &|path| {
+                    std::fs::hard_link(path, path.with_extension("second")).expect("a link");
+                    let mut permissions = path.metadata().expect("the file").permissions();
+                    permissions.set_readonly(true);
+                    std::fs::set_permissions(path, permissions).expect("permissions");
+                },
+                None,
+            ),
+        ];
+        for (what, change, want) in changes {
+            let directory = tempfile::tempdir().expect("a directory");
+            let path = directory.path().join("file");
+            std::fs::write(&path, content()).expect("a file");
+            // Some systems know times by a few milliseconds only. Nobody changes a model that fast, but tests do.
+            let earlier = SystemTime::now() - Duration::from_secs(60);
+            for_writing(&path).set_modified(earlier).expect("an earlier time");
+            let readers = readers(&path);
+            change(&path);
+            for (name, reader) in &readers {
+                for length in [LEAST - 1, LENGTH] {
+                    let mut bytes = vec![0; length];
+                    match (reader.read_exact_at(&mut bytes, 0), want) {
+                        (Ok(()), None) => assert!(bytes == content()[..length], "{what}, {name}: other bytes"),
+                        (Err(error @ StoreError::Changed { .. }), Some(want)) => {
+                            let error = error.to_string();
+                            assert!(
+                                error.contains(want) && error.contains("file was changed"),
+                                "{what}, {name}: {error}"
+                            );
+                        }
+                        (found, _) => panic!("{what}, {name}: {found:?}"),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Who opens a file again by its name wants the same one.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "files of a test need not survive a power cut")]
+    fn another_file_with_the_name_is_told_apart() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("file");
+        std::fs::write(&path, b"bytes").expect("a file");
+        let opened = OpenedFile::new(&path, &path.metadata().expect("the file"));
+        opened.expect_in_place().expect("the same file");
+        // The old file is kept, so that its inode is not given to the new one.
+        std::fs::rename(&path, directory.path().join("old")).expect("another name");
+        assert!(matches!(opened.expect_in_place(), Err(StoreError::Io { .. })));
+        std::fs::write(&path, b"bytes").expect("a file");
+        let error = opened.expect_in_place().expect_err("another file").to_string();
+        assert!(error.contains("another file has its name now"), "{error}");
     }
 
     #[test]

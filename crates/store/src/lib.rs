@@ -13,6 +13,7 @@
 //! **Start reading** in `directory.rs` (the commit protocol, in the order in which it happens),
 //! then `disk.rs` (the calls it makes) and `fault.rs` (the disk that loses power at each of them).
 //! For model files: `header.rs`, then `tensors.rs` and `tensor_set.rs`, whose bytes come by `file_reader.rs`.
+//! `identity.rs` tells whether a file changes while it is in use.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -31,6 +32,7 @@ mod hash;
 mod header;
 mod holding;
 mod hub;
+mod identity;
 mod lock;
 mod manifest;
 mod names;
@@ -58,6 +60,7 @@ pub use hash::{content_hash, content_hash_of, hash_of, hex};
 pub use header::{Header, MAX_HEADER_BYTES, MAX_TENSORS, TensorInfo};
 pub use holding::Holding;
 pub use hub::{HubId, cached_snapshot, has_all_weights, has_gguf, hub_cache};
+pub use identity::OpenedFile;
 pub use lock::{LockHolder, RunLock};
 pub use manifest::{FileRecord, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, verify_directory};
 pub use names::{SafeName, inside, stays_inside};

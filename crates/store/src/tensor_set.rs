@@ -11,6 +11,7 @@ use crate::absent;
 use crate::disk::{Disk, RealDisk};
 use crate::error::StoreError;
 use crate::hash::hex;
+use crate::identity::OpenedFile;
 use crate::stand_in::StandIn;
 use crate::tensors::{TensorFile, TensorView};
 use crate::unique_map::UniqueMap;
@@ -153,6 +154,11 @@ impl TensorSet {
         self.files.iter_mut().for_each(TensorFile::pass_cache);
     }
 
+    /// The files that are here, as they were when they were opened.
+    pub fn opened(&self) -> impl Iterator<Item = &OpenedFile> {
+        self.files.iter().filter_map(TensorFile::opened)
+    }
+
     /// Bytes of all files, with those of which only the header is here.
     pub fn length(&self) -> u64 {
         self.files.iter().map(TensorFile::length).sum()
@@ -220,7 +226,7 @@ impl TensorSet {
     /// exactly if two hosts have the same model. Reads everything, on all cores.
     ///
     /// # Errors
-    /// [`StoreError::Io`], [`StoreError::Malformed`] for a file that was cut meanwhile, or [`StoreError::NoShard`].
+    /// [`StoreError::Io`], [`StoreError::Changed`] for a file that was written to meanwhile, or [`StoreError::NoShard`].
     pub fn digest(&self) -> Result<String, StoreError> {
         let contents = self.files.iter().map(content_of).collect::<Result<Vec<_>, _>>()?;
         let contents = self.files.iter().zip(contents);
@@ -230,7 +236,7 @@ impl TensorSet {
     /// What identifies each file, ascending by name. Reads all files that are here, on all cores.
     ///
     /// # Errors
-    /// [`StoreError::Io`], or [`StoreError::Malformed`] for a file that was cut meanwhile.
+    /// [`StoreError::Io`], or [`StoreError::Changed`] for a file that was written to meanwhile.
     pub fn file_digests(&self) -> Result<Vec<FileDigest>, StoreError> {
         let digest = |file: &TensorFile| {
             let content = file.is_here().then(|| content_of(file)).transpose()?;

@@ -14,6 +14,7 @@ use crate::dtype::Dtype;
 use crate::error::{Operation, StoreError};
 use crate::file_reader::FileReader;
 use crate::header::{Header, LENGTH_BYTES, MAX_HEADER_BYTES, TensorInfo};
+use crate::identity::OpenedFile;
 use crate::stand_in::{START_BYTES, StandIn};
 
 /// One tensor of a file. Its bytes are little-endian and row-major.
@@ -61,8 +62,8 @@ impl<'a> TensorView<'a> {
     /// Reads all of it: [`TensorView::size`] bytes.
     ///
     /// # Errors
-    /// [`StoreError::Io`], [`StoreError::Malformed`] if the file was cut meanwhile, or [`StoreError::NoShard`] if
-    /// only its header is here.
+    /// [`StoreError::Io`], [`StoreError::Changed`] if the file was written to or cut since it was opened, or
+    /// [`StoreError::NoShard`] if only its header is here.
     pub fn bytes(&self) -> Result<Vec<u8>, StoreError> {
         let mut bytes = vec![0; self.size];
         self.file.read_at(&mut bytes, self.start)?;
@@ -96,7 +97,7 @@ impl<'a> TensorView<'a> {
 /// A matrix in a file, whose rows are read when they are asked for. It keeps the file open.
 #[derive(Debug)]
 pub struct FileRows {
-    file: TensorFile,
+    file: FileReader,
     /// Where row 0 begins, from the start of the file.
     start: u64,
     /// Rows, and bytes of each.
@@ -110,16 +111,14 @@ impl TensorView<'_> {
     /// The rows of a matrix, for longer than its file is open here.
     ///
     /// # Errors
-    /// As [`TensorFile::open`].
+    /// [`StoreError::NoShard`] if only the header is here, or [`StoreError::Io`].
     ///
     /// # Panics
     /// If it is no matrix.
     pub fn rows(&self) -> Result<FileRows, StoreError> {
         let &[rows, columns] = self.shape else { panic!("`{}` is no matrix", self.name) };
-        if !self.is_here() {
-            return Err(self.file.missing());
-        }
-        let file = TensorFile::open(self.path())?;
+        let Some(file) = &self.file.file else { return Err(self.file.missing()) };
+        let file = file.again()?;
         Ok(FileRows { file, start: self.start, rows, row: columns * self.dtype.size(), dtype: self.dtype })
     }
 }
@@ -135,13 +134,13 @@ impl FileRows {
     pub fn read(&self, row: usize) -> Result<Vec<u8>, StoreError> {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         let mut bytes = vec![0; self.row];
-        self.file.read_at(&mut bytes, self.start + (row * self.row) as u64)?;
+        self.file.read_exact_at(&mut bytes, self.start + (row * self.row) as u64)?;
         Ok(bytes)
     }
 
     /// The file that they are in.
     pub fn path(&self) -> &Path {
-        &self.file.path
+        self.file.opened().path()
     }
 }
 
@@ -189,7 +188,7 @@ impl TensorFile {
             .and_then(|data_length| Header::parse_json(&bytes[LENGTH_BYTES..], data_length))
             .map_err(wrong)?;
         let header_hash = *blake3::hash(&bytes).as_bytes();
-        let file = Some(FileReader::new(file));
+        let file = Some(FileReader::new(file, OpenedFile::new(path, &metadata)));
         Ok(Self { path: path.to_path_buf(), file, length, header, header_hash })
     }
 
@@ -250,6 +249,11 @@ impl TensorFile {
         self.file.iter_mut().for_each(FileReader::pass_cache);
     }
 
+    /// The file as it was when it was opened. `None`: only its header is here.
+    pub(crate) fn opened(&self) -> Option<&OpenedFile> {
+        self.file.as_ref().map(FileReader::opened)
+    }
+
     /// Bytes of the whole file.
     pub(crate) fn length(&self) -> u64 {
         self.length
@@ -275,8 +279,7 @@ impl TensorFile {
 
     fn read_at(&self, buffer: &mut [u8], start: u64) -> Result<(), StoreError> {
         let Some(file) = &self.file else { return Err(self.missing()) };
-        let length = buffer.len() as u64;
-        file.read_exact_at(buffer, start).map_err(|source| cut_or_failed(&self.path, start, length, source))
+        file.read_exact_at(buffer, start)
     }
 }
 
@@ -286,7 +289,7 @@ fn read_at(file: &File, path: &Path, start: u64, length: u64) -> Result<Vec<u8>,
     Ok(bytes)
 }
 
-/// The error of a read. A file that ends earlier than when it was opened has been cut since.
+/// The error of a read from a file that was just opened. If it ends too early it has been cut since.
 fn cut_or_failed(path: &Path, start: u64, length: u64, source: io::Error) -> StoreError {
     match source.kind() {
         io::ErrorKind::UnexpectedEof => {

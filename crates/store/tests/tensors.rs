@@ -320,7 +320,8 @@ fn a_file_that_gets_shorter_is_an_error() {
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(280).unwrap();
     let pieces = view.pieces(|_| Ok::<_, StoreError>(()));
     for error in [view.bytes().unwrap_err(), pieces.unwrap_err(), set.digest().unwrap_err()] {
-        assert!(error.to_string().contains("model.safetensors is malformed: it became shorter"), "{error}");
-        assert!(!error.is_disk());
+        assert!(error.to_string().contains("model.safetensors was changed while it was in use"), "{error}");
+        assert!(error.to_string().contains("and has 280 now"), "{error}");
+        assert!(error.hints()[0].contains("--resume") && !error.is_disk());
     }
 }

@@ -107,6 +107,8 @@ pub(crate) fn open_model(
         Some(_) if gguf_file(directory)?.is_none() => digest_together(directory, ranks)?,
         _ => base_digest(directory)?,
     };
+    // The digest was made of the files that have these names now.
+    model.expect_files_in_place()?;
     model.resize_vocabulary(vocabulary)?;
     let Some(InitialAdapter { adaptation, adapter, .. }) = start else {
         model.train_all();

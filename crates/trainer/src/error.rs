@@ -331,9 +331,10 @@ impl TrainError {
     pub fn fault(&self) -> Fault {
         match self {
             TrainError::NotFinite { .. } | TrainError::NotFiniteEvaluation { .. } => Fault::Numbers,
-            TrainError::Memory { .. } | TrainError::DeviceMemory { .. } | TrainError::Disk { .. } => {
-                Fault::DiskOrMemory
-            }
+            TrainError::Memory { .. }
+            | TrainError::DeviceMemory { .. }
+            | TrainError::Disk { .. }
+            | TrainError::NoThread { .. } => Fault::DiskOrMemory,
             TrainError::Model(error) => Fault::from_model(error),
             TrainError::Dataset(error) => Fault::from_dataset(error),
             TrainError::Store(error) => Fault::from_store(error),

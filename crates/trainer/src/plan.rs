@@ -283,9 +283,14 @@ impl Planner<'_> {
         }
         if memory_of_each.is_empty() {
             let stage = Stage::in_turn(layers, stages, 0);
-            // It has as many layers as any, and the logits besides.
-            let most = stage.last();
-            return Spread { stage: Some(stage), why: Why::Alike, machines: vec![(most, *memory)] };
+            // It has as many layers as any, the output layer, and the logits besides. The first one may need more where
+            // its embedding is the larger matrix.
+            let Sizing { ends: [embedding, output], config, placement, stored, .. } = subject.sizing;
+            let held = placement.held(*stored);
+            let is_larger = !config.tied_embeddings && embedding.bytes(held) > output.bytes(held);
+            let looked_at = [(stage.last(), true), (0, is_larger && stage.last() != 0)];
+            let machines = looked_at.into_iter().filter(|(_, is)| *is).map(|(machine, _)| (machine, *memory)).collect();
+            return Spread { stage: Some(stage), why: Why::Alike, machines };
         }
         let replicas = hosts / stages;
         let rate = self.rates(replicas).map_or(0.0, |rates| rates.of_all(&self.operations(replicas, true)));

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::State;
 use super::store::{Access, Repository, git_name, is_large, pointer, sha256};
 use super::wire::{Answer, Request};
+use super::{State, Xet};
 
 pub fn answer(state: &mut State, request: &Request) -> Answer {
     let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
@@ -92,7 +92,7 @@ fn api(state: &mut State, request: &Request, method: &str, kind: &str, id: &str,
         ("GET", ["tree", revision]) => {
             let Some(commit) = repository.resolve(revision) else { return no_revision(revision) };
             let after = query.split('&').find_map(|part| part.strip_prefix("cursor=")).map(decoded);
-            let mut entries = tree(&repository.commits[commit]);
+            let mut entries = tree(&repository.commits[commit], state.xet != Xet::None);
             entries.retain(|entry| after.as_deref().is_none_or(|after| entry["path"].as_str() > Some(after)));
             if page == 0 || entries.len() <= page {
                 return Answer::json(&Value::Array(entries));
@@ -136,13 +136,16 @@ fn info(repository: &Repository, id: &str, revision: &str) -> Answer {
 }
 
 /// The entries of a listing with all folders in it, sorted.
-fn tree(files: &BTreeMap<String, Vec<u8>>) -> Vec<Value> {
+fn tree(files: &BTreeMap<String, Vec<u8>>, in_xet: bool) -> Vec<Value> {
     let mut entries = BTreeMap::new();
     for (name, bytes) in files {
         let oid = git_name(name, bytes);
         let mut entry = json!({ "type": "file", "oid": oid, "size": bytes.len(), "path": name });
         if is_large(name) {
             entry["lfs"] = json!({ "oid": sha256(bytes), "size": bytes.len(), "pointerSize": pointer(bytes).len() });
+            if in_xet {
+                entry["xetHash"] = json!(sha256(bytes));
+            }
         }
         entries.insert(name.clone(), entry);
         for (at, _) in name.match_indices('/') {
@@ -190,6 +193,11 @@ fn resolve(state: &mut State, request: &Request, kind: &str, id: &str, revision:
     let oid = sha256(bytes);
     headers.push(("X-Linked-ETag", format!("\"{oid}\"")));
     headers.push(("X-Linked-Size", bytes.len().to_string()));
+    if state.xet == Xet::Redirect {
+        let token = format!("http://127.0.0.1:{}/api/{kind}/{id}/xet-read-token/{commit}", state.port);
+        headers.push(("X-Xet-Hash", oid.clone()));
+        headers.push(("Link", format!("<{token}>; rel=\"xet-auth\"")));
+    }
     // Another host, so that clients keep the token to themselves.
     headers.push(("Location", format!("http://localhost:{}/lfs/{oid}?signature=abc", state.port)));
     headers.retain(|(name, _)| *name != "Accept-Ranges");
@@ -203,7 +211,10 @@ fn large(state: &State, request: &Request, oid: &str) -> Answer {
     }
     match state.store.large(oid) {
         Some(bytes) => {
-            let headers = vec![("Accept-Ranges", "bytes".to_owned()), ("ETag", format!("\"{oid}\""))];
+            let mut headers = vec![("Accept-Ranges", "bytes".to_owned()), ("ETag", format!("\"{oid}\""))];
+            if state.xet == Xet::File {
+                headers.push(("X-Xet-Hash", oid.to_owned()));
+            }
             Answer { status: 200, headers, body: bytes.clone() }
         }
         None => Answer::refusal(404, "", "no such object"),

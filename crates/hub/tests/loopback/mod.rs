@@ -29,6 +29,17 @@ pub struct Seen {
     pub has_token: bool,
 }
 
+/// Which answers have the headers of Xet storage, which this server has none of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Xet {
+    #[default]
+    None,
+    /// The redirect to the file, as on the hub, which has all files behind plain addresses too.
+    Redirect,
+    /// The answer with the file, as behind a mirror that follows the redirect and keeps its headers.
+    File,
+}
+
 /// What the threads of a server share.
 #[derive(Default)]
 pub struct State {
@@ -37,6 +48,8 @@ pub struct State {
     pub seen: Vec<Seen>,
     /// Entries on one page of a listing; 0: all.
     pub page: usize,
+    /// Which answers about large files say that these lie in Xet storage.
+    pub xet: Xet,
     port: u16,
 }
 

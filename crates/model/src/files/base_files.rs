@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use finetune_kernels::FloatType;
 use finetune_packed::files::{PackedConfig, PackedTensor, find};
 use finetune_packed::{Scheme, applies};
-use finetune_store::{TensorSet, TensorView};
+use finetune_store::{OpenedFile, TensorSet, TensorView};
 use serde_json::{Map, Value};
 
 use crate::adaptation::{is_of_vocabulary, is_router, module_of};
@@ -161,6 +161,14 @@ impl BaseFiles {
                     base.pass_cache();
                 }
             }
+        }
+    }
+
+    /// The files that are here, as they were when they were opened.
+    pub(crate) fn opened(&self) -> Vec<OpenedFile> {
+        match &self.origin {
+            Origin::Directory { files, .. } => files.opened().cloned().collect(),
+            Origin::Gguf(base) => base.opened().cloned().collect(),
         }
     }
 

@@ -10,7 +10,7 @@ use finetune_gguf::{FileSet, TensorType};
 use finetune_kernels::FloatType;
 use finetune_packed::PackedMatrix;
 use finetune_packed::gguf::{BlockType, from_blocks};
-use finetune_store::{Dtype, content_hash_of, hash_of, hex};
+use finetune_store::{Dtype, OpenedFile, content_hash_of, hash_of, hex};
 use serde_json::Value as Json;
 
 use self::making::{Change, Making, Makings, Rows, columns_in_order, gathered, is_convolution, joined, rows_of};
@@ -122,6 +122,11 @@ impl GgufBase {
     /// From now on large tensors are read past the system's cache.
     pub(crate) fn pass_cache(&mut self) {
         self.files.pass_cache();
+    }
+
+    /// The files as they were when they were opened.
+    pub(crate) fn opened(&self) -> impl Iterator<Item = &OpenedFile> {
+        self.files.opened()
     }
 
     /// Bytes of all files.

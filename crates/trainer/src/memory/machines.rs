@@ -82,6 +82,16 @@ fn layers(config: &ModelConfig) -> Vec<LayerSizes> {
     layers
 }
 
+/// The embedding, and the output layer if that is another matrix. Neither is packed.
+fn ends(config: &ModelConfig) -> [LayerSizes; 2] {
+    let tensors = expected_tensors(config);
+    ["embed_tokens.weight", "lm_head.weight"].map(|name| {
+        let shape = tensors.iter().find(|(found, _)| found.ends_with(name)).map(|(_, shape)| shape);
+        let dense = shape.map_or(0, |shape| shape.iter().product::<usize>() as u64);
+        LayerSizes { dense, ..LayerSizes::default() }
+    })
+}
+
 fn rows() -> Dataset {
     let row = Row {
         tokens: vec![0; TOKENS],
@@ -122,18 +132,18 @@ impl Training {
         };
         // A build without a GPU has no such device. What it computes in is what decides.
         let gpu = Placement::gpu(Device::flex(), FloatType::BF16);
+        let placement = if cpu { Placement::cpu(None) } else { gpu };
         let sizing = Sizing {
+            ends: ends(&config),
             config,
             adaptation: Some(adaptation),
             text_bytes: 0,
-            placement: if cpu { Placement::cpu(None) } else { gpu },
+            placement: placement.with_ends_where_used(true),
             stored: FloatType::BF16,
             packed,
             loading: 0,
             by_row: 0,
             layers,
-            // Every machine has both, which is more than most of them need.
-            ends: Default::default(),
             at_once: 1,
             shares: 1,
             has_bf16: true,
@@ -142,10 +152,16 @@ impl Training {
         Training { recipe, rows: rows(), sizing, counted, cpu }
     }
 
-    /// Bytes that the machine with most layers and the logits needs.
+    /// Bytes that the machine needs which needs most. The first one has as many layers as any, and the embedding; that
+    /// of the last layer has as many, the output layer and the logits.
     fn needed(&self, way: Way, at_once: usize) -> u64 {
-        let layers = self.sizing.layers.len();
-        let stage = Stage::in_turn(layers, way.machines, (layers - 1) % way.machines);
+        let last = (self.sizing.layers.len() - 1) % way.machines;
+        self.needed_by(way, 0, at_once).max(self.needed_by(way, last, at_once))
+    }
+
+    /// Bytes that a machine needs.
+    fn needed_by(&self, way: Way, machine: usize, at_once: usize) -> u64 {
+        let stage = Stage::in_turn(self.sizing.layers.len(), way.machines, machine);
         let stage = (way.machines > 1).then_some(stage);
         let placement = self.sizing.placement.clone().with_layers_from_disk(way.from_disk).with_stage(stage);
         let sizing = Sizing { placement, at_once, ..self.sizing.clone() };
@@ -240,17 +256,67 @@ fn shapes_have_the_parameters_of_the_models() {
     }
 }
 
-/// Prints the tables that docs/big-models.md should have if it has others.
+/// The page with these rows in its three tables.
+fn with_tables(page: &str, tables: &[String; 3]) -> String {
+    let mut tables = tables.iter();
+    let (mut made, mut is_row) = (String::new(), false);
+    for (line, before) in page.lines().zip(std::iter::once("").chain(page.lines())) {
+        is_row &= line.starts_with('|');
+        if is_row {
+            continue;
+        }
+        made += &format!("{line}\n");
+        // The line below the heads of the columns.
+        if line.starts_with("| --- |") && (before.starts_with("| model | base GB |") || before.starts_with("| GB |")) {
+            made += tables.next().map_or("", String::as_str);
+            is_row = true;
+        }
+    }
+    assert_eq!(tables.next(), None, "docs/big-models.md has fewer tables");
+    made
+}
+
+/// UPDATE_EXPECT=1 rewrites the tables.
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a page of the source tree needs no durable write")]
 fn the_page_says_which_machines_train_which_model() {
     let (on_gpus, least) = models(false);
     let (on_cpus, _) = models(true);
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/big-models.md"));
-    let page = page.expect("docs/big-models.md");
-    let largest = largest(&least);
-    println!("{on_gpus}\n{largest}\n{on_cpus}");
-    for table in [on_gpus, largest, on_cpus] {
-        assert!(page.contains(table.trim_end()), "docs/big-models.md has another table than\n{table}");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/big-models.md");
+    let page = std::fs::read_to_string(path).expect("docs/big-models.md");
+    let tables = [on_gpus, largest(&least), on_cpus];
+    let made = with_tables(&page, &tables);
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        return std::fs::write(path, made).expect("docs/big-models.md");
+    }
+    let tables = tables.join("\n");
+    assert!(page == made, "docs/big-models.md is stale, UPDATE_EXPECT=1 rewrites it. Its tables should be\n{tables}");
+}
+
+/// What is only on some machines does not count on the others.
+#[test]
+fn embedding_and_output_layer_count_where_they_are() {
+    let way = Way { machines: 4, from_disk: false };
+    // (config, the machines with the embedding, with the output layer)
+    for (file, embedding, output) in [
+        ("llama-3.3-70b", vec![0], vec![3]),
+        // 61 layers: the first and the last are on the same machine.
+        ("deepseek-v3", vec![0], vec![0]),
+        // One matrix is both, on machines 0 and (62 - 1) % 4.
+        ("gemma-3-27b", vec![0, 1], vec![]),
+    ] {
+        let training = Training::new(file, false);
+        let everywhere = training.sizing.placement.clone().with_ends_where_used(false);
+        let sizing = Sizing { placement: everywhere, ..training.sizing.clone() };
+        let all = Training { sizing, ..Training::new(file, false) };
+        let [of_embedding, of_output] = training.sizing.ends.map(|end| end.bytes(FloatType::BF16));
+        assert!(of_embedding > 1 << 30, "{file}: {of_embedding} bytes of the embedding");
+        assert_eq!(of_output > 0, !output.is_empty(), "{file}: {of_output} bytes of the output layer");
+        for machine in 0..4 {
+            let spared = all.needed_by(way, machine, 1) - training.needed_by(way, machine, 1);
+            let without = |has: &[usize], bytes: u64| if has.contains(&machine) { 0 } else { bytes };
+            assert_eq!(spared, without(&embedding, of_embedding) + without(&output, of_output), "{file}: {machine}");
+        }
     }
 }
 
