@@ -96,12 +96,13 @@ impl Ranks {
         Ok(())
     }
 
-    /// Connects the ranks that hold a model together. All call it together.
+    /// Connects the ranks that hold a model together. All call it together. `queue`: the most messages that wait for
+    /// one of the others.
     ///
     /// # Errors
     /// If one cannot be reached.
-    pub(crate) fn connect(&self, stage: &Stage) -> Result<Arc<Connections>, TrainError> {
-        let connections = Arc::new(Connections::new(self, [stage.mine, stage.count()], stage.links())?);
+    pub(crate) fn connect(&self, stage: &Stage, queue: usize) -> Result<Arc<Connections>, TrainError> {
+        let connections = Arc::new(Connections::new(self, [stage.mine, stage.count()], stage.links(), queue)?);
         let _ = self.connections.set(Arc::clone(&connections));
         Ok(connections)
     }

@@ -12,6 +12,10 @@ use crate::error::TrainError;
 use crate::ranks::Ranks;
 use crate::stages::{Connections, few_layers};
 
+/// The most messages that wait for another rank: far more than passes are under way, of which each line holds one
+/// message of each kind (`model/src/stage.rs`).
+const QUEUE: usize = 1024;
+
 /// How ranks hold a model together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parallel {
@@ -113,14 +117,14 @@ impl Together {
         links.extend((1..world).map(|other| (0, other)));
         links.sort_unstable();
         links.dedup();
-        let hops = Arc::new(Connections::new(&ranks, [rank, world], links)?);
+        let hops = Arc::new(Connections::new(&ranks, [rank, world], links, QUEUE)?);
         Ok(Together { part: OnRank::Stage(stage), hops, reason, ranks })
     }
 
     fn in_slices(ranks: Arc<Ranks>, reason: Option<String>) -> Result<Together, TrainError> {
         let (mine, count) = (ranks.group().rank(), ranks.group().world());
         let links = (1..count).map(|other| (0, other)).collect();
-        let hops = Arc::new(Connections::new(&ranks, [mine, count], links)?);
+        let hops = Arc::new(Connections::new(&ranks, [mine, count], links, QUEUE)?);
         Ok(Together { part: OnRank::Slice(Slice { mine, count }), hops, reason, ranks })
     }
 
