@@ -6,6 +6,12 @@ pub(crate) const OF_EVERY_RANK: &[&str] = &["train.step", "train.reduce", "train
 /// Points that a rank passes for each micro-batch and layer, where several hold the layers together.
 pub(crate) const OF_EVERY_STAGE: &[&str] = &["hops.send", "hops.receive"];
 
+/// The point before each layer that is read from the disk.
+pub(crate) const OF_EVERY_READ: &str = "layers.read";
+
+/// The point in the middle of an average of steps that ranks made alone.
+pub(crate) const OF_EVERY_MEETING: &str = "local.meet";
+
 /// Points that only rank 0 passes, because no other rank writes.
 pub(crate) const OF_RANK_0: &[&str] = &[
     "metrics.append",

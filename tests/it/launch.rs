@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::failpoints::{OF_EVERY_RANK, OF_RANK_0};
+use crate::failpoints::{OF_EVERY_MEETING, OF_EVERY_RANK, OF_RANK_0};
 use crate::folder::{CRASH_RECIPE, Folder, metrics};
 use crate::program::{run, start};
 use crate::random::Random;
@@ -87,6 +87,23 @@ fn a_lost_rank_changes_no_bit() {
         }
     });
     println!("{} ranks killed, no bit differs", kills.into_inner());
+}
+
+/// A rank is killed in the middle of an average of steps that ranks made alone. The run goes on from the average
+/// before, with another number of ranks.
+#[test]
+fn a_rank_lost_where_shares_meet_changes_no_bit() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let words = ["--set", "distributed.virtual_ranks=4", "--set", "distributed.sync_every=2"];
+    run(&mut folder.launch(&["-n", "2"], "undisturbed", &words)).expect(0);
+    let want = folder.result("undisturbed");
+    for (rank, meeting, then) in [(0, 1, "4"), (1, 3, "1"), (1, 5, "2")] {
+        let failpoint = format!("{OF_EVERY_MEETING}:{meeting}@{rank}");
+        let mut first = folder.launch(&["-n", "2"], &failpoint, &words);
+        run(first.env("FINETUNE_FAILPOINT", &failpoint)).expect(3).says("was killed by signal 6");
+        run(&mut folder.launch(&["-n", then], &failpoint, &[&words[..], &["--resume"]].concat())).expect(0);
+        folder.result(&failpoint).expect_same(&want, &failpoint);
+    }
 }
 
 /// The launcher starts the ranks again by itself, also without `--resume`.

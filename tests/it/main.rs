@@ -25,6 +25,7 @@ mod init;
 mod joining;
 mod launch;
 mod memory;
+mod memory_limit;
 mod messages;
 mod models;
 mod new_tokens;

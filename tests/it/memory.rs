@@ -164,7 +164,8 @@ fn layers_from_the_disk_take_the_memory_of_two() {
     let layers = 24.0 * (640.0 * 64.0 * 18.0 + 3.0 * 640.0 * 1024.0) * 2.0 / f64::from(1 << 20);
     let in_memory = folder.run("memory", &with("model.residency=memory")).expect(0);
     let on_disk = folder.run("disk", &with("model.residency=disk")).expect(0);
-    let on_disk = on_disk.says("are read from the disk, twice a step");
+    let on_disk = on_disk.says("are read from the disk, twice a step").says(", waiting for the disk ");
+    assert!(!in_memory.stderr.contains("waiting for the disk"), "{}", in_memory.stderr);
     let adapter = |run: &str| {
         std::fs::read(folder.path(&format!("{run}/adapter/adapter_model.safetensors"))).expect("an adapter")
     };

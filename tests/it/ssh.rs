@@ -217,6 +217,22 @@ fn a_host_that_is_cut_off_is_left_out() {
     assert_eq!(ranks_left(&output), 0);
 }
 
+/// Fewer hosts are left than hold the layers of the model together. The launcher says what would let the run go on.
+#[test]
+fn a_lost_host_of_three_stages_names_auto() {
+    let Some(boxes) = Boxes::start(&["--netns"]) else { return };
+    let folder = crate::stages::folder();
+    let output = folder.path("run");
+    let words = [&FOR_EVER[..], &["--set", "distributed.min_ranks=2", "--set", "parallel.stages=3"]].concat();
+    let mut running = start(&mut boxes.launch(&folder, &["--max-restarts", "1"], &output, &words));
+    wait_for_steps(&mut running, &output, 10);
+    boxes.cable("--cut", "box-3");
+    let ended = running.wait().expect(3).says("hosts left: 2 of 3; the recipe needs 3 ranks");
+    let ended = ended.says("hint: parallel.stages = \"auto\" lets 2 ranks hold all layers");
+    assert!(!ended.stderr.contains("distributed.min_ranks in the recipe"), "{}", ended.stderr);
+    boxes.cable("--heal", "box-3");
+}
+
 impl Boxes {
     /// Gives a host (of `--netns`) its own home directory, and the user another login shell there.
     fn log_in(&self, number: usize, shell: &str, home: &Path) {

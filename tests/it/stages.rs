@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::failpoints::OF_EVERY_STAGE;
+use crate::failpoints::{OF_EVERY_READ, OF_EVERY_STAGE};
 use crate::folder::{CRASH_RECIPE, Folder, RunResult, golden};
 use crate::program::{run, start};
 
@@ -14,7 +14,12 @@ const SHARES: [&str; 2] = ["--set", "distributed.virtual_ranks=2"];
 const SPREADS: [(usize, usize); 4] = [(1, 1), (2, 2), (3, 3), (4, 2)];
 
 /// The folder of the crash tests with a model of three layers, which have experts.
-fn folder() -> Folder {
+pub(crate) fn folder() -> Folder {
+    folder_of("qwen3_moe")
+}
+
+/// The same with the golden model of a family.
+fn folder_of(family: &str) -> Folder {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     for (from, to) in [
         ("config.json", "model/config.json"),
@@ -22,7 +27,7 @@ fn folder() -> Folder {
         ("rows.jsonl", "train.jsonl"),
         ("rows.jsonl", "eval.jsonl"),
     ] {
-        folder.write(to, &std::fs::read(golden("qwen3_moe").join(from)).expect("a golden file"));
+        folder.write(to, &std::fs::read(golden(family).join(from)).expect("a golden file"));
     }
     folder
 }
@@ -120,6 +125,61 @@ fn a_lost_stage_changes_no_bit() {
     let kills = kills.into_inner();
     println!("{kills} ranks killed, no bit differs");
     assert!(kills > 20, "only {kills} ranks were killed");
+}
+
+/// A run over four stages is killed, goes on as one process with its layers on the disk, over three stages and over
+/// four again, and each but the last is killed too.
+#[test]
+fn a_run_moves_from_four_stages_to_one_to_three_and_back() {
+    // Of four layers.
+    let folder = folder_of("qwen3_5");
+    run(&mut launch(&folder, (1, 1), "undisturbed", &[])).expect(0);
+    let disk = ["--set", "model.residency=disk"];
+    let parts: [(usize, &[&str], Option<&str>); 4] = [
+        (4, &[], Some("hops.send:26@1")),
+        (1, &disk, Some("layers.read:30@0")),
+        (3, &[], Some("hops.receive:20@2")),
+        (4, &disk, None),
+    ];
+    for (stages, more, failpoint) in parts {
+        let mut command = launch(&folder, (stages, stages), "run", &[&["--resume"], more].concat());
+        match failpoint {
+            Some(failpoint) => {
+                let ended = run(command.env("FINETUNE_FAILPOINT", failpoint));
+                assert!(ended.stderr.contains("killed by signal 6"), "{failpoint}: {}", ended.stderr);
+            }
+            None => drop(run(&mut command).expect(0).says("(step ")),
+        }
+    }
+    expect_same(&folder.result("run"), &folder.result("undisturbed"), "four, one, three, four");
+}
+
+/// Killed while a layer is read, a run goes on with its layers in memory, to the same bits.
+#[test]
+fn a_kill_while_layers_are_read_changes_no_bit() {
+    let folder = folder();
+    run(&mut launch(&folder, (1, 1), "undisturbed", &[])).expect(0);
+    let want = folder.result("undisturbed");
+    for (spread, read) in [((1, 1), 1), ((1, 1), 25), ((2, 2), 2), ((2, 2), 19)] {
+        let failpoint = format!("{OF_EVERY_READ}:{read}@0");
+        let output = format!("{} {failpoint}", spread.1);
+        let mut first = launch(&folder, spread, &output, &["--set", "model.residency=disk"]);
+        let ended = run(first.env("FINETUNE_FAILPOINT", &failpoint));
+        assert!(ended.stderr.contains("killed by signal 6"), "{output}: {}", ended.stderr);
+        run(&mut launch(&folder, (3, 3), &output, &["--resume"])).expect(0);
+        expect_same(&folder.result(&output), &want, &output);
+    }
+}
+
+/// With room for the whole model on each rank, `"auto"` leaves it whole, and says nothing of stages.
+#[test]
+fn auto_leaves_a_model_whole_that_has_room() {
+    let folder = folder();
+    run(&mut launch(&folder, (1, 1), "one", &[])).expect(0);
+    let words = [&SHARES[..], &["--set", "parallel.stages=auto"]].concat();
+    let ended = run(&mut folder.launch(&["-n", "2"], "auto", &words)).expect(0);
+    assert!(!ended.stderr.contains("are spread over"), "{}", ended.stderr);
+    expect_same(&folder.result("auto"), &folder.result("one"), "auto");
 }
 
 #[test]

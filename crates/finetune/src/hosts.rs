@@ -19,6 +19,7 @@ use crate::failure::Failure;
 use crate::progress::Verbosity;
 
 mod answers;
+mod left;
 
 /// Time between two messages about hosts whose answers are waited for.
 const SAY_EVERY: Duration = Duration::from_secs(5);
@@ -130,14 +131,10 @@ impl Hosts {
             let enough = (1..).find(|ranks| usable(ranks)).unwrap_or(1).max(self.used);
             return Err(Failure::arguments(fact, format!("{} would do", counted(enough as u64, "rank"))));
         }
-        let least = min_ranks.unwrap_or(self.at_start).max(stages.unwrap_or(1));
-        if self.used < least {
-            return Err(Failure::lost(
-                format!("hosts left: {there} of {}; the recipe needs {least} ranks", self.at_start),
-                vec!["distributed.min_ranks in the recipe lets a restart go on with fewer".to_owned()],
-            ));
+        match left::too_few(there, self.used, self.at_start, min_ranks, stages) {
+            Some((fact, hints)) => Err(Failure::lost(fact, hints)),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Makes sure that every other host has what it needs, and with `--copy` sends it. A signal

@@ -8,6 +8,7 @@ mod cli;
 mod closing;
 mod commands;
 mod copied_run;
+mod disk_waits;
 mod end_command;
 mod exit;
 mod failure;

@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use finetune_kernels::Weight;
+use finetune_store::failpoint;
 use rayon::prelude::*;
 
 use crate::config::ModelConfig;
@@ -94,6 +95,7 @@ impl LayerSource {
         let of_files = placement.clone();
         let work = move || {
             for what in ordered {
+                failpoint::hit("layers.read");
                 let read = |matrix: &Matrix| fetch(&files, &config, &of_files, matrix);
                 let each: Vec<_> = pool.install(|| what.matrices.par_iter().map(read).collect());
                 if done.send(each.into_iter().collect()).is_err() {

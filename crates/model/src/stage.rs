@@ -27,6 +27,8 @@
 //! take in first what was said of the passes under way: these were begun before, so nobody waits for a later act.
 //! The line of the last process holds one message more for each such request.
 
+#[cfg(test)]
+mod queues;
 mod schedule;
 
 use std::error::Error;
@@ -135,6 +137,15 @@ impl Stage {
     /// processes, one pass keeps all of them waiting, and it is one.
     pub fn passes_at_once(&self) -> usize {
         if self.of_layer.is_sorted() { self.count() } else { 1 }
+    }
+
+    /// The most messages that wait on the way from one process to another in a step, with so many micro-batches going
+    /// through the layers together: for each, what comes out of a layer, what the layers have counted so far and what
+    /// all have counted. A micro-batch that goes the same way a second time has been received from it before. Where a
+    /// process runs ahead to the next micro-batches, it may wait for a queue of this length, and nobody waits for
+    /// ever (`queues.rs`).
+    pub fn most_queued(micro_batches: usize) -> usize {
+        3 * micro_batches
     }
 
     /// From which process to which one numbers travel, on the way forward or back. Each pair once.

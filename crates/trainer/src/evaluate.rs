@@ -39,7 +39,7 @@ pub fn evaluate(
 }
 
 /// Most batches that go through layers from the disk together.
-const FROM_DISK: usize = 16;
+pub(crate) const FROM_DISK: usize = 16;
 
 /// Bytes of hidden states, between two layers, that such batches may have.
 const HIDDEN_BYTES: usize = 256 << 20;

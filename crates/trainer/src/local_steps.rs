@@ -6,6 +6,7 @@
 //! AdamW are averaged too, so that a checkpoint holds one state, whatever the number of ranks.
 
 use finetune_recipe::{Distributed, Optimizer, Recipe};
+use finetune_store::failpoint;
 
 use crate::adamw::{AdamW, clip, norm};
 use crate::error::TrainError;
@@ -108,6 +109,7 @@ impl LocalShares {
             share.parameters.iter().zip(&state.parameters).map(|(new, old)| new - old).collect()
         };
         let change = mean(self.shares.iter().map(change).collect())?;
+        failpoint::hit("local.meet");
         let take = |moment: fn(&mut AdamW) -> &mut Vec<f32>, shares: &mut [LocalShare]| -> Vec<Vec<f32>> {
             shares.iter_mut().map(|share| std::mem::take(moment(&mut share.optimizer))).collect()
         };

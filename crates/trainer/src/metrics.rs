@@ -78,6 +78,9 @@ pub struct RankRow {
     /// Tokens of these rows.
     #[serde(default)]
     pub tokens: u64,
+    /// Seconds of them that it has waited for layers from the disk; `None` if all are in memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reading_seconds: Option<f64>,
     /// Payload bytes that it has sent since the run began, up to the losses of this step.
     pub sent: u64,
     /// The same for bytes received.

@@ -142,7 +142,7 @@ fn open_connected(
     stages::fetch_missing(subject.recipe, directory, placement, host, ranks)?;
     let opened = open_model(subject.recipe, directory, start, config.vocabulary, placement, ranks);
     let (mut model, digest) = opened.map_err(|error| error.with_cheaper_settings(|| subject.cheaper_settings()))?;
-    stages::connect(&mut model, ranks)?;
+    stages::connect(&mut model, ranks, subject.sizing.at_once)?;
     model.add_router_loss(router_loss::coefficient(subject.recipe, config));
     Ok((model, digest))
 }

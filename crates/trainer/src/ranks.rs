@@ -18,6 +18,9 @@ use crate::share_assignment::ShareAssignment;
 use crate::stages::Connections;
 use crate::state::TrainState;
 
+/// What a rank tells as its seconds of waiting for the disk if all of its layers are in memory.
+const NO_LAYERS_READ: f64 = -1.0;
+
 /// Σ over the rows of a share, or of a whole step. Means are formed from it once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Sums {
@@ -93,12 +96,13 @@ impl Ranks {
         Ok(())
     }
 
-    /// Connects the ranks that hold a model together. All call it together.
+    /// Connects the ranks that hold a model together. All call it together. `queue`: the most messages that wait for
+    /// one of the others.
     ///
     /// # Errors
     /// If one cannot be reached.
-    pub(crate) fn connect(&self, stage: &Stage) -> Result<Arc<Connections>, TrainError> {
-        let connections = Arc::new(Connections::new(self, [stage.mine, stage.count()], stage.links())?);
+    pub(crate) fn connect(&self, stage: &Stage, queue: usize) -> Result<Arc<Connections>, TrainError> {
+        let connections = Arc::new(Connections::new(self, [stage.mine, stage.count()], stage.links(), queue)?);
         let _ = self.connections.set(Arc::clone(&connections));
         Ok(connections)
     }
@@ -186,12 +190,14 @@ impl Ranks {
     }
 
     /// Σ over all shares, in their order, and each rank's part. `mine`: the sums of this rank's
-    /// shares. `seconds`: what this rank took to compute them.
+    /// shares. `seconds`: what this rank took to compute them; `reading`: what of it this rank has waited for layers
+    /// from the disk, if it reads any.
     pub(crate) fn sum_losses(
         &self,
         assignment: &ShareAssignment,
         mine: &[Sums],
         seconds: f64,
+        reading: Option<f64>,
     ) -> Result<(Sums, Vec<RankRow>), GroupError> {
         let world = self.group.world();
         let (sent, received, waited) = self.moved();
@@ -200,7 +206,7 @@ impl Ranks {
         let numbers = assignment.largest() * Sums::NUMBERS;
         let mut block: Vec<f64> = mine.iter().flat_map(|sums| sums.to_numbers()).collect();
         block.resize(numbers, 0.0);
-        block.extend([seconds, sent as f64, received as f64]);
+        block.extend([seconds, reading.unwrap_or(NO_LAYERS_READ), sent as f64, received as f64]);
         block.extend(waited.iter().map(Duration::as_secs_f64));
         let mut all = vec![0.0; block.len() * world];
         self.group.all_gather(&block, &mut all)?;
@@ -216,8 +222,10 @@ impl Ranks {
                 total.add(sums);
             }
             if world > 1 {
-                let (sent, received) = (about[1] as u64, about[2] as u64);
-                rows.push(RankRow { rank, seconds: about[0], tokens, sent, received, waited_for: about[3..].to_vec() });
+                let (sent, received) = (about[2] as u64, about[3] as u64);
+                let reading_seconds = Some(about[1]).filter(|seconds| *seconds != NO_LAYERS_READ);
+                let (seconds, waited_for) = (about[0], about[4..].to_vec());
+                rows.push(RankRow { rank, seconds, tokens, reading_seconds, sent, received, waited_for });
             }
         }
         Ok((total, rows))
@@ -391,7 +399,7 @@ mod tests {
                         let ranks = Ranks::new(group, Some(SHARES)).expect("ranks");
                         let mut gradients: Vec<Vec<f32>> = mine.clone().map(gradient).collect();
                         let shares: Vec<Sums> = mine.map(losses).collect();
-                        let (loss, rows) = ranks.sum_losses(assignment, &shares, 1.0).expect("a sum");
+                        let (loss, rows) = ranks.sum_losses(assignment, &shares, 1.0, None).expect("a sum");
                         ranks.sum_gradients(assignment, &mut gradients, WireDtype::Exact).expect("a sum");
                         (gradients.swap_remove(0), loss, rows.len())
                     })

@@ -20,6 +20,7 @@ use self::page::escape;
 use crate::error::TrainError;
 use crate::metrics::{EvalRow, Row, StepRow, eval_rows, step_rows};
 use crate::numbers::{bytes, counted, duration, thousands};
+use crate::reading_share::ReadingShare;
 use crate::run_facts::{RowFile, RunFacts, RunStatus};
 use crate::samples::BeforeAfter;
 use crate::snapshot::Snapshot;
@@ -98,6 +99,11 @@ fn numbers(
     list.push(("training time", duration(seconds)));
     if seconds > 0.0 {
         list.push(("tokens per second", thousands((tokens as f64 / seconds).round() as u64)));
+    }
+    let mut reading = ReadingShare::default();
+    steps.iter().for_each(|row| reading.add(row));
+    if let Some(amount) = reading.words() {
+        list.push(("waiting for the disk", amount));
     }
     list.push(("begun", moment(facts.started)));
     let when = if facts.status == RunStatus::Running { "as of" } else { "ended" };

@@ -161,6 +161,7 @@ mod tests {
             rank,
             seconds: seconds[rank],
             tokens: tokens[rank],
+            reading_seconds: None,
             sent: 0,
             received: 0,
             waited_for: vec![0.0; 2],

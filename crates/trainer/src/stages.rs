@@ -8,7 +8,7 @@ mod files;
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use finetune_recipe::{Recipe, ResidencyChoice, StagesChoice};
 use finetune_store::failpoint;
 
 use crate::error::TrainError;
+use crate::evaluate::FROM_DISK;
 use crate::memory::{Sizing, Subject};
 use crate::ranks::Ranks;
 
@@ -129,10 +130,12 @@ pub(crate) fn agree_on_groups(sizing: &mut Sizing, ranks: &Ranks) -> Result<bool
     Ok(true)
 }
 
-/// Connects a loaded model with the other ranks that hold it.
-pub(crate) fn connect(model: &mut Model, ranks: &Ranks) -> Result<(), TrainError> {
+/// Connects a loaded model with the other ranks that hold it. `at_once`: the micro-batches that go through it together
+/// in a step.
+pub(crate) fn connect(model: &mut Model, ranks: &Ranks, at_once: usize) -> Result<(), TrainError> {
     let Some(stage) = model.placement().stage().cloned() else { return Ok(()) };
-    model.connect(ranks.connect(&stage)?);
+    let queue = Stage::most_queued(at_once.max(FROM_DISK));
+    model.connect(ranks.connect(&stage, queue)?);
     Ok(())
 }
 
@@ -178,14 +181,14 @@ pub(crate) struct Moved {
 /// A thread that sends what it is given, so that the next layer is computed meanwhile.
 struct Outgoing {
     group: Arc<Group>,
-    queue: Option<Sender<Vec<u8>>>,
+    queue: Option<SyncSender<Vec<u8>>>,
     thread: Option<JoinHandle<()>>,
     failed: Arc<Mutex<Option<GroupError>>>,
 }
 
 impl Connections {
     /// Connects all ranks of each replica, which has `count` of them; this is the `mine`th of its own. All ranks
-    /// call it together.
+    /// call it together. `queue`: the most messages that wait for one of the others; who sends more waits too.
     ///
     /// # Errors
     /// If a rank cannot be reached.
@@ -193,6 +196,7 @@ impl Connections {
         ranks: &Ranks,
         [mine, count]: [usize; 2],
         links: Vec<(usize, usize)>,
+        queue: usize,
     ) -> Result<Connections, TrainError> {
         let (world, rank) = (ranks.group().world(), ranks.group().rank());
         let mut connections = Connections { outgoing: BTreeMap::new(), incoming: BTreeMap::new() };
@@ -205,7 +209,7 @@ impl Connections {
             };
             let group = ranks.group().split(color as u64, key).map_err(TrainError::Stages)?;
             if mine == from {
-                connections.outgoing.insert(to, Outgoing::start(group)?);
+                connections.outgoing.insert(to, Outgoing::start(group, queue)?);
             } else if mine == to {
                 connections.incoming.insert(from, group);
             }
@@ -228,8 +232,8 @@ impl Connections {
 }
 
 impl Outgoing {
-    fn start(group: Group) -> Result<Outgoing, TrainError> {
-        let (queue, queued) = channel::<Vec<u8>>();
+    fn start(group: Group, length: usize) -> Result<Outgoing, TrainError> {
+        let (queue, queued) = sync_channel::<Vec<u8>>(length);
         let group = Arc::new(group);
         let failed = Arc::new(Mutex::new(None));
         let (told, sending) = (Arc::clone(&failed), Arc::clone(&group));

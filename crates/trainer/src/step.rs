@@ -41,6 +41,8 @@ pub(crate) struct StepSums {
     pub(crate) rows: Vec<(usize, f64)>,
     /// The sums of this rank's shares.
     pub(crate) of_shares: Vec<Sums>,
+    /// Seconds that this rank has waited for layers from the disk; `None` if all are in memory.
+    pub(crate) reading: Option<f64>,
 }
 
 impl Run {
@@ -55,6 +57,8 @@ impl Run {
         local: Option<&LocalShares>,
         tell: &mut dyn FnMut(Event<'_>),
     ) -> Result<StepSums, TrainError> {
+        // What an evaluation has waited is not this step's.
+        self.model.take_waited();
         loop {
             let start = Instant::now();
             // The time to tell it counts as this rank's. A slow listener holds the others up as a
@@ -125,11 +129,13 @@ impl Run {
             }
         }
         failpoint::hit("train.reduce");
-        let (sums, ranks) = self.ranks.sum_losses(assignment, &of_shares, start.elapsed().as_secs_f64())?;
+        let reading = self.model.reads_layers().then(|| self.model.take_waited().0.as_secs_f64());
+        let seconds = start.elapsed().as_secs_f64();
+        let (sums, ranks) = self.ranks.sum_losses(assignment, &of_shares, seconds, reading)?;
         if local.is_none() {
             self.ranks.sum_gradients(assignment, gradients, wire(&self.recipe))?;
         }
-        Ok(StepSums { sums, ranks, rows, of_shares })
+        Ok(StepSums { sums, ranks, rows, of_shares, reading })
     }
 
     /// Updates the parameters with the sums over all ranks. Returns the norm of the gradient.
@@ -183,6 +189,7 @@ impl Run {
         grad_norm: f64,
         learning_rate: f64,
         seconds: f64,
+        reading_seconds: Option<f64>,
     ) -> Result<StepRow, TrainError> {
         Ok(StepRow {
             step: self.state.step,
@@ -195,7 +202,7 @@ impl Run {
             tokens_per_second: sums.tokens as f64 / seconds,
             seconds,
             objective: self.objective.numbers(sums),
-            reading_seconds: self.model.reads_layers().then(|| self.model.take_waited().0.as_secs_f64()),
+            reading_seconds,
             experts: self.expert_use()?,
             ranks,
         })

@@ -16,6 +16,10 @@ use crate::stages::{Connections, few_layers};
 
 use self::dealing::deal_together;
 
+/// The most messages that wait for another rank: far more than passes are under way, of which each line holds one
+/// message of each kind (`model/src/stage.rs`).
+const QUEUE: usize = 1024;
+
 /// How ranks hold a model together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parallel {
@@ -133,7 +137,7 @@ impl Together {
         links.extend((1..world).map(|other| (0, other)));
         links.sort_unstable();
         links.dedup();
-        let hops = Arc::new(Connections::new(&ranks, [rank, world], links)?);
+        let hops = Arc::new(Connections::new(&ranks, [rank, world], links, QUEUE)?);
         let notes = reason.into_iter().chain(note).collect();
         Ok(Together { part: OnRank::Stage(stage), hops, notes, ranks })
     }
@@ -141,7 +145,7 @@ impl Together {
     fn in_slices(ranks: Arc<Ranks>, reason: Option<String>) -> Result<Together, TrainError> {
         let (mine, count) = (ranks.group().rank(), ranks.group().world());
         let links = (1..count).map(|other| (0, other)).collect();
-        let hops = Arc::new(Connections::new(&ranks, [mine, count], links)?);
+        let hops = Arc::new(Connections::new(&ranks, [mine, count], links, QUEUE)?);
         let notes = reason.into_iter().collect();
         Ok(Together { part: OnRank::Slice(Slice { mine, count }), hops, notes, ranks })
     }

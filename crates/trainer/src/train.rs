@@ -75,7 +75,7 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
         let start = Instant::now();
         let mine = balancer.assignment.count_of(run.ranks.group().rank());
         gradients.resize_with(mine, || vec![0.0; parameters]);
-        let StepSums { sums, ranks, rows, of_shares } =
+        let StepSums { sums, ranks, rows, of_shares, reading } =
             run.step_sums(&balancer.assignment, &progress, &mut gradients, local.as_ref(), tell)?;
         let grad_norm = match &mut local {
             None => run.update(&sums, &mut gradients[0], &rows)?,
@@ -95,7 +95,7 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
             stragglers.forget();
             tell(Event::SharesAssigned { shares: balancer.assignment.counts() });
         }
-        let row = run.step_row(&sums, ranks, grad_norm, learning_rate, seconds)?;
+        let row = run.step_row(&sums, ranks, grad_norm, learning_rate, seconds, reading)?;
         tell(Event::Step { row: &row, steps: run.steps });
         run.write(Row::Step(row))?;
         if let Some(local) = &mut local {

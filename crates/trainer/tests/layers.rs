@@ -3,9 +3,11 @@
 mod common;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::{adapter, goldens, recipe, run, state};
-use finetune_trainer::{Outcome, Resume, TrainError};
+use common::deeper::deeper;
+use common::{adapter, goldens, recipe, run, run_on, state};
+use finetune_trainer::{Outcome, Resume, ThisHost, TrainError};
 
 /// The layers of one model over 1 to 4 ranks, and over twice two ranks: losses, gradients, evaluations, checkpoints
 /// and adapters have the bits of one process, whether layers are in memory or read from the disk.
@@ -111,6 +113,73 @@ fn uneven_layers_give_the_bits_of_one_process() {
         assert_eq!([first.losses(), second.losses()].concat(), expected.0, "{family}, {counts:?}");
         assert!(state(&output) == expected.3, "{family}, {counts:?}: another state");
     }
+}
+
+/// Models of five layers, as they are and packed while they are loaded: four ranks, of which two read their layers
+/// from the disk, and three that all do have the bits of one process.
+#[test]
+fn deeper_and_packed_models_give_the_bits_of_one_process() {
+    for family in ["llama", "qwen3", "qwen3_moe", "gemma3", "deepseek_v3"] {
+        let (base, rows) = (deeper(family, 5), goldens(family).join("rows.jsonl"));
+        let paths = [("model.path", base.path()), ("data.train", &rows), ("data.eval", &rows)];
+        let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
+        for packed in [None, Some("model.quantization=nf4")] {
+            let folder = tempfile::tempdir().expect("a directory");
+            let told = |stages: usize, on_disk: fn(usize) -> bool| {
+                let output = folder.path().join(stages.to_string());
+                let of_rank = |rank: usize| {
+                    let residency = if on_disk(rank) { "model.residency=disk" } else { "model.residency=memory" };
+                    let stages = format!("parallel.stages={stages}");
+                    let more = ["model.device=cpu", "distributed.virtual_ranks=2", residency, &stages];
+                    let more = more.into_iter().chain(packed);
+                    recipe(&output, &paths.iter().map(String::as_str).chain(more).collect::<Vec<_>>())
+                };
+                let (told, outcomes) = run(stages, None, &Resume::No, of_rank, |_, _| 0);
+                assert!(outcomes.iter().all(Result::is_ok), "{family}, {packed:?}, {stages} stages: {outcomes:?}");
+                // What a rank says of its disk comes from that rank.
+                for rank in told.steps.iter().flat_map(|row| &row.ranks) {
+                    assert_eq!(rank.reading_seconds.is_some(), on_disk(rank.rank), "{stages} stages: {rank:?}");
+                }
+                (told.losses(), told.evaluations, adapter(&output), state(&output))
+            };
+            let expected = told(1, |_| false);
+            assert!(told(4, |rank| rank % 2 == 1) == expected, "{family}, {packed:?}, 4 stages: other bits");
+            assert!(told(3, |_| true) == expected, "{family}, {packed:?}, 3 stages: other bits");
+        }
+    }
+}
+
+/// `"auto"` spreads a model that is a byte too large for each rank, and leaves it whole where it fits: the same bits.
+#[test]
+fn auto_spreads_what_has_no_room() {
+    let (base, rows) = (deeper("llama", 5), goldens("llama").join("rows.jsonl"));
+    let paths = [("model.path", base.path()), ("data.train", &rows), ("data.eval", &rows)];
+    let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
+    let folder = tempfile::tempdir().expect("a directory");
+    let needed = AtomicU64::new(0);
+    let told = |name: &str, world: usize, memory: Option<u64>| {
+        let output = folder.path().join(name);
+        let more =
+            ["model.device=cpu", "distributed.virtual_ranks=2", "model.residency=memory", "parallel.stages=auto"];
+        let sets: Vec<&str> = paths.iter().map(String::as_str).chain(more).collect();
+        let host = ThisHost { memory, ..ThisHost::default() };
+        let looked = |_: usize, run: &mut finetune_trainer::Run| needed.store(run.estimate.total, Ordering::SeqCst);
+        let (told, outcomes) =
+            run_on(&host, world, None, &Resume::No, |_| recipe(&output, &sets), looked, |_, _, _| {});
+        assert!(outcomes.iter().all(Result::is_ok), "{name}: {outcomes:?}");
+        let facts = std::fs::read_to_string(output.join("run.json")).expect("run.json");
+        let facts: serde_json::Value = serde_json::from_str(&facts).expect("JSON");
+        let ranks = facts["rank_of_layer"].as_array().map(Vec::len);
+        (ranks, (told.losses(), told.evaluations, adapter(&output), state(&output)))
+    };
+    let (alone, expected) = told("alone", 1, None);
+    let whole = needed.load(Ordering::SeqCst);
+    let (with_room, same) = told("with room", 2, Some(whole));
+    let (without, spread) = told("without", 2, Some(whole - 1));
+    assert_eq!((alone, with_room, without), (None, None, Some(5)), "{whole} bytes");
+    assert!(needed.load(Ordering::SeqCst) < whole, "a rank takes less than the whole model");
+    assert!(same == expected, "two ranks with the whole model: other bits");
+    assert!(spread == expected, "two stages: other bits");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use finetune_trainer::{Event, Outcome, Prepared, Ranks, Resume, Run, ThisHost, p
 
 use crate::cli::RunArguments;
 use crate::commands::preflight::free_bytes;
+use crate::disk_waits::DiskWaits;
 use crate::end_command::EndCommand;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -82,8 +83,10 @@ fn train_as_one_rank(
         rank_event::send(&RankEvent::Working);
     }
     let mut advice = closing::advice_on_shares(&run.recipe, ranks.group().world());
+    let mut waits = DiskWaits::default();
     let outcome = train(&mut run, &signals.stop, &mut |event| {
         work.see(&event);
+        let notice = waits.see(&event);
         ending.iter_mut().for_each(|ending| ending.see(&event));
         prometheus::show(&event, &|rank| ranks.group().who()[rank].host.clone());
         rank_event::of_event(&event).iter().filter(|_| tells).for_each(rank_event::send);
@@ -92,13 +95,14 @@ fn train_as_one_rank(
             Some(line) => drop(output::line(&line)),
             None => show_event(&mut show, event, start, verbosity, &ranks, &mut advice),
         }
+        notice.iter().for_each(|notice| show.say(notice));
     });
     show.finish();
     let outcome = outcome?;
     if let (Outcome::Finished { before, after, .. }, true) = (&outcome, first) {
         output::print(&progress::answers(before.as_ref(), after.as_ref()))?;
     }
-    let exit = conclude(&run, &outcome, start.elapsed(), &program(arguments.assigned), &show);
+    let exit = conclude(&run, &outcome, start.elapsed(), &waits, &program(arguments.assigned), &show);
     if exit == Exit::Done {
         if first && loudness == Verbosity::Quiet {
             // A user who asked for results only wants to know where they are.
@@ -185,11 +189,18 @@ fn introduce(run: &Run, show: &Progress) {
 }
 
 /// Says how a run has ended, and what to type next. `program`: this program, as a user types it.
-fn conclude(run: &Run, outcome: &Outcome, elapsed: Duration, program: &str, show: &Progress) -> Exit {
+fn conclude(
+    run: &Run,
+    outcome: &Outcome,
+    elapsed: Duration,
+    waits: &DiskWaits,
+    program: &str,
+    show: &Progress,
+) -> Exit {
     match outcome {
         Outcome::Finished { step, summary, .. } => {
             let took = progress::took(elapsed.as_secs_f64());
-            show.say(&format!("\n{} in {took}, {}", counted(*step, "step"), peaks(run)));
+            show.say(&format!("\n{} in {took}, {}{}", counted(*step, "step"), peaks(run), waits.ending()));
             closing::outcome(&run.recipe, *step, summary).iter().for_each(|line| show.say(line));
             let directory = run.recipe.output_dir.display();
             show.say(&format!("result and checkpoints in {directory}; open report.html there"));

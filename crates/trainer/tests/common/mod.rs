@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod deeper;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -80,6 +82,19 @@ pub(crate) fn run_watched(
     alter: impl Fn(usize, &mut Run) + Sync,
     watch: impl Fn(usize, &Event<'_>, &AtomicI32) + Sync,
 ) -> (Told, Vec<Result<Outcome, TrainError>>) {
+    run_on(&ThisHost::default(), world, topology, resume, recipe, alter, watch)
+}
+
+/// As [`run_watched`], on such a host.
+pub(crate) fn run_on(
+    host: &ThisHost,
+    world: usize,
+    topology: Option<Algorithm>,
+    resume: &Resume,
+    recipe: impl Fn(usize) -> Recipe + Sync,
+    alter: impl Fn(usize, &mut Run) + Sync,
+    watch: impl Fn(usize, &Event<'_>, &AtomicI32) + Sync,
+) -> (Told, Vec<Result<Outcome, TrainError>>) {
     let (recipe, alter, watch) = (&recipe, &alter, &watch);
     std::thread::scope(|scope| {
         let ranks: Vec<_> = Group::in_process(world, topology)
@@ -88,7 +103,7 @@ pub(crate) fn run_watched(
                 scope.spawn(move || {
                     let (rank, recipe) = (group.rank(), recipe(group.rank()));
                     let ranks = Arc::new(Ranks::new(group, recipe.distributed.virtual_ranks)?);
-                    let mut prepared = prepare(recipe, resume, &ranks, &ThisHost::default(), &|_| {})?;
+                    let mut prepared = prepare(recipe, resume, &ranks, host, &|_| {})?;
                     alter(rank, &mut prepared.run);
                     let (mut told, signal) = (Told::default(), AtomicI32::new(0));
                     let outcome = train(&mut prepared.run, &signal, &mut |event| {
