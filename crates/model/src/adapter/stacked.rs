@@ -262,7 +262,9 @@ impl Stacked {
         if self.parameters.is_empty() {
             return;
         }
-        config["target_parameters"] = json!(self.parameters);
+        let mut parameters = config["target_parameters"].as_array().cloned().unwrap_or_default();
+        parameters.extend(self.parameters.iter().map(|name| json!(name)));
+        config["target_parameters"] = json!(parameters);
         for (key, pattern) in [("rank_pattern", &self.ranks), ("alpha_pattern", &self.alphas)] {
             let Some(table) = config[key].as_object_mut() else { continue };
             table.extend(pattern.iter().map(|(name, value)| (name.clone(), value.clone())));

@@ -89,6 +89,11 @@ pub(crate) fn architecture(name: &str) -> Option<&'static Architecture> {
     ARCHITECTURES.iter().find(|known| known.name == name)
 }
 
+/// The architecture of a family, by `model_type` of its config.json. `None`: none is known here.
+pub(crate) fn architecture_of(model_type: &str) -> Option<&'static Architecture> {
+    ARCHITECTURES.iter().find(|known| known.model_type == model_type)
+}
+
 /// All architectures that are read, as a hint.
 pub(crate) fn architectures() -> String {
     let names: Vec<&str> = ARCHITECTURES.iter().map(|known| known.name).collect();
