@@ -108,8 +108,8 @@ impl Adaptation {
         let mut notices = Vec::new();
         if lost > 0 {
             notices.push(format!(
-                "PEFT 0.21 takes the names of {lost} layers of {architecture}, such as `{module}`, for those of experts, and \
-                 leaves their branches out without a word: it has no DoRA there. --format merged writes the model with them"
+                "PEFT 0.21 does not load this adapter: it takes the names of {lost} layers of {architecture}, such as \
+                 `{module}`, for those of experts, and has no DoRA there. --format merged writes the model with them"
             ));
         } else if self.dropout > 0.0 {
             notices.push(format!(

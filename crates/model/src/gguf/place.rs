@@ -120,7 +120,7 @@ pub fn destination(config: &ModelConfig) -> Result<Destination, ModelError> {
     };
     let found = DESTINATIONS.iter().find(|(model_type, _)| *model_type == family.model_type);
     let Some((_, destination)) = found else {
-        return match architecture_of(family.model_type) {
+        return match architecture_of(family) {
             // It has one, which is read here as a base.
             Some(_) => Err(ModelError::NotExpressible {
                 what: format!("finetune does not write GGUF files of {} yet", family.architecture),
