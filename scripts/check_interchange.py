@@ -13,6 +13,9 @@ family under tests/goldens/models this script trains three steps with the binary
     checkpoint  the same of RUN/checkpoints/step-000003
     merged      transformers loads `finetune export --format merged`: no key missing or left over,
                 PEFT's losses
+    linear, experts
+                (mixtures) the same as adapter of what `all-linear` trains, and of a PEFT export of that with
+                experts: dense layers, shared experts and routers have names that PEFT takes for experts'
     bf16, f16   the base stored in 16 bits and in shards: losses with the adapter, and a merge that
                 equals PEFT's merge in f32 rounded once (at most one element in a thousand off, by
                 one unit)
@@ -158,7 +161,7 @@ def write_recipe(family, settings=None, rows=None, data=""):
     that is not needed.
     """
     lora = settings or json.loads((family.directory / "adapter" / "adapter_config.json").read_text())
-    more = "".join(f"{key} = {toml(lora[key])}\n" for key in ("use_dora", "modules_to_save", "rank_pattern",
+    more = "".join(f"{key} = {toml(lora[key])}\n" for key in ("use_dora", "experts", "modules_to_save", "rank_pattern",
                                                             "alpha_pattern") if lora.get(key))
     recipe = family.work / "recipe.toml"
     recipe.write_text(f"""\
@@ -281,6 +284,7 @@ def check_family(binary, family, report):
         report.compare(family.name, "merged", name, peft_losses[name], mean_loss(model, parsed))
     report.compare(family.name, "merged", "ours", peft_losses["all"], our_loss(binary, merged, rows))
 
+    check_mixture(binary, family, report)
     config = json.loads((family.directory / "config.json").read_text())
     # What is packed stays so, and transformers does not save it in 16 bits.
     halves = () if "quantization_config" in config else (("bf16", torch.bfloat16), ("f16", torch.float16))
@@ -297,6 +301,30 @@ def check_family(binary, family, report):
     # PEFT does not add up branches of parameters.
     if adapters[0][0] != "stacked" and not settings.get("target_parameters"):
         check_several(run_finetune, our_loss, mean_loss, binary, family, report, run)
+
+
+def check_mixture(binary, family, report):
+    """Layers beside experts, in a run of their own. PEFT goes by the last parts of names, and says nothing of the
+    branches that it leaves out: load_with_peft does."""
+    config = json.loads((family.directory / "config.json").read_text())
+    text = config.get("text_config", config)
+    has_experts = text.get("num_experts_per_tok") or text.get("top_k_experts")
+    if not has_experts or "quantization_config" in config:
+        return
+    settings = {"r": 4, "lora_alpha": 8, "use_rslora": False, "target_modules": "all-linear"}
+    for check, more in (("linear", {}), ("experts", {"experts": True})):
+        work = family.work / f"mixture-{check}"
+        work.mkdir()
+        here = Family(family.directory, work)
+        run_finetune(binary, "run", write_recipe(here, {**settings, **more}))
+        adapter = work / "run" / "adapter"
+        if more:
+            run_finetune(binary, "export", work / "run", "--format", "peft", "--output", work / "exported")
+            adapter = work / "exported"
+        model = load_with_peft(here, adapter)
+        for name, file in here.files.items():
+            report.compare(family.name, check, name, mean_loss(model, file[1]),
+                           our_loss(binary, family.directory, file, adapter))
 
 
 def compare_adapter_and_merge(binary, family, report, case, files, rows=None):

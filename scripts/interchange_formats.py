@@ -295,7 +295,8 @@ def check_gguf(run_finetune, binary, family, report, run, merged, peft_model):
         files = {kind: export_gguf(run_finetune, binary, source, family.work / f"gguf-{kind}", "--dtype", kind)
                  for kind in ("f32", "f16", "bf16", "q8_0")}
     except Exception as error:
-        if refused(error, report, family, "gguf", "llama.cpp cannot compute"):
+        if refused(error, report, family, "gguf", "llama.cpp cannot compute") or refused(
+                error, report, family, "gguf", "finetune does not write GGUF files"):
             return None
         raise
     for kind, path in files.items():

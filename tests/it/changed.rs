@@ -70,6 +70,7 @@ const MAY_CHANGE: &[(&str, &str, &str)] = &[
 const NOT_TRIED: &[(&str, &str)] = &[
     ("data.chat_template", "needs a tokenizer; the next test changes what it does"),
     ("train.method", "the recipe's [lora] is refused with `full` before anything else"),
+    ("lora.experts", "the model has none: refused before anything else"),
     ("optimizer.name", "there is one"),
     ("distributed.virtual_ranks", "not available yet"),
     ("distributed.outer_learning_rate", "refused without sync_every before anything else"),

@@ -85,6 +85,7 @@ mod stops;
 mod stream;
 mod table;
 mod template;
+mod template_loops;
 mod template_problem;
 mod template_rewrite;
 mod template_tags;

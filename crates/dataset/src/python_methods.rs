@@ -23,8 +23,20 @@ pub(crate) fn install(environment: &mut Environment<'_>, now: NaiveDateTime) {
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
     });
+    environment.add_function(EACH, |value: &Value| each(value).cloned());
+    environment.add_filter("list", |state: &State<'_, '_>, value: &Value| {
+        minijinja::filters::list(state, each(value)?.clone())
+    });
     environment.add_function("raise_exception", raise_exception);
     environment.add_function(STRFTIME, move |format: &str| strftime(now, format));
+}
+
+/// The function that `template_loops.rs` puts around what a loop goes over.
+pub(crate) const EACH: &str = "_each";
+
+/// A value that is gone over. Python refuses none, and jinja2 takes what is undefined for an empty list.
+fn each(value: &Value) -> Result<&Value, Error> {
+    if value.is_none() { Err(invalid("'NoneType' object is not iterable")) } else { Ok(value) }
 }
 
 /// The method that `template_rewrite.rs` turns slices with a step into.
@@ -91,7 +103,7 @@ fn join(values: &Value, between: Option<&Value>, options: minijinja::value::Kwar
         return Ok(text.chars().map(String::from).collect::<Vec<_>>().join(&between));
     }
     let mut texts = Vec::new();
-    for value in values.try_iter()? {
+    for value in each(values)?.try_iter()? {
         texts.push(match &attribute {
             Some(attribute) => python::text(&value.get_attr(attribute)?),
             None => python::text(&value),

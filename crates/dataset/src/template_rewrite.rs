@@ -1,6 +1,6 @@
 //! Checks a template's source and rewrites it before it is compiled. This is for what minijinja has
 //! no other place to hook into: line breaks, `{% generation %}` blocks, the line break behind
-//! `{% raw %}`, slices with a step, and `%` behind a string.
+//! `{% raw %}`, slices with a step, `%` behind a string, and loops over none.
 //!
 //! A generation block keeps its scope, as in the call block that transformers' extension parses it
 //! into: assignments to a namespace and loop variables within it work as outside, and other
@@ -13,7 +13,7 @@ use std::borrow::Cow;
 
 use crate::generation::{END, START};
 use crate::template_tags::{Tags, is_code, string_end, tag_words};
-use crate::{percent_operator, python_methods};
+use crate::{percent_operator, python_methods, template_loops};
 
 /// Makes every line break of a template `\n`, also within string literals, as jinja2 does.
 pub(crate) fn with_line_feeds(source: &str) -> Cow<'_, str> {
@@ -130,7 +130,9 @@ pub(crate) fn rewrite(source: &str) -> (String, bool) {
             }
             // jinja2 keeps a line break behind this tag, though it drops those behind all others.
             "raw" if closing(piece) == "%}" => out.push_str(&format!("{}+%}}", &piece[..piece.len() - 2])),
-            _ if is_code(piece) => out.push_str(&percent_operator::rewrite(&rewrite_slices(piece))),
+            _ if is_code(piece) => {
+                out.push_str(&percent_operator::rewrite(&rewrite_slices(&template_loops::rewrite(piece))));
+            }
             _ => out.push_str(piece),
         }
         was_raw = words == "raw" && !was_raw;
@@ -220,7 +222,7 @@ mod tests {
             ("{{ x[::-1] }}", "{{ x._slice(none,none,-1) }}"),
             (
                 "{% for a in x[y[::2][0] : f([1, 2]) : 3] %}",
-                "{% for a in x._slice(y._slice(none,none,2)[0] , f([1, 2]) , 3) %}",
+                "{% for a in _each((x._slice(y._slice(none,none,2)[0] , f([1, 2]) , 3))) %}",
             ),
             (
                 "{{ x[1:] }}{{ x['::'] }}{{ [{1: 2}, {3: 4}] }}x[::2]",

@@ -48,7 +48,8 @@ pub(crate) fn panel(run: &Run) -> [String; 2] {
 }
 
 fn modules(recipe: &Recipe) -> String {
-    match &recipe.lora.target_modules {
+    let and_experts = if recipe.lora.experts { " and experts" } else { "" };
+    let chosen = match &recipe.lora.target_modules {
         TargetModules::AllLinear => "all linear layers".to_owned(),
         TargetModules::Regex(regex) => format!("what {regex:?} matches"),
         TargetModules::Names(names) => {
@@ -56,7 +57,8 @@ fn modules(recipe: &Recipe) -> String {
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
             format!("{}{more}", names.iter().take(SHOWN_NAMES).cloned().collect::<Vec<_>>().join(", "))
         }
-    }
+    };
+    chosen + and_experts
 }
 
 /// The hub's name of the base model, else that of its directory.

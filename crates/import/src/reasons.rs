@@ -147,7 +147,7 @@ const LEFT: &[(&str, &str)] = &[
     ("lisa_", "layers are not chosen at random"),
     ("unfrozen_parameters", "the base stays as it is, or all weights are trained"),
     ("freeze_", "the base stays as it is, or all weights are trained"),
-    ("lora_target_parameters", "`experts` in lora.target_modules trains experts"),
+    ("lora_target_parameters", "lora.experts = true trains experts"),
     ("lora_fan_in_fan_out", "layers are linear, as in the model's files"),
     ("qat", "nothing is quantized while it trains"),
     ("qat_", "nothing is quantized while it trains"),

@@ -79,7 +79,7 @@ impl Adaptation {
             let count = experts.count;
             if !self.targets.iter().any(|target| is_of_experts(&target.module)) {
                 notices.push(format!(
-                    "the {count} experts of each layer and their routers stay as they are; `experts` in target_modules trains the experts too"
+                    "the {count} experts of each layer and their routers stay as they are; lora.experts = true trains the experts too"
                 ));
             } else if !config.family.peft_reads_experts() && !config.family.has_expert_parameters() {
                 notices.push(format!(
@@ -88,6 +88,7 @@ impl Adaptation {
                 ));
             }
         }
+        notices.extend(self.peft_notices(config));
         if config.tied_embeddings && self.trains_vocabulary() {
             notices.push(
             "embed_tokens and lm_head are one matrix in this model. The adapter changes each of them apart, as PEFT does without \
@@ -97,6 +98,38 @@ impl Adaptation {
         }
         notices
     }
+
+    /// What a user should know about branches that PEFT 0.21 takes for those of experts.
+    pub fn peft_notices(&self, config: &ModelConfig) -> Vec<String> {
+        let taken = || self.targets.iter().filter(|target| is_taken_for_expert(target, config));
+        let Some(first) = taken().next() else { return Vec::new() };
+        let (module, architecture) = (&first.module, config.family.architecture);
+        let lost = taken().filter(|target| target.use_dora).count();
+        let mut notices = Vec::new();
+        if lost > 0 {
+            notices.push(format!(
+                "PEFT 0.21 does not load this adapter: it takes the names of {lost} layers of {architecture}, such as \
+                 `{module}`, for those of experts, and has no DoRA there. --format merged writes the model with them"
+            ));
+        } else if self.dropout > 0.0 {
+            notices.push(format!(
+                "PEFT 0.21 loads branches of dense layers, shared experts and routers of {architecture}, such as \
+                 `{module}`, without dropout alone: adapter_config.json has lora_dropout = 0, training uses {}",
+                self.dropout
+            ));
+        }
+        notices
+    }
+}
+
+/// Whether PEFT 0.21 takes the name of a layer for that of experts. It goes by the last part, so it gives no branch
+/// to dense layers, shared experts and routers of the families whose experts it puts together, if `target_modules`
+/// names them. In `target_parameters` it takes them for what they are.
+pub(crate) fn is_taken_for_expert(target: &LoraTarget, config: &ModelConfig) -> bool {
+    let last = target.module.rsplit('.').next().unwrap_or(&target.module);
+    config.family.peft_reads_experts()
+        && !is_expert(&target.module)
+        && ["gate", "gate_proj", "up_proj", "down_proj"].contains(&last)
 }
 
 /// The branches and modules of a recipe, for a model of this config.
@@ -116,7 +149,8 @@ pub fn choose(lora: &Lora, config: &ModelConfig) -> Result<Adaptation, ModelErro
     }
     let mut modules = choosable(config);
     // Where PEFT turns names of parts into experts, they mean those too; elsewhere `experts` does.
-    let names_parts = matches!(&lora.target_modules, TargetModules::Names(names)
+    let names_parts = !lora.experts
+        && matches!(&lora.target_modules, TargetModules::Names(names)
         if !names.iter().any(|name| name.split('.').any(|part| part == EXPERTS)));
     if names_parts && !config.family.peft_reads_experts() {
         modules.retain(|module| !is_expert(module));
@@ -335,6 +369,7 @@ mod tests {
             alpha: 8.0,
             dropout: 0.0,
             target_modules,
+            experts: false,
             use_rslora: false,
             use_dora: false,
             rank_pattern: [("experts.down_proj".to_owned(), 2)].into(),
@@ -372,6 +407,16 @@ mod tests {
                 (found, want) => panic!("{targets:?}: {found:?}, expected {want:?}"),
             }
         }
+        // `lora.experts` is the word in the list, beside whatever else is chosen.
+        let attention = lora(names(&["q_proj"]));
+        let (by_key, by_name) = (Lora { experts: true, ..attention.clone() }, lora(names(&["q_proj", "experts"])));
+        assert_eq!(choose(&by_key, &config).expect("experts"), choose(&by_name, &config).expect("experts"));
+        let all = Lora { experts: true, ..lora(TargetModules::AllLinear) };
+        let chosen = choose(&all, &config).expect("experts").targets;
+        assert_eq!(chosen.len(), 2 * (4 + 8));
+        let without = ModelConfig::load(&path.with_file_name("qwen2")).expect("a config");
+        let error = choose(&Lora { rank_pattern: Default::default(), ..all }, &without).expect_err("no experts");
+        assert!(error.to_string().contains("the model has no experts"), "{error}");
         for (change, part) in [
             ((|lora: &mut Lora| lora.dropout = 0.1) as fn(&mut Lora), "neither DoRA nor dropout"),
             (|lora: &mut Lora| lora.use_dora = true, "neither DoRA nor dropout"),

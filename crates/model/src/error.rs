@@ -235,6 +235,7 @@ impl Advice for ModelError {
             ModelError::Lora { key: "use_dora", .. } => vec![
                 "leave the module out of lora.target_modules, or leave out lora.use_dora; lora.modules_to_save trains embed_tokens and lm_head in full".into(),
             ],
+            ModelError::Lora { key: "experts", .. } => vec!["leave lora.experts out".into()],
             ModelError::Lora { key: "modules_to_save", what } if what.contains("whole layers") => {
                 vec!["name its parts, such as `mlp` or `norm`; train.method = \"full\" trains all weights".into()]
             }

@@ -1,6 +1,6 @@
 //! Which layers get a LoRA branch, of which rank and scale: PEFT's rules.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use fancy_regex::Regex;
 use finetune_recipe::{Lora, TargetModules};
@@ -45,6 +45,9 @@ pub type LoraTargets = Vec<LoraTarget>;
 /// rank is too large.
 pub(crate) fn choose_targets(lora: &Lora, modules: &[String]) -> Result<LoraTargets, ModelError> {
     let mut chosen = matching(&lora.target_modules, modules)?;
+    if lora.experts {
+        chosen = with_experts(chosen, modules)?;
+    }
     chosen.retain(|module| !lora.modules_to_save.iter().any(|saved| is_inside(module, saved)));
     if chosen.is_empty() {
         let what = "every module of target_modules is trained in full, so that no branch is left".to_owned();
@@ -140,6 +143,17 @@ fn matching(targets: &TargetModules, modules: &[String]) -> Result<LoraModules, 
             Ok(chosen)
         }
     }
+}
+
+/// The chosen modules and all experts, in model order.
+fn with_experts(chosen: LoraModules, modules: &[String]) -> Result<LoraModules, ModelError> {
+    if !modules.iter().any(|module| is_expert(module)) {
+        return Err(ModelError::Lora { key: "experts", what: "the model has no experts".to_owned() });
+    }
+    let chosen: HashSet<String> = chosen.into_iter().collect();
+    let ends = [EMBEDDING, OUTPUT].map(str::to_owned);
+    let all = ends[..1].iter().chain(modules).chain(&ends[1..]);
+    Ok(all.filter(|module| chosen.contains(*module) || is_expert(module)).cloned().collect())
 }
 
 /// Names of modules, in model order.
@@ -253,6 +267,7 @@ mod tests {
             alpha: 16.0,
             dropout: 0.0,
             target_modules: targets,
+            experts: false,
             use_rslora: false,
             use_dora: false,
             rank_pattern: BTreeMap::new(),

@@ -47,6 +47,7 @@ fn mistypings() {
         ("lora.target-modules", "did you mean `target_modules`?"),
         ("lora.use_rslroa", "did you mean `use_rslora`?"),
         ("lora.use_dorra", "did you mean `use_dora`?"),
+        ("lora.expert", "did you mean `experts`?"),
         ("lora.layer_to_transform", "did you mean `layers_to_transform`?"),
         ("lora.module_to_save", "did you mean `modules_to_save`?"),
         ("lora.lora_alhpa", "did you mean `alpha`?"),

@@ -284,7 +284,7 @@ impl TrainError {
                 "or name the 16-bit model that they were made from in model.path",
             ],
             TrainError::OnlyLora { .. } => {
-                &["train.method = \"lora\" trains an adapter; \"experts\" in lora.target_modules trains experts too"]
+                &["train.method = \"lora\" trains an adapter; lora.experts = true trains experts too"]
             }
             TrainError::RouterLoss { .. } => {
                 &["leave train.router_aux_loss_coef out: it is for models with experts whose routers have such a loss"]

@@ -54,6 +54,36 @@ fn expressions_print_what_jinja2_prints() {
     }
 }
 
+/// Left: a template. Right: what it prints, or what jinja2 3.1.6 stops with. LFM2.5's template takes a content that
+/// is no string for a list of parts.
+#[test]
+fn none_is_not_gone_over() {
+    let stops = Err("'NoneType' object is not iterable");
+    let parts = "{% if m.content is string %}text{% else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}";
+    let message = |content: Value| json!({"role": "user", "content": content});
+    for (template, content, want) in [
+        (parts, json!(null), stops),
+        (parts, json!([{"text": "a"}, {"text": "b"}]), Ok("ab")),
+        (parts, json!("x"), Ok("text")),
+        ("{% for c in m.content if c != 'b' %}{{ loop.index }}{{ c }}{% endfor %}", json!("abc"), Ok("1a2c")),
+        ("{% for p in m.nothing %}x{% else %}empty{% endfor %}", json!(null), Ok("empty")),
+        ("{% for p in m.content or [] %}x{% else %}empty{% endfor %}", json!(null), Ok("empty")),
+        ("{% for k, v in m.items() %}{{ k }},{% endfor %}", json!(null), Ok("role,content,")),
+        ("{{ m.content|list }}", json!(null), stops),
+        ("{{ m.content|list }}", json!("ab"), Ok("['a', 'b']")),
+        ("{{ m.content|join }}", json!(null), stops),
+        ("{{ m.nothing|list }}{{ m.nothing|join }}", json!(null), Ok("[]")),
+        ("{% macro f(x) %}{% for p in x %}{{ p }}{% endfor %}{% endmacro %}{{ f(m.content) }}", json!(null), stops),
+    ] {
+        let found = rendered(&format!("{{% set m = messages[0] %}}{template}"), message(content.clone()));
+        match (&found, want) {
+            (Ok(text), Ok(want)) => assert_eq!(text, want, "{template} {content}"),
+            (Err(told), Err(part)) => assert!(told.contains(part), "{template} {content}: {told}"),
+            _ => panic!("{template} {content}: {found:?}, expected {want:?}"),
+        }
+    }
+}
+
 /// jinja2 reads the line breaks of a template as \n; those of a row stay.
 #[test]
 fn line_breaks_of_a_template_are_line_feeds() {

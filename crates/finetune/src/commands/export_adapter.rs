@@ -4,8 +4,8 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use finetune_model::ModelConfig;
 use finetune_model::adapter::{Adapter, CONFIG_FILE, TENSOR_FILE};
+use finetune_model::{Adaptation, ModelConfig};
 use finetune_store::{RealDisk, Staging, refuse_links_out};
 use serde_json::{Value, json};
 
@@ -87,7 +87,9 @@ pub(super) fn alone(
             notices.iter().for_each(|notice| show.say(notice));
             files
         } else {
-            adapter.peft_files(dropout_of(first), &config)?
+            let adaptation = Adaptation { dropout: dropout_of(first), ..adapter.adaptation() };
+            adaptation.peft_notices(&config).iter().for_each(|notice| show.say(notice));
+            adapter.peft_files(adaptation.dropout, &config)?
         }
     };
     files.extend(text_files_of(adapters, show)?);

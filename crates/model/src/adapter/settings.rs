@@ -142,8 +142,7 @@ impl Settings {
         if self.saved.iter().any(|saved| is_inside(module, saved)) {
             return Some(false);
         }
-        let weight = format!("{module}.weight");
-        if self.parameters.iter().any(|parameter| is_named(&weight, parameter)) {
+        if self.names_weight(module) {
             return Some(true);
         }
         // A tied output layer has the branch of the embedding.
@@ -151,15 +150,22 @@ impl Settings {
         self.targets.contain(if follows { EMBEDDING } else { module })
     }
 
+    /// Whether the settings name the weight of a module as a parameter.
+    fn names_weight(&self, module: &str) -> bool {
+        self.parameters.iter().any(|parameter| is_weight_of(module, parameter))
+    }
+
     /// The branch of a module whose tensors have this rank.
     pub(super) fn target(&self, module: &str, rank: usize) -> Result<LoraTarget, ModelError> {
-        let stated = self.rank_pattern.get(module).or(self.rank);
+        // PEFT looks in the patterns for the name that it chose the branch by.
+        let chosen_by = if self.names_weight(module) { &format!("{module}.weight") } else { module };
+        let stated = self.rank_pattern.get(chosen_by).or(self.rank);
         if let Some(stated) = stated.filter(|&stated| stated != rank) {
             let what = format!("the rank of `{module}` is {stated} by the settings and {rank} by its tensors");
             return Err(ModelError::AdapterParts { path: self.path.clone(), what });
         }
         let (alpha, use_rslora) = match &self.scale {
-            Scale::Alpha { alpha, use_rslora, pattern } => (pattern.get(module).unwrap_or(*alpha), *use_rslora),
+            Scale::Alpha { alpha, use_rslora, pattern } => (pattern.get(chosen_by).unwrap_or(*alpha), *use_rslora),
             Scale::Factor(factor) => (factor * rank as f64, false),
         };
         Ok(LoraTarget { module: module.to_owned(), rank, alpha, use_rslora, use_dora: self.use_dora })
@@ -205,7 +211,7 @@ impl Reader<'_> {
         let targets = self.targets(modules, &mut notices)?;
         let parameters = self.names("target_parameters")?;
         let is_there = |parameter: &String| {
-            modules.iter().any(|module| is_named(module, parameter) || is_named(&format!("{module}.weight"), parameter))
+            modules.iter().any(|module| is_named(module, parameter) || is_weight_of(module, parameter))
         };
         if let Some(other) = parameters.iter().find(|parameter| !is_there(parameter)) {
             return refused("target_parameters", format!("with `{other}`, which this model has not"));
@@ -384,7 +390,9 @@ impl Reader<'_> {
         }
         let idle: Vec<String> = patterns
             .iter()
-            .filter(|(_, regex, _)| !modules.iter().any(|module| is_match(regex, module)))
+            .filter(|(_, regex, _)| {
+                !modules.iter().any(|module| is_match(regex, module) || is_match(regex, &format!("{module}.weight")))
+            })
             .map(|(pattern, ..)| pattern.clone())
             .collect();
         if !idle.is_empty() {
@@ -423,6 +431,11 @@ impl Reader<'_> {
     fn malformed(&self, what: String) -> ModelError {
         ModelError::Malformed { path: self.path.to_owned(), what }
     }
+}
+
+/// Whether a name in `target_parameters` means the weight of this module.
+fn is_weight_of(module: &str, parameter: &str) -> bool {
+    parameter.strip_suffix(".weight").is_some_and(|name| is_named(module, name))
 }
 
 fn is_known(key: &str) -> bool {

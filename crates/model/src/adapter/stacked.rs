@@ -15,6 +15,7 @@ use crate::adapter::tensors::{Branches, Parts, of_shape};
 use crate::adapter::write::whole;
 use crate::config::{ExpertsConfig, ModelConfig};
 use crate::error::ModelError;
+use crate::files::wrapper::name_inside;
 use crate::lora::LoraTarget;
 use crate::merge::BranchValues;
 
@@ -38,7 +39,13 @@ pub(super) fn parameters(config: &ModelConfig) -> Vec<String> {
 
 fn modules(config: &ModelConfig) -> impl Iterator<Item = String> {
     let layers = config.layers.iter().enumerate().filter(|(_, layer)| layer.has_experts);
-    layers.map(|(n, _)| format!("model.layers.{n}.mlp.experts"))
+    layers.map(|(n, _)| format!("model.layers.{n}.{}", config.family.names.experts))
+}
+
+/// What PEFT's settings call a parameter.
+fn in_settings(module: &str, parameter: &str, config: &ModelConfig) -> String {
+    let name = format!("{module}.{parameter}");
+    if config.is_named_inside() { name_inside(&name) } else { name }
 }
 
 /// Takes the branches of stacked parameters out of `branches`: those of single experts, by module.
@@ -94,16 +101,17 @@ impl Stack {
         let rank = a.shape.first().map_or(0, |rows| rows / count).max(1);
         let is_down = b.shape.first() == Some(&hidden) && a.shape.get(1) == Some(&inner);
         let (part, inputs, outputs) = if is_down { (DOWN, inner, hidden) } else { (GATE_UP, hidden, 2 * inner) };
+        let [gate, up, down] = config.family.names.gated;
         Ok(Stack {
             parts: match (is_down, config.family.has_expert_parameters()) {
-                (true, _) => vec![(DOWN, 0, hidden)],
+                (true, _) => vec![(down, 0, hidden)],
                 (false, true) => vec![(GATE_UP, 0, 2 * inner)],
-                (false, false) => vec![("gate_proj", 0, inner), ("up_proj", inner, inner)],
+                (false, false) => vec![(gate, 0, inner), (up, inner, inner)],
             },
             experts: count,
             inputs,
             rank,
-            target: settings.target(&format!("{module}.{part}"), rank)?,
+            target: settings.target(&in_settings(module, part, config), rank)?,
             a: of_shape(a, &[count * rank, inputs])?,
             b: of_shape(b, &[outputs, rank * count])?,
         })
@@ -197,19 +205,20 @@ pub(super) fn put_together(
             Ok(Some(Projection { of_experts: found.into_iter().map(|(branch, _)| *branch).collect(), target: first }))
         };
         let (hidden, inner) = (config.hidden_size, experts.intermediate_size);
+        let [gate, up, down] = config.family.names.gated;
         let gate_up = match config.family.has_expert_parameters() {
             true => vec![(part(GATE_UP)?, 0)],
-            false => vec![(part("gate_proj")?, 0), (part("up_proj")?, inner)],
+            false => vec![(part(gate)?, 0), (part(up)?, inner)],
         };
-        let down = part(DOWN)?;
+        let down = part(down)?;
         let wraps_both = down.is_some() && gate_up.iter().any(|(part, _)| part.is_some());
         let first = if wraps_both { format!("{module}.base_layer") } else { module.clone() };
         let gate_up: Vec<_> = gate_up.into_iter().filter_map(|(part, row)| Some((part?, row))).collect();
         if !gate_up.is_empty() {
-            stacked.add(first, (&module, GATE_UP), &gate_up, [2 * inner, hidden]);
+            stacked.add(first, in_settings(&module, GATE_UP, config), &gate_up, [2 * inner, hidden]);
         }
         if let Some(down) = down {
-            stacked.add(module.clone(), (&module, DOWN), &[(down, 0)], [hidden, inner]);
+            stacked.add(module.clone(), in_settings(&module, DOWN, config), &[(down, 0)], [hidden, inner]);
         }
     }
     Ok(stacked)
@@ -227,7 +236,7 @@ impl Stacked {
     fn add(
         &mut self,
         wrapped: String,
-        (module, parameter): (&str, &str),
+        parameter: String,
         parts: &[(Projection<'_>, usize)],
         [outputs, inputs]: [usize; 2],
     ) {
@@ -251,18 +260,20 @@ impl Stacked {
         let target = parts[0].0.target;
         let divisor = if target.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
         let own = if target.use_rslora { (target.rank as f64).sqrt() } else { target.rank as f64 };
-        self.parameters.push(format!("{module}.{parameter}"));
-        self.ranks.insert(format!("{module}.{parameter}"), json!(rank));
-        self.alphas.insert(format!("{module}.{parameter}"), whole(target.alpha / own * divisor));
+        self.ranks.insert(parameter.clone(), json!(rank));
+        self.alphas.insert(parameter.clone(), whole(target.alpha / own * divisor));
+        self.parameters.push(parameter);
         self.tensors.push((wrapped, [vec![experts * rank, inputs], vec![outputs, rank * experts]], [a, b]));
     }
 
-    /// Adds what PEFT has to know of them to its settings. Names are those of the text model's parameters.
+    /// Adds what PEFT has to know of them to its settings.
     pub(super) fn describe(&self, config: &mut Value) {
         if self.parameters.is_empty() {
             return;
         }
-        config["target_parameters"] = json!(self.parameters);
+        let mut parameters = config["target_parameters"].as_array().cloned().unwrap_or_default();
+        parameters.extend(self.parameters.iter().map(|name| json!(name)));
+        config["target_parameters"] = json!(parameters);
         for (key, pattern) in [("rank_pattern", &self.ranks), ("alpha_pattern", &self.alphas)] {
             let Some(table) = config[key].as_object_mut() else { continue };
             table.extend(pattern.iter().map(|(name, value)| (name.clone(), value.clone())));

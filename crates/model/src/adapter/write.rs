@@ -1,13 +1,13 @@
 //! The files of a trained model or adapter, and reading them again bit by bit.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use finetune_store::Dtype;
 use serde_json::{Value, json};
 
-use crate::adaptation::{Adaptation, is_expert, saved_modules, stack_of, target_layers};
+use crate::adaptation::{Adaptation, is_expert, is_taken_for_expert, saved_modules, stack_of, target_layers};
 use crate::adapter::stacked_file::FileLayout;
 use crate::adapter::{BaseName, CONFIG_FILE, TENSOR_FILE};
 use crate::config::ModelConfig;
@@ -73,38 +73,46 @@ impl Model {
     }
 }
 
-/// adapter_config.json as PEFT writes it. Where experts have branches of parameters, it names these.
+/// adapter_config.json as PEFT writes it. Some branches are those of parameters for PEFT: it names these apart.
 pub(super) fn adapter_config(adaptation: &Adaptation, base: &BaseName, config: &ModelConfig) -> Value {
-    let Adaptation { targets, dropout, .. } = adaptation;
-    let has_parameters = config.family.has_expert_parameters();
-    let (of_experts, targets): (LoraTargets, LoraTargets) =
-        targets.iter().cloned().partition(|target| has_parameters && is_expert(&target.module));
-    let targets = &targets;
-    let modules: Vec<String> = target_layers(config).into_iter().map(|layer| layer.module).collect();
-    // Of an adapter that has branches of stacked experts alone there is none.
-    let none = LoraTarget { module: String::new(), rank: 8, alpha: 8.0, use_rslora: false, use_dora: false };
-    let first = targets.first().or(of_experts.first()).unwrap_or(&none);
     // The last parts of names would choose modules of the other parts of a multimodal model too.
     let named = |module: &String| if config.is_named_inside() { name_inside(module) } else { module.clone() };
-    let chosen = match config.is_named_inside() {
+    let parameter = |target: &LoraTarget| match target {
+        _ if config.family.has_expert_parameters() && is_expert(&target.module) => Some(stack_of(&target.module)),
+        // PEFT has no DoRA of parameters.
+        _ if !target.use_dora && is_taken_for_expert(target, config) => {
+            Some(format!("{}.weight", named(&target.module)))
+        }
+        _ => None,
+    };
+    let (of_parameters, targets): (LoraTargets, LoraTargets) =
+        adaptation.targets.iter().cloned().partition(|target| parameter(target).is_some());
+    // Of an adapter that has branches of stacked experts alone there is none.
+    let none = LoraTarget { module: String::new(), rank: 8, alpha: 8.0, use_rslora: false, use_dora: false };
+    let first = targets.first().or(of_parameters.first()).unwrap_or(&none);
+    let chosen: Vec<String> = match config.is_named_inside() {
         true => targets.iter().map(|target| named(&target.module)).collect(),
-        false => short_names(targets, &modules),
+        false => {
+            let apart: HashSet<&str> = of_parameters.iter().map(|target| target.module.as_str()).collect();
+            let modules = target_layers(config).into_iter().map(|layer| layer.module);
+            short_names(&targets, &modules.filter(|module| !apart.contains(module.as_str())).collect::<Vec<_>>())
+        }
     };
     let saved = saved_names(&adaptation.saved, config).map(|names| match config.is_named_inside() {
         true => adaptation.saved.iter().map(named).collect(),
         false => names,
     });
-    let (mut ranks, mut alphas, mut parameters) = (serde_json::Map::new(), serde_json::Map::new(), Vec::new());
-    for target in targets.iter().chain(&of_experts) {
-        let module = if has_parameters { stack_of(&target.module) } else { named(&target.module) };
-        if has_parameters && is_expert(&module) && !parameters.contains(&module) {
-            parameters.push(module.clone());
-        }
+    let (mut ranks, mut alphas) = (serde_json::Map::new(), serde_json::Map::new());
+    let (mut parameters, mut seen) = (Vec::new(), HashSet::new());
+    for target in targets.iter().chain(&of_parameters) {
+        let parameter = parameter(target);
+        parameters.extend(parameter.clone().filter(|parameter| seen.insert(parameter.clone())));
+        let name = parameter.unwrap_or_else(|| named(&target.module));
         if target.rank != first.rank {
-            ranks.insert(module.clone(), json!(target.rank));
+            ranks.insert(name.clone(), json!(target.rank));
         }
         if target.alpha != first.alpha {
-            alphas.insert(module, whole(target.alpha));
+            alphas.insert(name, whole(target.alpha));
         }
     }
     let mut written = json!({
@@ -115,7 +123,8 @@ pub(super) fn adapter_config(adaptation: &Adaptation, base: &BaseName, config: &
         "inference_mode": true,
         "r": first.rank,
         "lora_alpha": whole(first.alpha),
-        "lora_dropout": dropout,
+        // PEFT refuses dropout beside branches of parameters.
+        "lora_dropout": if parameters.is_empty() { adaptation.dropout } else { 0.0 },
         "target_modules": chosen,
         "bias": "none",
         "use_rslora": first.use_rslora,

@@ -32,7 +32,9 @@ pub(crate) fn routed(mixture: &Experts, of_router: Tensor<2>, x: Tensor<2>, cont
             None => out,
         }
     });
-    let logits = linear(router, of_router, context).cast(DType::F32);
+    // Experts are chosen by small differences, so the product too is in f32, whatever the rest is computed in.
+    let of_router = if of_router.dtype() == DType::F32 { of_router } else { of_router.cast(DType::F32) };
+    let logits = linear(router, of_router, context);
     let (chosen, logits) = chosen(mixture, logits, context);
     if let Some(counts) = &context.expert_use {
         counts.count(&router.module, experts.len(), &chosen);

@@ -89,6 +89,15 @@ pub(crate) fn architecture(name: &str) -> Option<&'static Architecture> {
     ARCHITECTURES.iter().find(|known| known.name == name)
 }
 
+/// The architecture that is read of models like those of a family, whatever their config.json calls the family.
+/// `None`: none is.
+pub(crate) fn architecture_of(family: &Family) -> Option<&'static Architecture> {
+    let is_alike = |known: &&Architecture| {
+        Family::of_model(Some(known.model_type)).is_some_and(|other| other.architecture == family.architecture)
+    };
+    ARCHITECTURES.iter().find(is_alike)
+}
+
 /// All architectures that are read, as a hint.
 pub(crate) fn architectures() -> String {
     let names: Vec<&str> = ARCHITECTURES.iter().map(|known| known.name).collect();

@@ -2,6 +2,7 @@
 
 use crate::config::{LayerConfig, ModelConfig, RopeScaling};
 use crate::error::ModelError;
+use crate::gguf::architecture::architecture_of;
 
 /// What llama.cpp calls a family, and how it holds the family's tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +120,16 @@ pub fn destination(config: &ModelConfig) -> Result<Destination, ModelError> {
     };
     let found = DESTINATIONS.iter().find(|(model_type, _)| *model_type == family.model_type);
     let Some((_, destination)) = found else {
-        return refused(format!("no place for {} is known here", family.architecture));
+        return match architecture_of(family) {
+            // It has one, which is read here as a base.
+            Some(_) => Err(ModelError::NotExpressible {
+                what: format!("finetune does not write GGUF files of {} yet", family.architecture),
+                hint: "--format merged writes the model for transformers, and llama.cpp's convert_hf_to_gguf.py \
+                       makes a GGUF file of that"
+                    .to_owned(),
+            }),
+            None => refused(format!("no place for {} is known here", family.architecture)),
+        };
     };
     let name = destination.architecture;
     if config.qkv_bias && !destination.qkv_bias {
@@ -170,6 +180,25 @@ mod tests {
             ("weight", None),
         ] {
             assert_eq!(tensor_name(ours).as_deref(), theirs, "{ours}");
+        }
+    }
+
+    /// A golden model, and what is said of a GGUF file of it.
+    #[test]
+    fn what_is_not_written_is_said() {
+        let goldens = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models");
+        for (family, part) in [
+            ("qwen3_moe", Some("finetune does not write GGUF files of Qwen3MoeForCausalLM yet")),
+            ("gemma3", Some("finetune does not write GGUF files of Gemma3ForCausalLM yet")),
+            ("muse_glimmer", Some("llama.cpp cannot compute this model: no place for MuseGlimmer")),
+            ("qwen3", None),
+        ] {
+            let config = ModelConfig::load(&goldens.join(family)).expect("a config");
+            let told = destination(&config).err().map(|error| error.to_string());
+            match (&told, part) {
+                (Some(told), Some(part)) => assert!(told.contains(part), "{family}: {told}"),
+                _ => assert_eq!(told.as_deref(), part, "{family}"),
+            }
         }
     }
 

@@ -34,6 +34,10 @@ table! {
             "keys" => r#"module names as in the model's files, such as "q_proj""#, "lora_keys",
             "target_linear", "lora.target", "lora.modules",
         ];
+        /// the experts of a mixture get an adapter too, whatever `target_modules` names
+        experts: bool = Switch, default(false), Digest, [
+            "target_parameters" => "true trains all experts", "lora_target_parameters" => "true trains all experts",
+        ];
         /// rank-stabilized scale: alpha / sqrt(rank)
         use_rslora: bool = Switch, default(false), Digest, [
             "peft_use_rslora", "rslora", "use_rs_lora",

@@ -17,7 +17,7 @@ pub(crate) fn contract_with_optional_keys() -> String {
         ("[model]\n", "[model]\nquantization = \"nf4\"\n"),
         (
             "[lora]\n",
-            "[lora]\nrank_pattern = { q_proj = 8, 'model\\.layers\\.0\\..*' = 4 }\nalpha_pattern = { q_proj = 8 }\n\
+            "[lora]\nexperts = true\nrank_pattern = { q_proj = 8, 'model\\.layers\\.0\\..*' = 4 }\nalpha_pattern = { q_proj = 8 }\n\
             layers_to_transform = [0, 1]\nmodules_to_save = [\"lm_head\"]\ninit_from = \"adapters/start\"\n",
         ),
         (
