@@ -70,9 +70,7 @@ fn train_as_one_rank(
     hub_files::settle(&mut recipe, arguments.resume.is_some(), &membership, &ranks)?;
     let host = this_host(&membership, &recipe, given.file());
     let mut run = prepared(recipe, &resume_of(&arguments), &ranks, &host, &mut show)?;
-    if verbosity == Verbosity::Verbose {
-        show.say(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()));
-    }
+    say_ready(&show, verbosity, start);
     introduce(&run, &show);
     allocator::prepare_last_words(&run.cheaper_settings());
     *ending = first.then(|| EndCommand::of(&run.recipe)).flatten();
@@ -111,6 +109,12 @@ fn train_as_one_rank(
         flight::forget();
     }
     Ok(exit)
+}
+
+fn say_ready(show: &Progress, verbosity: Verbosity, start: Instant) {
+    if verbosity == Verbosity::Verbose {
+        show.say(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()));
+    }
 }
 
 /// What the run has to know of its surroundings.

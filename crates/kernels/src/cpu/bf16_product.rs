@@ -24,7 +24,7 @@ const PIECE: usize = 32;
 const BLOCK_BYTES: usize = 512 << 10;
 /// Rows and columns of a tile: 24 registers of sums.
 const TILE: [usize; 2] = [4, 6];
-/// Bytes that may be asked for before they are read: half of a first-level cache.
+/// Bytes that stay in the first-level cache beside what is multiplied: half of it.
 const NEAR: usize = 16 << 10;
 /// Rows of the result that one job computes.
 const ROWS_PER_JOB: usize = 32;
@@ -51,18 +51,33 @@ fn can_multiply() -> bool {
     InstructionSet::best() == InstructionSet::Avx512 && std::is_x86_feature_detected!("avx512bf16")
 }
 
+/// What is asked for while a tile is computed: nothing, or the rows behind those of b, into the first-level cache or the
+/// second-level one.
+#[derive(Clone, Copy)]
+enum Ahead {
+    Nothing,
+    Near,
+    Far,
+}
+
+impl Ahead {
+    /// For so many rows of a, of so many elements.
+    fn of(rows: usize, length: usize) -> Ahead {
+        if (TILE[1] + rows) * length * size_of::<bf16>() <= NEAR { Ahead::Near } else { Ahead::Far }
+    }
+}
+
 /// Rows in bf16, of which the kernel sums products.
 struct Rows<'a> {
     values: &'a [bf16],
     /// Elements from one row to the next, and from one step of a row to the next.
     strides: [usize; 2],
-    /// Bytes from what is read to what is asked for, as it comes soon; 0: nothing.
-    ahead: usize,
+    ahead: Ahead,
 }
 
 impl<'a> Rows<'a> {
     fn new(values: &'a [bf16], strides: [usize; 2]) -> Rows<'a> {
-        Rows { values, strides, ahead: 0 }
+        Rows { values, strides, ahead: Ahead::Nothing }
     }
 }
 
@@ -111,15 +126,28 @@ fn read_rounded(w: &CpuWeight, rows: std::ops::Range<usize>, length: usize, out:
 fn few_products(a: &[bf16], rows: usize, w: &CpuWeight, first: usize, out: &mut [f32]) {
     let [_, inputs] = w.shape();
     let length = inputs.next_multiple_of(STEP);
-    let mut block = vec![bf16::ZERO; TILE[1] * length];
+    let outputs = first..first + out.len() / rows;
+    let whole = outputs.len() / TILE[1] * TILE[1];
+    let as_they_are = if length == inputs { w.rows_in_bf16(first..first + whole) } else { None };
+    if let Some(values) = as_they_are {
+        few_tiles(a, rows, values, length, Ahead::of(rows, length), &mut out[..whole * rows]);
+    }
+    // The others are rounded first, as many at a time as stay near.
+    let at_once = (NEAR / 2 / length.max(1)).max(TILE[1]) / TILE[1] * TILE[1];
+    let done = if as_they_are.is_some() { whole } else { 0 };
+    let mut block = vec![bf16::ZERO; at_once.min((outputs.len() - done).next_multiple_of(TILE[1])) * length];
+    for (n, out) in out[done * rows..].chunks_mut(at_once * rows).enumerate() {
+        let begin = first + done + n * at_once;
+        read_rounded(w, begin..begin + out.len() / rows, length, &mut block);
+        few_tiles(a, rows, &block, length, Ahead::Nothing, out);
+    }
+}
+
+/// The products of so many rows of a with those of b, of which there may be more than `out` has room for, up to a whole
+/// tile.
+fn few_tiles(a: &[bf16], rows: usize, b: &[bf16], length: usize, ahead: Ahead, out: &mut [f32]) {
     for (n, out) in out.chunks_mut(TILE[1] * rows).enumerate() {
-        let range = first + n * TILE[1]..first + n * TILE[1] + out.len() / rows;
-        let as_it_is = if range.len() == TILE[1] && length == inputs { w.rows_in_bf16(range.clone()) } else { None };
-        let values = as_it_is.unwrap_or_else(|| {
-            read_rounded(w, range, length, &mut block);
-            &block
-        });
-        let mut b = Rows { values, strides: [length, STEP], ahead: if as_it_is.is_some() { ahead(length) } else { 0 } };
+        let mut b = Rows { values: &b[n * TILE[1] * length..], strides: [length, STEP], ahead };
         for t in (0..rows).step_by(TILE[0]) {
             let a = Rows::new(&a[t * length..], [length, STEP]);
             let out = &mut out[t..];
@@ -129,16 +157,9 @@ fn few_products(a: &[bf16], rows: usize, w: &CpuWeight, first: usize, out: &mut 
                 3 => few_tile::<3>(&a, &b, length / STEP, rows, out),
                 _ => few_tile::<4>(&a, &b, length / STEP, rows, out),
             }
-            b.ahead = 0;
+            b.ahead = Ahead::Nothing;
         }
     }
-}
-
-/// Bytes from a row of so many elements to the one that is read in its place next: that of the next tile, if it stays in
-/// the first-level cache until then, and otherwise what follows in the row.
-fn ahead(length: usize) -> usize {
-    let tile = TILE[1] * length * size_of::<bf16>();
-    if tile <= NEAR { tile } else { NEAR / TILE[1] }
 }
 
 /// Writes the products of T rows of a with those of b, of which each has so many steps. Those of one row of b lie next
@@ -249,7 +270,11 @@ fn tile<const T: usize>(a: &Rows<'_>, b: &Rows<'_>, steps: std::ops::Range<usize
         // SAFETY: the processor has the instructions. The assertion above keeps every element that
         // is read inside its slice.
         return unsafe {
-            if b.ahead > 0 { x86::tile::<T, true>(a, b, steps) } else { x86::tile::<T, false>(a, b, steps) }
+            match b.ahead {
+                Ahead::Nothing => x86::tile::<T, { x86::NOTHING }>(a, b, steps),
+                Ahead::Near => x86::tile::<T, { x86::NEAR }>(a, b, steps),
+                Ahead::Far => x86::tile::<T, { x86::FAR }>(a, b, steps),
+            }
         };
     }
     let at = |rows: &Rows<'_>, row: usize, step: usize, n: usize| {
@@ -269,13 +294,18 @@ mod x86 {
 
     use super::{Rows, STEP, TILE};
 
+    /// The hints of [`super::Ahead`]. That of nothing is never given.
+    pub(super) const NOTHING: i32 = _MM_HINT_NTA;
+    pub(super) const NEAR: i32 = _MM_HINT_T0;
+    pub(super) const FAR: i32 = _MM_HINT_T1;
+
     /// See [`super::tile`].
     ///
     /// # Safety
     /// Every element of the tile's rows and steps has to be inside its slice.
     #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512bf16,fma")]
     #[expect(unsafe_code, reason = "loads without bounds checks")]
-    pub(super) unsafe fn tile<const T: usize, const ASKS: bool>(
+    pub(super) unsafe fn tile<const T: usize, const AHEAD: i32>(
         a: &Rows<'_>,
         b: &Rows<'_>,
         steps: std::ops::Range<usize>,
@@ -293,10 +323,10 @@ mod x86 {
         };
         for step in steps {
             let right: [__m512bh; TILE[1]] = std::array::from_fn(|j| {
-                if ASKS {
-                    let line = (step * TILE[1] + j) * 64;
-                    let here = b.values.as_ptr().cast::<i8>().wrapping_add(b.ahead + line);
-                    _mm_prefetch::<_MM_HINT_T0>(here);
+                if AHEAD != NOTHING {
+                    // In the order in which the lines lie: in that of the steps it took longer than not to ask.
+                    let line = TILE[1] * b.strides[0] + (step * TILE[1] + j) * STEP;
+                    _mm_prefetch::<AHEAD>(b.values.as_ptr().wrapping_add(line).cast());
                 }
                 load(b, j, step)
             });

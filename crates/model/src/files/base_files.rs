@@ -339,14 +339,13 @@ impl BaseFiles {
     /// The name in the files of a tensor of this name in the model.
     pub(crate) fn name_in_files<'n>(&'n self, name: &'n str, is_wrapped: bool) -> Cow<'n, str> {
         let Some(files) = self.safetensors() else { return name.into() };
+        let is_made = |name: &str| files.get(name).is_none() && files.left_out().all(|view| view.name != name);
         match files.whole_of(name) {
             // mlx-lm's names of a text model become those of transformers.
             Some(whole) if is_wrapped => whole.into(),
             // A part of a stack inside of a multimodal model is written alone, and what is made of several
             // tensors is one.
-            None if is_wrapped && (files.is_part(name) || files.get(name).is_none()) => {
-                wrapper::name_inside(name).into()
-            }
+            None if is_wrapped && (files.is_part(name) || is_made(name)) => wrapper::name_inside(name).into(),
             _ => name.into(),
         }
     }

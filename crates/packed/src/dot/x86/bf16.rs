@@ -42,8 +42,11 @@ fn nibbles<const ROUNDED: bool>(piece: &Piece, factors: &[f32; 16], out: &mut [[
     let bytes = piece.codes.bytes()[piece.bit / 8..][..out.len() * HALF / 2].as_chunks::<{ HALF / 2 }>().0;
     let mut groups = HalvesOfGroups::new(piece);
     let mut table = table_of(0);
-    for (bytes, out) in bytes.iter().zip(out) {
-        prefetch(bytes);
+    for (n, (bytes, out)) in bytes.iter().zip(out).enumerate() {
+        // Four of them are a line.
+        if n % 4 == 0 {
+            prefetch(bytes);
+        }
         if groups.begins() {
             table = table_of(groups.group);
         }
