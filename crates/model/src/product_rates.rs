@@ -141,7 +141,7 @@ impl Files<'_> {
     fn held(&self, matrix: &Matrix, outputs: usize) -> Option<Weight> {
         let mut matrix = matrix.clone();
         if outputs < matrix.shape[0] {
-            matrix.keep(Cut { whole: matrix.shape, along: Along::Rows([0..outputs].into()) });
+            matrix.keep(Cut { whole: matrix.shape, along: Along::Rows(std::iter::once(0..outputs).collect()) });
         }
         let tensor = self.files.tensor(self.config, &matrix.name, &matrix.whole_shape()).ok()?;
         let tensor = tensor.part(matrix.cut.clone());

@@ -91,7 +91,7 @@ impl Model {
         cache: &mut RowsCache,
     ) -> Result<Option<Vec<f32>>, ModelError> {
         let mut parts: Vec<(Range<usize>, Arc<BranchTable>)> = Vec::new();
-        for same in models.chunk_by(|one, other| Arc::ptr_eq(one, other)) {
+        for same in models.chunk_by(Arc::ptr_eq) {
             let start = parts.last().map_or(0, |(rows, _)| rows.end);
             parts.push((start..start + same.len(), same[0].branch_table()));
         }

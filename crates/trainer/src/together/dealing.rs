@@ -214,7 +214,8 @@ mod tests {
     #[test]
     fn layers_are_dealt_by_memory_and_speed() {
         type Ranks<'a> = &'a [(Option<u64>, f64)];
-        let cases: [(Ranks<'_>, usize, Option<(&[usize], Why)>); 11] = [
+        type Dealt<'a> = Option<(&'a [usize], Why)>;
+        let cases: [(Ranks<'_>, usize, Dealt<'_>); 11] = [
             (&[(None, 1.0), (None, 1.0), (None, 1.0)], 7, Some((&[3, 2, 2], Why::Alike))),
             (&[(Some(1000), 1.0), (Some(1000), 1.0)], 30, Some((&[15, 15], Why::Alike))),
             // Nearly as fast is as fast.
