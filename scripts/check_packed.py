@@ -297,6 +297,8 @@ def check_quantize(binary, name, base, work, report, theirs=None, case=None, **l
         theirs = work / f"theirs-{name}"
         quietly(write, base, theirs)
     mine, other = tensors_of(ours), tensors_of(theirs)
+    # mlx-lm packs the matrices of heads too where they are wide enough, ours keep their numbers.
+    packs_heads = any(key.endswith(("embed_q.scales", "unembed_out.scales")) for key in other)
     if owner == "mlx":  # which makes two matrices of a head's kv_b_proj, of ours when it loads them
         for tensors in (mine, other):
             for key in [key for key in tensors if any(part in key for part in ("kv_b_proj", "embed_q", "unembed_out"))]:
@@ -310,7 +312,12 @@ def check_quantize(binary, name, base, work, report, theirs=None, case=None, **l
     if owner == "mlx":
         rows = [list(range(1, 20))]
         pair = [mlx_logits(quietly(mlx_model, path), rows)[0] for path in (ours, theirs)]
-        report.note(case, name, "mlx-lm loads it and computes the same", wrong=not np.array_equal(*pair))
+        largest = np.abs(pair[0] - pair[1]).max()
+        if packs_heads:
+            text = f"mlx-lm loads it; heads are packed in its own alone: logits differ by {largest:.1e}"
+            report.note(case, name, text, wrong=not largest < 0.2 * np.abs(pair[1]).max())
+        else:
+            report.note(case, name, "mlx-lm loads it and computes the same", wrong=largest != 0)
     else:
         pair = [forms.bitsandbytes_values(forms.load_bitsandbytes(path, **loading))[0] for path in (ours, theirs)]
         same = pair[0].keys() == pair[1].keys() and all(torch.equal(pair[0][key], pair[1][key]) for key in pair[0])
