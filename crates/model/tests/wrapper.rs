@@ -108,29 +108,103 @@ fn an_adapter_names_modules_of_the_whole_model() {
     assert_eq!(model.read_values(written.path()).expect("values"), values);
 }
 
-/// A Qwen3.5 as the hub has it: the text model in a wrapper, a vision tower, a head that predicts further
-/// tokens. transformers' `AutoModelForCausalLM` loads the text model alone, so adapters are named for that.
-#[test]
-fn qwen3_5_in_its_wrapper() {
-    let made = model("qwen3_5", |config, tensors| {
+/// A text model as the hub has it in a wrapper.
+struct Wrapped {
+    /// The golden text model, and its `model_type` in the wrapper.
+    text: (&'static str, &'static str),
+    /// `model_type` and class of the wrapper.
+    wrapper: (&'static str, &'static str),
+    /// What `model.` of the text model is in the files, and whether its output layer is renamed too.
+    spelling: (&'static str, bool),
+    /// A tensor of each of the other parts, which are a vision tower, a projector, a head that predicts further tokens.
+    others: [&'static str; 2],
+    /// These parts, as they are said.
+    parts: &'static str,
+    /// What parameters of an adapter begin with: modules of the whole where transformers' `AutoModelForCausalLM`
+    /// loads that, otherwise of the text model alone.
+    adapter: &'static str,
+}
+
+const WRAPPED: [Wrapped; 5] = [
+    Wrapped {
+        text: ("qwen3_5", "qwen3_5_text"),
+        wrapper: ("qwen3_5", "Qwen3_5ForConditionalGeneration"),
+        spelling: ("model.language_model.", false),
+        others: ["model.visual.merger.norm.weight", "mtp.norm.weight"],
+        parts: "`model.visual`, `mtp`",
+        adapter: "base_model.model.model.layers.",
+    },
+    Wrapped {
+        text: ("qwen3_5_moe", "qwen3_5_moe_text"),
+        wrapper: ("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration"),
+        spelling: ("model.language_model.", false),
+        others: ["model.visual.merger.norm.weight", "mtp.norm.weight"],
+        parts: "`model.visual`, `mtp`",
+        adapter: "base_model.model.model.layers.",
+    },
+    Wrapped {
+        text: ("gemma4", "gemma4_text"),
+        wrapper: ("gemma4", "Gemma4ForConditionalGeneration"),
+        spelling: ("model.language_model.", false),
+        others: ["model.embed_vision.embedding_projection.weight", "model.vision_tower.std_scale"],
+        parts: "`model.embed_vision`, `model.vision_tower`",
+        adapter: "base_model.model.model.language_model.",
+    },
+    Wrapped {
+        text: ("ministral3", "ministral3"),
+        wrapper: ("mistral3", "Mistral3ForConditionalGeneration"),
+        spelling: ("language_model.model.", true),
+        others: ["multi_modal_projector.norm.weight", "vision_tower.ln_pre.weight"],
+        parts: "`multi_modal_projector`, `vision_tower`",
+        adapter: "base_model.model.model.language_model.",
+    },
+    Wrapped {
+        text: ("deepseek_v3", "kimi_k2"),
+        wrapper: ("kimi_k25", "KimiK25ForConditionalGeneration"),
+        spelling: ("language_model.model.", true),
+        others: ["mm_projector.pre_norm.weight", "vision_tower.encoder.final_layernorm.weight"],
+        parts: "`mm_projector`, `vision_tower`",
+        adapter: "base_model.model.model.layers.",
+    },
+];
+
+/// The golden text model in its wrapper.
+fn wrapped(case: &Wrapped) -> tempfile::TempDir {
+    model(case.text.0, |config, tensors| {
         let mut text = config.clone();
         text.as_object_mut().expect("an object").remove("architectures");
+        text["model_type"] = case.text.1.into();
         *config = serde_json::json!({
-            "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5", "text_config": text,
+            "architectures": [case.wrapper.1], "model_type": case.wrapper.0, "text_config": text,
         });
-        for tensor in tensors.iter_mut().filter(|tensor| tensor.0.starts_with("model.")) {
-            tensor.0 = tensor.0.replacen("model.", "model.language_model.", 1);
+        let (spelling, renames_output) = case.spelling;
+        for (name, ..) in tensors.iter_mut() {
+            *name = match name.strip_prefix("model.") {
+                Some(rest) => format!("{spelling}{rest}"),
+                None if renames_output => format!("language_model.{name}"),
+                None => name.clone(),
+            };
         }
-        let mut more = |name: &str| tensors.push((name.to_owned(), Dtype::F32, vec![2], vec![0; 8].into()));
-        more("model.visual.merger.norm.weight");
-        more("mtp.norm.weight");
-    });
-    assert!(bits(made.path()) == bits(&golden("qwen3_5")));
-    let mut model = Model::load(made.path(), &Placement::cpu(None)).expect("the model loads");
-    let notices = model.notices().to_vec();
-    assert!(notices.iter().any(|notice| notice.contains("2 tensors of `model.visual`, `mtp`")), "{notices:?}");
-    let adapter = Adapter::read(&golden("qwen3_5").join("adapter"), &model.config).expect("an adapter");
-    model.attach(&adapter).expect("attached");
-    let names: Vec<&str> = model.layout().iter().map(|parameter| parameter.name.as_str()).collect();
-    assert!(names.iter().all(|name| name.starts_with("base_model.model.model.layers.")), "{names:?}");
+        for name in case.others {
+            tensors.push((name.to_owned(), Dtype::F32, vec![2], vec![0; 8].into()));
+        }
+    })
+}
+
+/// The text model computes what it computes alone, what else is there is said, and an adapter has the names that
+/// transformers has.
+#[test]
+fn text_models_in_their_wrappers() {
+    for case in &WRAPPED {
+        let (made, alone, class) = (wrapped(case), golden(case.text.0), case.wrapper.1);
+        assert!(bits(made.path()) == bits(&alone), "{class}: other logits than those of the text model alone");
+        let mut model = Model::load(made.path(), &Placement::cpu(None)).expect("the model loads");
+        let notices = model.notices().to_vec();
+        let said = format!("2 tensors of {} take no part", case.parts);
+        assert!(notices.iter().any(|notice| notice.contains(&said)), "{class}: {notices:?}");
+        let adapter = Adapter::read(&alone.join("adapter"), &model.config).expect("an adapter");
+        model.attach(&adapter).expect("attached");
+        let names: Vec<&str> = model.layout().iter().map(|parameter| parameter.name.as_str()).collect();
+        assert!(!names.is_empty() && names.iter().all(|name| name.starts_with(case.adapter)), "{class}: {names:?}");
+    }
 }

@@ -419,3 +419,6 @@ mod shipped;
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod weights;

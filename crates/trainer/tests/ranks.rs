@@ -66,13 +66,31 @@ fn virtual_ranks_give_the_same_bits_on_any_number_of_processes() {
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(TrainError::VirtualRanks { .. }))), "{outcomes:?}");
 }
 
-/// Families whose parts no other test of ranks has: experts, states, latent attention, shared keys and values.
+/// Families whose parts no other test of ranks has: experts, states, latent attention, shared keys and values, gates,
+/// windows, bounded scores, norms in other places.
 /// The same bits with 1, 2 and 4 ranks, whether layers are in memory or read from the disk, on each rank as it
 /// likes.
 #[test]
 fn every_kind_of_family_gives_the_same_bits_on_any_number_of_processes() {
-    let families =
-        ["qwen3_moe", "gemma3", "qwen3_5", "deepseek_v3", "gpt_oss_mxfp4", "gemma4", "gemma4_moe", "lfm2_moe", "phi3"];
+    let families = [
+        "deepseek_v3",
+        "gemma2",
+        "gemma3",
+        "gemma4",
+        "gemma4_moe",
+        "glm4_moe",
+        "gpt_oss_mxfp4",
+        "lfm2",
+        "lfm2_moe",
+        "ministral3",
+        "muse_glimmer",
+        "olmo3",
+        "phi3",
+        "qwen3_5",
+        "qwen3_5_moe",
+        "qwen3_moe",
+        "qwen3_next",
+    ];
     for family in families {
         let folder = tempfile::tempdir().expect("a directory");
         let rows = goldens(family).join("rows.jsonl");
