@@ -32,9 +32,8 @@ pub(crate) fn routed(mixture: &Experts, of_router: Tensor<2>, x: Tensor<2>, cont
             None => out,
         }
     });
-    // Experts are chosen by small differences, so the product too is in f32, whatever the rest is computed in.
-    let of_router = if of_router.dtype() == DType::F32 { of_router } else { of_router.cast(DType::F32) };
-    let logits = linear(router, of_router, context);
+    // The product is in the number type of the rest, what is made of it in f32.
+    let logits = linear(router, of_router, context).cast(DType::F32);
     let (chosen, logits) = chosen(mixture, logits, context);
     if let Some(counts) = &context.expert_use {
         counts.count(&router.module, experts.len(), &chosen);
