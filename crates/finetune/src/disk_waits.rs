@@ -49,23 +49,10 @@ mod tests {
     use finetune_trainer::StepRow;
 
     use super::*;
+    use crate::work::step_row;
 
     fn step(step: u64, reading_seconds: Option<f64>) -> StepRow {
-        StepRow {
-            step,
-            epoch: 1.0,
-            loss: 1.0,
-            trained_tokens: 1,
-            tokens: 1,
-            grad_norm: 1.0,
-            learning_rate: 1.0,
-            tokens_per_second: 1.0,
-            seconds: 10.0,
-            objective: Default::default(),
-            reading_seconds,
-            experts: Vec::new(),
-            ranks: Vec::new(),
-        }
+        StepRow { reading_seconds, ..step_row(step, 10.0) }
     }
 
     /// Seconds waited in each step of 10 s; the step after which that is said; the end of the last line.

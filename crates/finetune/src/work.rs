@@ -90,31 +90,31 @@ impl Work {
     }
 }
 
+/// A row of a step, for tests.
+#[cfg(test)]
+pub(crate) fn step_row(step: u64, seconds: f64) -> finetune_trainer::StepRow {
+    finetune_trainer::StepRow {
+        step,
+        epoch: 1.0,
+        loss: 1.0,
+        trained_tokens: 1,
+        tokens: 1,
+        grad_norm: 1.0,
+        learning_rate: 1.0,
+        tokens_per_second: 1.0,
+        seconds,
+        objective: Default::default(),
+        reading_seconds: None,
+        experts: Vec::new(),
+        ranks: Vec::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
 
-    use finetune_trainer::StepRow;
-
     use super::*;
-
-    fn step(step: u64, seconds: f64) -> StepRow {
-        StepRow {
-            step,
-            epoch: 1.0,
-            loss: 1.0,
-            trained_tokens: 1,
-            tokens: 1,
-            grad_norm: 1.0,
-            learning_rate: 1.0,
-            tokens_per_second: 1.0,
-            seconds,
-            objective: Default::default(),
-            reading_seconds: None,
-            experts: Vec::new(),
-            ranks: Vec::new(),
-        }
-    }
 
     #[test]
     fn a_signal_is_told_what_it_does() {
@@ -124,8 +124,8 @@ mod tests {
         let first = work.words(Heard::First);
         assert!(first.starts_with("finishing step 1, then saving;") && first.ends_with("loses step 1"), "{first}");
         assert_eq!(work.words(Heard::Second), "stopped at once: nothing was saved");
-        work.see(&Event::Step { row: &step(1, 300.0), steps: 9 });
-        work.see(&Event::Step { row: &step(2, 300.0), steps: 9 });
+        work.see(&Event::Step { row: &step_row(1, 300.0), steps: 9 });
+        work.see(&Event::Step { row: &step_row(2, 300.0), steps: 9 });
         let first = work.words(Heard::First);
         assert!(first.contains("finishing step 3") && first.contains("about 5m00s"), "{first}");
         assert!(first.ends_with("loses steps 1 to 3"), "{first}");

@@ -65,6 +65,12 @@ impl InstructionSet {
         newer.into_iter().flatten().chain([InstructionSet::Baseline])
     }
 
+    /// Whether this processor has the instructions of AVX-512 that round to bf16 and multiply it.
+    #[cfg(target_arch = "x86_64")]
+    pub fn has_bf16() -> bool {
+        InstructionSet::best() == InstructionSet::Avx512 && std::is_x86_feature_detected!("avx512bf16")
+    }
+
     /// The best one of this processor.
     pub fn best() -> InstructionSet {
         static BEST: OnceLock<InstructionSet> = OnceLock::new();

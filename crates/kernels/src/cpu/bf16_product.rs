@@ -34,7 +34,7 @@ const ROWS_PER_JOB: usize = 32;
 /// core).
 pub(crate) fn is_fast() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return can_multiply() && is_amd();
+    return InstructionSet::has_bf16() && is_amd();
     #[cfg(not(target_arch = "x86_64"))]
     false
 }
@@ -43,12 +43,6 @@ pub(crate) fn is_fast() -> bool {
 fn is_amd() -> bool {
     let id = std::arch::x86_64::__cpuid(0);
     [id.ebx, id.edx, id.ecx] == [b"Auth", b"enti", b"cAMD"].map(|part| u32::from_le_bytes(*part))
-}
-
-/// Whether the processor has the instructions.
-#[cfg(target_arch = "x86_64")]
-fn can_multiply() -> bool {
-    InstructionSet::best() == InstructionSet::Avx512 && std::is_x86_feature_detected!("avx512bf16")
 }
 
 /// What is asked for while a tile is computed: nothing, or the rows behind those of b, into the first-level cache or the
@@ -265,7 +259,7 @@ fn tile<const T: usize>(a: &Rows<'_>, b: &Rows<'_>, steps: std::ops::Range<usize
     };
     assert!(last(a, T) <= a.values.len() && last(b, TILE[1]) <= b.values.len(), "a tile beyond its rows");
     #[cfg(target_arch = "x86_64")]
-    if can_multiply() {
+    if InstructionSet::has_bf16() {
         #[expect(unsafe_code, reason = "bf16 instructions")]
         // SAFETY: the processor has the instructions. The assertion above keeps every element that
         // is read inside its slice.

@@ -7,6 +7,8 @@ use half::bf16;
 #[cfg(target_arch = "x86_64")]
 use super::{BLOCK, RowsOfCodes, x86::bf16::round_row};
 use crate::matrix::PackedMatrix;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::InstructionSet;
 
 impl PackedMatrix {
     /// Reads some rows, rounded to the nearest bf16, to places that lie `stride` apart, if this processor and the form
@@ -19,7 +21,7 @@ impl PackedMatrix {
         let [height, width] = self.shape;
         assert!(rows.end <= height && width <= stride, "rows {rows:?} of {height}, {width} columns for {stride}");
         #[cfg(target_arch = "x86_64")]
-        if can_round()
+        if InstructionSet::has_bf16()
             && let Some(codes) = RowsOfCodes::of(self)
         {
             codes.round(rows, stride, out);
@@ -30,13 +32,6 @@ impl PackedMatrix {
     }
 }
 
-/// Whether the processor has the instructions that round.
-#[cfg(target_arch = "x86_64")]
-fn can_round() -> bool {
-    use crate::simd::InstructionSet;
-    InstructionSet::best() == InstructionSet::Avx512 && std::is_x86_feature_detected!("avx512bf16")
-}
-
 #[cfg(target_arch = "x86_64")]
 impl RowsOfCodes<'_> {
     fn round(&self, rows: Range<usize>, stride: usize, out: &mut [bf16]) {
@@ -45,7 +40,7 @@ impl RowsOfCodes<'_> {
         let mut rest = [0.0; BLOCK];
         self.each_row(rows, |n, piece, factors| {
             let (out, rest_of_row) = out[n * stride..][..width].split_at_mut(whole);
-            // SAFETY: `can_round` has found the instructions on this processor.
+            // SAFETY: `InstructionSet::has_bf16` has found the instructions on this processor.
             unsafe { round_row(piece, factors, out) };
             if !rest_of_row.is_empty() {
                 let rest = &mut rest[..width - whole];
