@@ -89,6 +89,7 @@ class Report:
               flush=True)
 
     def note(self, family, check, text, wrong=False):
+        wrong = bool(wrong)  # a comparison of numpy's does not multiply a list
         self.failures += [f"{family}: {check} {text}"] * wrong
         print(f"{family:<21}{check:<12}{text}{'  WRONG' * wrong}", flush=True)
 
