@@ -215,7 +215,9 @@ use rows_of_codes::RowsOfCodes;
 #[cfg(target_arch = "x86_64")]
 use x86::avx2::{Tile256, bf16_avx2, f32_avx2, row_avx2, split_avx2};
 #[cfg(target_arch = "x86_64")]
-use x86::avx512::{Tile512, bf16_avx512, f32_avx512, row_avx512, split_avx512, split_bf16_avx512};
+use x86::avx512::{Tile512, bf16_avx512, f32_avx512, split_bf16_avx512};
+#[cfg(target_arch = "x86_64")]
+use x86::codes512::{dot_rows_avx512, split_avx512};
 
 impl InstructionSet {
     for_each_set! {
@@ -280,8 +282,12 @@ impl InstructionSet {
     for_each_set! {
         /// [`PackedMatrix::dot_rows`] of codes that are multiplied as they are unpacked.
         fn dot_codes(self, codes: &RowsOfCodes, rows: Range<usize>, x: &[f32], out: &mut [f32]) {
-            avx512: codes.dot(rows, x, out, |piece, factors, x| row_avx512(piece, factors, x)),
-            avx2: codes.dot(rows, x, out, |piece, factors, x| row_avx2(piece, factors, x)),
+            avx512: codes.dot(rows, x, out, |piece, factors, x, out| dot_rows_avx512(piece, factors, x, out)),
+            avx2: codes.dot(rows, x, out, |piece, factors, x, out| {
+                for (piece, out) in codes.rows_of(piece).zip(out) {
+                    *out = row_avx2(&piece, factors, x);
+                }
+            }),
             baseline: codes.matrix.dot_decoded(InstructionSet::Baseline, rows, x, out),
         }
     }

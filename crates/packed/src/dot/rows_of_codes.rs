@@ -43,23 +43,27 @@ impl<'a> RowsOfCodes<'a> {
         fits.then(|| RowsOfCodes { matrix, period, groups: width.div_ceil(period), sharing })
     }
 
-    /// `sum` multiplies the whole blocks of a row.
+    /// `products` multiplies the whole blocks of some rows.
     #[inline(always)]
     pub(super) fn dot(
         &self,
         rows: Range<usize>,
         x: &[f32],
         out: &mut [f32],
-        sum: impl Fn(&Piece, &[f32; 16], &[f32]) -> f32,
+        products: impl Fn(&Piece, &[f32; 16], &[f32], &mut [f32]),
     ) {
         let (whole, rest_of_x) = x.split_at(x.len() / BLOCK * BLOCK);
         let mut rest = vec![0f32; rest_of_x.len()];
-        let first = rows.start;
-        self.each_row(rows, |n, piece, factors| {
-            out[n] = sum(piece, factors, whole);
-            if !rest.is_empty() {
-                self.matrix.decode_row(first + n, whole.len()..x.len(), &mut rest);
-                out[n] = add_rest(out[n], rest_of_x, rest.iter().copied());
+        let start = rows.start;
+        self.each_some(rows, |first, count, some, factors| {
+            let out = &mut out[first..][..count];
+            products(some, factors, whole, out);
+            if rest.is_empty() {
+                return;
+            }
+            for (row, out) in (start + first..).zip(out) {
+                self.matrix.decode_row(row, whole.len()..x.len(), &mut rest);
+                *out = add_rest(*out, rest_of_x, rest.iter().copied());
             }
         });
     }
@@ -96,19 +100,20 @@ impl<'a> RowsOfCodes<'a> {
     /// of 4 bits.
     #[inline(always)]
     pub(super) fn each_row(&self, rows: Range<usize>, mut row: impl FnMut(usize, &Piece, &[f32; 16])) {
-        self.each_some(rows, |first, count, some, factors| {
-            for n in 0..count {
-                let of_row = n * self.groups..(n + 1) * self.groups;
-                let piece = Piece {
-                    bit: some.bit + n * some.codes.row_bits(),
-                    scales: &some.scales[of_row.clone()],
-                    zeros: &some.zeros[of_row.clone()],
-                    biases: &some.biases[of_row],
-                    ..*some
-                };
+        self.each_some(rows, |first, _, some, factors| {
+            for (n, piece) in self.rows_of(some).enumerate() {
                 row(first + n, &piece, factors);
             }
         });
+    }
+
+    /// Each of some rows.
+    #[inline(always)]
+    pub(super) fn rows_of<'p>(&self, some: &'p Piece<'p>) -> impl Iterator<Item = Piece<'p>> {
+        let [scales, zeros, biases] = [some.scales, some.zeros, some.biases].map(|numbers| numbers.chunks(self.groups));
+        let bits = (some.bit..).step_by(some.codes.row_bits());
+        let numbers = scales.zip(zeros).zip(biases);
+        bits.zip(numbers).map(|(bit, ((scales, zeros), biases))| Piece { bit, scales, zeros, biases, ..*some })
     }
 
     /// Calls `some` with the number of a row, counted from the first, and how many follow from it on, their codes with

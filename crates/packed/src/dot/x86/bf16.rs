@@ -4,21 +4,14 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::avx512::values_avx512;
-use super::{AHEAD, prefetch_at};
+use super::codes512::{AFFINE, AFFINE_AT_ONCE, SHIFTED, SHIFTED_AT_ONCE};
+use super::some_rows::SomeRows;
 use crate::codes::NibbleOrder;
 use crate::dot::HALF;
 use crate::dot::rounded::PIECE;
 use crate::dot::rows_of_codes::TOGETHER;
 use crate::matrix::Rounding;
 use crate::values::{Meaning, Piece};
-
-/// How a code of 8 bits becomes a number: `code · scale + bias`, ...
-const AFFINE: usize = 0;
-/// ... `(code - zero) · scale`, ...
-const SHIFTED: usize = 1;
-/// ... or `(code - zero) · scale · factor`.
-const WITH_FACTOR: usize = 2;
 
 /// Brings whole blocks of activations into the order in which codes of 4 bits are unpacked: of the eight words of a half
 /// of a block the first codes, then the second, third and fourth ones.
@@ -41,7 +34,7 @@ pub(in crate::dot) fn arrange(x: &mut [bf16]) {
 pub(in crate::dot) fn round_row(piece: &Piece, factors: &[f32; 16], out: &mut [bf16]) {
     let out = out.as_chunks_mut::<HALF>().0;
     let some = SomeRows::new(piece, factors, 1, out.len());
-    some.each_half::<1>(0, |n, [values]| {
+    some.each_half_bf16::<1>(0, |n, [values]| {
         // SAFETY: the array is as long as what is stored.
         unsafe { _mm512_storeu_si512(out[n].as_mut_ptr().cast(), values) };
     });
@@ -87,40 +80,14 @@ pub fn totals([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
     out
 }
 
-/// Rows of whole blocks.
-struct SomeRows<'a> {
-    piece: &'a Piece<'a>,
-    factors: &'a [f32; 16],
-    /// Halves of blocks in a row.
-    halves: usize,
-    /// Halves of a group, and groups of a row.
-    period: usize,
-    groups: usize,
-    /// Bytes from one row to the next.
-    stride: usize,
-}
-
-impl<'a> SomeRows<'a> {
-    /// So many rows of a piece.
-    fn new(piece: &'a Piece<'a>, factors: &'a [f32; 16], rows: usize, halves: usize) -> SomeRows<'a> {
-        let (stride, groups) = (piece.codes.row_bits() / 8, piece.scales.len() / rows.max(1));
-        let period = (piece.period / HALF).clamp(1, halves.max(1));
-        let bytes = rows.saturating_sub(1) * stride + halves * HALF * piece.codes.bits() / 8;
-        assert!(piece.bit / 8 + bytes <= piece.codes.bytes().len(), "rows beyond the codes");
-        assert!(halves.div_ceil(period) <= groups, "more groups than numbers");
-        for numbers in [piece.scales, piece.zeros, piece.biases] {
-            assert!(numbers.len() >= rows * groups, "a number for each group");
-        }
-        SomeRows { piece, factors, halves, period, groups, stride }
-    }
-
+impl SomeRows<'_> {
     /// The products of N rows, at most four, from one on.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
     fn dot<const N: usize>(&self, first: usize, x: &[[bf16; HALF]], out: &mut [f32; N]) {
         let mut sums = [_mm512_setzero_ps(); N];
         out.fill(0.0);
-        self.each_half::<N>(first, |n, values| {
+        self.each_half_bf16::<N>(first, |n, values| {
             // SAFETY: there are as many halves of x, and each is as long as what is loaded.
             let of_x = in_pairs(unsafe { _mm512_loadu_si512(x.as_ptr().add(n).cast()) });
             for (sum, values) in sums.iter_mut().zip(values) {
@@ -138,15 +105,16 @@ impl<'a> SomeRows<'a> {
     /// Calls `take` with the number of half of a block, from 0 on, and its values in N rows from one on, rounded.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-    fn each_half<const N: usize>(&self, first: usize, take: impl FnMut(usize, [__m512i; N])) {
+    fn each_half_bf16<const N: usize>(&self, first: usize, take: impl FnMut(usize, [__m512i; N])) {
         let piece = self.piece;
         match (piece.codes.bits(), piece.rounding, piece.meaning) {
             (4, Rounding::None, Meaning::Affine) => self.nibbles::<N, true, false>(first, take),
             (4, Rounding::None, _) => self.nibbles::<N, false, false>(first, take),
             (4, ..) => self.nibbles::<N, false, true>(first, take),
+            (_, _, Meaning::Affine) if self.has_exact_products() => self.bytes::<N, AFFINE_AT_ONCE>(first, take),
             (_, _, Meaning::Affine) => self.bytes::<N, AFFINE>(first, take),
-            _ if piece.factor == 1.0 => self.bytes::<N, SHIFTED>(first, take),
-            _ => self.bytes::<N, WITH_FACTOR>(first, take),
+            _ if self.has_exact_differences() => self.bytes::<N, SHIFTED_AT_ONCE>(first, take),
+            _ => self.bytes::<N, SHIFTED>(first, take),
         }
     }
 
@@ -157,105 +125,46 @@ impl<'a> SomeRows<'a> {
         first: usize,
         mut take: impl FnMut(usize, [__m512i; N]),
     ) {
-        let piece = self.piece;
-        // SAFETY: the array is as long as what is loaded.
-        let factors = unsafe { _mm512_loadu_ps(self.factors.as_ptr()) };
         // The eight words of a half are there four times. A permutation takes five bits of an index, of which the fifth
         // does not matter: the table is there twice.
-        let shifts = match piece.codes.order() {
+        let shifts = match self.piece.codes.order() {
             NibbleOrder::LowFirst => [0, 4, 8, 12],
             NibbleOrder::HighFirst => [4, 0, 12, 8],
         };
         let shifts: [u16; HALF] = std::array::from_fn(|n| shifts[n / 8]);
         // SAFETY: the array is as long as what is loaded.
         let shifts = unsafe { _mm512_loadu_si512(shifts.as_ptr().cast()) };
-        let table_of = |group: usize| {
-            let values = if AFFINE {
-                // SAFETY: `new` has seen numbers for every group.
-                let [scale, bias] = unsafe { [piece.scales.get_unchecked(group), piece.biases.get_unchecked(group)] };
-                _mm512_add_ps(_mm512_mul_ps(factors, _mm512_set1_ps(*scale)), _mm512_set1_ps(*bias))
-            } else {
-                values_avx512::<ROUNDED>(piece, group, factors)
-            };
+        let table = |group: usize| {
+            let values = _mm512_cvtneps_pbh(self.table::<AFFINE, ROUNDED>(group));
             // SAFETY: both are sixteen numbers of 16 bits.
-            _mm512_broadcast_i64x4(unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values)) })
+            _mm512_broadcast_i64x4(unsafe { std::mem::transmute::<__m256bh, __m256i>(values) })
         };
-        let codes: [*const u8; N] = self.codes(first);
-        let mut half = |n: usize, is_first: bool, tables: &[__m512i; N]| {
+        self.each_half::<N, _>(first, _mm512_setzero_si512(), table, |n, codes, tables| {
             let mut values = [_mm512_setzero_si512(); N];
             for row in 0..N {
-                let codes = codes[row].wrapping_add(n * (HALF / 2));
-                if is_first {
-                    prefetch_at(codes.wrapping_add(AHEAD).cast());
-                }
-                // SAFETY: the half is in the codes, which `new` has seen.
-                let words = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(codes.cast()) });
+                // SAFETY: `each_half` gives whole halves.
+                let words = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(codes[row].cast()) });
                 values[row] = _mm512_permutexvar_epi16(_mm512_srlv_epi16(words, shifts), tables[row]);
             }
             take(n, values);
-        };
-        let mut tables = [_mm512_setzero_si512(); N];
-        for (group, begin) in (0..self.halves).step_by(self.period).enumerate() {
-            for (row, table) in tables.iter_mut().enumerate() {
-                *table = table_of((first + row) * self.groups + group);
-            }
-            // Groups of a block, the usual ones, without a loop.
-            if self.period == 2 && begin + 2 <= self.halves {
-                half(begin, true, &tables);
-                half(begin + 1, false, &tables);
-                continue;
-            }
-            for n in begin..self.halves.min(begin + self.period) {
-                half(n, n % 4 == 0, &tables);
-            }
-        }
+        });
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
     fn bytes<const N: usize, const FORM: usize>(&self, first: usize, mut take: impl FnMut(usize, [__m512i; N])) {
-        let piece = self.piece;
-        let offsets = if FORM == AFFINE { piece.biases } else { piece.zeros };
-        let factor = _mm512_set1_ps(piece.factor);
-        let value = |[scale, offset]: [__m512; 2], codes: *const u8| {
-            // SAFETY: the half is in the codes, which `new` has seen.
-            let code = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(codes.cast()) }));
-            match FORM {
-                AFFINE => _mm512_add_ps(_mm512_mul_ps(code, scale), offset),
-                SHIFTED => _mm512_mul_ps(_mm512_sub_ps(code, offset), scale),
-                _ => _mm512_mul_ps(_mm512_mul_ps(_mm512_sub_ps(code, offset), scale), factor),
+        let numbers = |group: usize| self.numbers::<FORM>(group);
+        self.each_half::<N, _>(first, [_mm512_setzero_ps(); 2], numbers, |n, codes, numbers| {
+            let mut values = [_mm512_setzero_si512(); N];
+            for row in 0..N {
+                // SAFETY: `each_half` gives whole halves.
+                let sixteen = |at: usize| unsafe { _mm_loadu_si128(codes[row].wrapping_add(at).cast()) };
+                let first = self.value::<FORM>(numbers[row], _mm512_cvtepu8_epi32(sixteen(0)));
+                let second = self.value::<FORM>(numbers[row], _mm512_cvtepu8_epi32(sixteen(HALF / 2)));
+                // SAFETY: both are 32 numbers of 16 bits.
+                values[row] = unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) };
             }
-        };
-        let codes: [*const u8; N] = self.codes(first);
-        let mut numbers = [[_mm512_setzero_ps(); 2]; N];
-        let mut values = [_mm512_setzero_si512(); N];
-        for (group, begin) in (0..self.halves).step_by(self.period).enumerate() {
-            for (row, numbers) in numbers.iter_mut().enumerate() {
-                let group = (first + row) * self.groups + group;
-                // SAFETY: `new` has seen numbers for every group.
-                let [scale, offset] = unsafe { [piece.scales.get_unchecked(group), offsets.get_unchecked(group)] };
-                *numbers = [_mm512_set1_ps(*scale), _mm512_set1_ps(*offset)];
-            }
-            for n in begin..self.halves.min(begin + self.period) {
-                for row in 0..N {
-                    let codes = codes[row].wrapping_add(n * HALF);
-                    if n % 2 == 0 {
-                        prefetch_at(codes.wrapping_add(AHEAD).cast());
-                    }
-                    let (first, second) =
-                        (value(numbers[row], codes), value(numbers[row], codes.wrapping_add(HALF / 2)));
-                    // SAFETY: both are 32 numbers of 16 bits.
-                    values[row] =
-                        unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) };
-                }
-                take(n, values);
-            }
-        }
-    }
-
-    /// Where N rows begin, from one on.
-    fn codes<const N: usize>(&self, first: usize) -> [*const u8; N] {
-        let start = self.piece.codes.bytes().as_ptr().wrapping_add(self.piece.bit / 8);
-        std::array::from_fn(|row| start.wrapping_add((first + row) * self.stride))
+            take(n, values);
+        });
     }
 }
