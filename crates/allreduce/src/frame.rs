@@ -26,6 +26,16 @@ pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
+/// The same of bytes that lie in several places.
+fn crc32c_of(parts: &[&[u8]]) -> u32 {
+    if let [whole] | [whole, []] = parts {
+        return crc32c(whole);
+    }
+    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+    parts.iter().for_each(|part| digest.update(part));
+    digest.finalize() as u32
+}
+
 const MAGIC: u32 = u32::from_le_bytes(*b"FTAR");
 
 /// Version of the frames, the handshake and the control messages. Ranks with another one are
@@ -346,9 +356,9 @@ impl Header {
         Ok(())
     }
 
-    /// Compares the payload with the checksum of this header.
-    pub(crate) fn check_payload(&self, payload: &[u8], mutations: Mutations) -> Result<(), FrameError> {
-        if crc32c(payload) == self.payload_crc || mutations.has(Bug::ChecksumNotChecked) {
+    /// Compares the payload, which may lie in several places, with the checksum of this header.
+    pub(crate) fn check_payload(&self, parts: &[&[u8]], mutations: Mutations) -> Result<(), FrameError> {
+        if crc32c_of(parts) == self.payload_crc || mutations.has(Bug::ChecksumNotChecked) {
             return Ok(());
         }
         Err(FrameError::PayloadDamaged { sequence: self.sequence })
@@ -387,6 +397,9 @@ mod tests {
         let ascending: Vec<u8> = (0..32).collect();
         for (bytes, crc) in [(vec![0; 32], 0x8a91_36aa), (vec![0xff; 32], 0x62a8_ab43), (ascending, 0x46dd_794e)] {
             assert_eq!(crc32c(&bytes), crc, "{bytes:?}");
+            for cut in 0..=bytes.len() {
+                assert_eq!(crc32c_of(&[&bytes[..cut], &bytes[cut..]]), crc, "{bytes:?} cut at {cut}");
+            }
         }
     }
 
@@ -394,9 +407,9 @@ mod tests {
     fn headers_read_back() {
         assert_eq!(Header::decode(&header().encode()), Ok(header()));
         assert_eq!(header().check(&header(), Mutations::default()), Ok(()));
-        assert_eq!(header().check_payload(b"hello", Mutations::default()), Ok(()));
+        assert_eq!(header().check_payload(&[b"hello"], Mutations::default()), Ok(()));
         assert_eq!(
-            header().check_payload(b"hellp", Mutations::default()),
+            header().check_payload(&[b"hel", b"lp"], Mutations::default()),
             Err(FrameError::PayloadDamaged { sequence: 41 })
         );
     }

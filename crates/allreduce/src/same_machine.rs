@@ -19,7 +19,7 @@ use crate::join_error::JoinError;
 use crate::random_bytes::random_bytes;
 
 /// Bytes that a pipe holds in each direction. The pipes of eight ranks stay in a core's cache.
-const CAPACITY: usize = 64 << 10;
+pub(crate) const CAPACITY: usize = 64 << 10;
 
 /// Between two looks at whether the group has failed.
 const LOOK: Duration = Duration::from_millis(50);

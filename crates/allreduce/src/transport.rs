@@ -99,6 +99,29 @@ pub(crate) trait Transport: Send {
         filled: &mut usize,
     ) -> Result<bool, Broken>;
 
+    /// Whether a payload of `length` bytes on this link can be looked at where the transport holds
+    /// it, by [`Transport::look`] instead of `receive`, once its header was received.
+    fn holds(&self, _peer: usize, _link: usize, _length: usize) -> bool {
+        false
+    }
+
+    /// Calls `look` with the payload of the next frame where the transport holds it, if all of it
+    /// has come, and then lets go of it. The payload is in two parts, of which the first has a
+    /// multiple of 8 bytes unless the second is empty. Returns whether it had come. Asked only where
+    /// the transport [`holds`](Transport::holds) such payloads.
+    ///
+    /// # Errors
+    /// If the link is broken.
+    fn look(
+        &mut self,
+        _peer: usize,
+        _link: usize,
+        _length: usize,
+        _look: &mut dyn FnMut([&[u8]; 2]),
+    ) -> Result<bool, Broken> {
+        Ok(false)
+    }
+
     /// Sends something over links that have carried nothing for so long, if the transport needs
     /// that.
     ///
