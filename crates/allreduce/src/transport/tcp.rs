@@ -9,16 +9,15 @@ use finetune_memory_pipe::{Damaged, Moved, Pipe};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::frame::HEADER_BYTES;
-use crate::same_machine::{CAPACITY, DataLink};
+use crate::same_machine::DataLink;
 use crate::transport::{Backend, Broken, LONGEST_SLEEP, Transport, Want};
 
 /// Send and receive buffers of connections within one machine.
 const SAME_MACHINE_BUFFER: usize = 512 << 10;
 
 /// Payload bytes of a frame between ranks that all share one machine: sent, checked and added while it
-/// lies in a core's nearest caches. It fits into the memory with its header, so that ranks that share
-/// a core pass on a whole frame each time.
-const MEMORY_FRAME: usize = CAPACITY - HEADER_BYTES;
+/// lies in a core's nearest caches.
+pub(crate) const MEMORY_FRAME: usize = 64 << 10;
 
 /// How long a wait polls before it sleeps.
 const BUSY_POLL: Duration = Duration::from_micros(200);
