@@ -69,6 +69,11 @@ pub(crate) trait Transport: Send {
     /// multiple of 8 if less. Every rank of the group answers alike.
     fn frame_bytes(&self, remaining: usize) -> usize;
 
+    /// Whether payloads on this link have a checksum: all that leave this machine.
+    fn checks_payloads(&self, _peer: usize, _link: usize) -> bool {
+        true
+    }
+
     /// Goes on sending a frame of which `sent` bytes (header first) have left. Returns whether any
     /// more left now. The frame is done, and its memory may change, when `sent` is 64 plus the
     /// payload's length.
