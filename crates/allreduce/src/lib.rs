@@ -29,9 +29,9 @@
 //! - **No hang.** All other ranks know of a killed rank within a second, and of one that is frozen
 //!   or cut off within [`Config::timeout`]. Ranks that do different things get an error at the
 //!   first frame. Every survivor names the same culprit ([`Verdict`]).
-//! - **Only holders of the token join** ([`Secret`]), and strangers do not disturb them. Data is
-//!   checksummed, not encrypted. On a network that others can read or write, use WireGuard or ssh
-//!   tunnels.
+//! - **Only holders of the token join** ([`Secret`]), and strangers do not disturb them. Data
+//!   is checksummed (except in memory of one machine), not encrypted. On a network that others
+//!   can read or write, use WireGuard or ssh tunnels.
 
 #![forbid(unsafe_code)]
 
