@@ -76,5 +76,5 @@ pub use passes::token_rules::{ChosenToken, Logprobs, TokenRules};
 pub use placement::Placement;
 pub use product_rates::{ProductRates, product_rates};
 pub use slice::{Slice, Sums, not_in_slices, slice_bytes};
-pub use stage::{Hops, Pass, Seconds, Simulated, Stage, not_in_stages};
+pub use stage::{Arrangement, Hops, Order, Pass, Seconds, Simulated, Stage, not_in_stages};
 pub use tree::{LinearLayer, Role, Split, expected_tensors, linear_layers, linear_modules};

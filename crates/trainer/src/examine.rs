@@ -419,11 +419,11 @@ impl Examiner<'_> {
         let available = device_plan.memory(self.host);
         let subject = Subject { recipe, train, eval: found.eval.as_ref(), sizing: &sizing };
         let disk = || stages::disk_rate(found.directory.as_deref()?);
-        let chosen = stages::choose(&subject, available, &disk, self.ranks);
+        let chosen = stages::choose(&subject, available, &disk, self.host.cables.as_ref(), self.ranks);
         let Some(chosen) = kept(&mut found.problems, chosen) else { return };
         let replicas = self.ranks.map_or(1, Ranks::replicas);
-        let of_stage = chosen.as_ref().map(|(stage, why)| stages::notice(stage, *why, replicas));
-        let stage = chosen.map(|(stage, _)| stage);
+        let of_stage = chosen.as_ref().map(|chosen| stages::notice(chosen, replicas));
+        let stage = chosen.map(|chosen| chosen.stage);
         let shares = self.ranks.map_or(sizing.shares, |ranks| ranks.even().count_of(ranks.group().rank()));
         let sizing = Sizing { placement: sizing.placement.clone().with_stage(stage), shares, ..sizing.clone() };
         let subject = Subject { sizing: &sizing, ..subject };

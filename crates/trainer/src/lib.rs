@@ -15,6 +15,7 @@ mod card;
 mod cheaper_settings;
 mod copies;
 mod date;
+mod dealing;
 mod device_plan;
 mod disk_need;
 mod diverged;

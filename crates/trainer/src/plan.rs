@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use finetune_model::{Seconds, Stage, not_in_stages};
-use finetune_recipe::{Method, Recipe, ResidencyChoice};
+use finetune_model::{Arrangement, Order, Seconds, Stage, not_in_stages};
+use finetune_recipe::{BackendChoice, Method, Recipe, ResidencyChoice};
 use serde::Serialize;
 
 use crate::base_model::model_directory;
 use crate::date;
+use crate::dealing::Why;
 use crate::device_plan::ThisHost;
 use crate::disk_need::DiskNeed;
 use crate::error::TrainError;
@@ -18,7 +19,7 @@ use crate::memory::{Precision, Sizes, Sizing, Subject, sizes};
 use crate::product_time::{Operations, Rates, operations, tokens_at_once};
 use crate::residency::{choose, micro_batches};
 use crate::resume::Resume;
-use crate::stages::{Offer, Why, deal, of_each_stage};
+use crate::stages::{Offer, alike, arrangements, deal, of_each_stage};
 
 /// Machines that a plan is made for, alike but for their memory.
 #[derive(Clone, Debug, Serialize)]
@@ -34,6 +35,9 @@ pub struct Machines {
     pub disk: f64,
     /// Bytes per second that a rank sends to another.
     pub link: f64,
+    /// Whether cables lead from each to the next one, and from the last not to the first.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub chain: bool,
 }
 
 /// A way in which a recipe can run. Figures are those of one rank; where ranks differ, of the one that takes most.
@@ -55,6 +59,9 @@ pub struct Way {
     pub sent: u64,
     /// Machines that hold the layers of one model together.
     pub stages: usize,
+    /// How the layers of these lie, where they do not go round a ring: `contiguous` or `wave`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placement: Option<&'static str>,
     /// How many layers each of these holds, where their numbers differ because their memory does.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<usize>,
@@ -69,6 +76,9 @@ pub struct Way {
     pub seconds: Option<f64>,
     /// The part of a step in which it computes.
     pub busy: Option<f64>,
+    /// The same if layers went round a ring, where they do not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub busy_in_ring: Option<f64>,
 }
 
 /// What a recipe takes on given machines.
@@ -159,11 +169,23 @@ impl Alone {
     }
 }
 
-/// Seconds of a step whose layers are spread. `hop`: of one micro-batch from one machine to the next.
-fn spread(stage: &Stage, alone: Alone, micro_batches: usize, at_once: usize, hop: f64) -> f64 {
+/// The micro-batches of a step that machines compute together.
+#[derive(Clone, Copy)]
+struct Together {
+    micro_batches: usize,
+    /// Of each group.
+    at_once: usize,
+    order: Order,
+    /// Seconds of one micro-batch from one machine to the next.
+    hop: f64,
+}
+
+/// Seconds of a step whose layers are spread.
+fn spread(stage: &Stage, alone: Alone, together: Together) -> f64 {
+    let Together { micro_batches, at_once, order, hop } = together;
     let parts = (stage.of_layer.len() * micro_batches.max(1)) as f64;
     let seconds = Seconds { forward: alone.forward / parts, back: alone.back / parts, hop };
-    let group = |count: usize| stage.simulate(count, 0, seconds).map_or(f64::INFINITY, |done| done.seconds);
+    let group = |count: usize| stage.simulate(count, 0, order, seconds).map_or(f64::INFINITY, |done| done.seconds);
     let (groups, rest) = (micro_batches / at_once.max(1), micro_batches % at_once.max(1));
     groups as f64 * group(at_once) + if rest > 0 { group(rest) } else { 0.0 }
 }
@@ -171,9 +193,28 @@ fn spread(stage: &Stage, alone: Alone, micro_batches: usize, at_once: usize, hop
 /// The layers of each machine.
 struct Spread {
     stage: Option<Stage>,
+    arrangement: Arrangement,
     why: Why,
     /// (number, bytes of memory)
     machines: Vec<(usize, Option<u64>)>,
+}
+
+impl Spread {
+    /// How the layers lie if they do not go round a ring, and as they would go round one.
+    fn other_than_ring(&self) -> Option<(&'static str, Stage)> {
+        let in_ring = || Some(Stage::dealt(&self.stage.as_ref()?.counts(), 0));
+        match self.arrangement {
+            Arrangement::Ring => None,
+            Arrangement::Contiguous => Some(("contiguous", in_ring()?)),
+            Arrangement::Wave => Some(("wave", in_ring()?)),
+        }
+    }
+
+    /// How many layers each has, where their numbers differ because their memory or their disks do.
+    fn uneven(&self) -> Vec<usize> {
+        let is_uneven = matches!(self.why, Why::Memory | Why::Disk);
+        self.stage.iter().filter(|_| is_uneven).flat_map(Stage::counts).collect()
+    }
 }
 
 struct Planner<'a> {
@@ -222,7 +263,8 @@ impl Planner<'_> {
         let shares = recipe.distributed.virtual_ranks.map_or(1, |shares| shares.div_ceil(replicas));
         let sizing = Sizing { shares, ..subject.sizing.clone() };
         let subject = Subject { sizing: &sizing, ..subject };
-        let Spread { stage, why, machines } = self.spread(&subject, stages);
+        let held = self.spread(&subject, stages);
+        let Spread { stage, machines, .. } = &held;
         // Those of one model.
         let micro_batches = micro_batches(&subject).div_ceil(replicas);
         let of_machine = |(mine, memory): &(usize, Option<u64>)| {
@@ -236,7 +278,7 @@ impl Planner<'_> {
         let sizings: Vec<Sizing> = sizings.into_iter().map(|sizing| Sizing { at_once, ..sizing }).collect();
         let needed = |sizing: &Sizing| Subject { sizing, ..subject }.estimate().total;
         let needed: Vec<u64> = sizings.iter().map(needed).collect();
-        let mut fits = needed.iter().zip(&machines).map(|(needed, (_, memory))| memory.map(|memory| *needed <= memory));
+        let mut fits = needed.iter().zip(machines).map(|(needed, (_, memory))| memory.map(|memory| *needed <= memory));
         let groups = micro_batches.div_ceil(at_once);
         let read =
             sizings.iter().map(|sizing| if from_disk { self.read(sizing, groups) } else { 0 }).max().unwrap_or(0);
@@ -244,13 +286,19 @@ impl Planner<'_> {
         let gradients = 4 * self.trained * 2 * (hosts as u64 - 1) / hosts as u64;
         let alone = self.rates(replicas).map(|rates| self.alone(rates, replicas, again));
         let (hops, of_hops) = self.hops(stage.as_ref(), replicas, &recipe);
-        let computing = match &stage {
-            None => alone.map(|alone| alone.total()),
-            Some(stage) => alone.map(|alone| spread(stage, alone, micro_batches, at_once, of_hops / link)),
+        let order = if from_disk { Order::Layers } else { Order::MicroBatches };
+        let together = Together { micro_batches, at_once, order, hop: of_hops / link };
+        let computing = |stage: Option<&Stage>| {
+            alone.map(|alone| stage.map_or_else(|| alone.total(), |stage| spread(stage, alone, together)))
         };
-        let reading = computing.map(|computing| (read as f64 / disk - computing).max(0.0));
         let sending = gradients as f64 / link;
-        let seconds = computing.zip(reading).map(|(computing, reading)| computing + reading + sending);
+        let reading = |computing: f64| (read as f64 / disk - computing).max(0.0);
+        let whole = |computing: f64| computing + reading(computing) + sending;
+        let busy = |seconds: f64| alone.map(|alone| alone.total() / stages as f64 / seconds);
+        let (placement, ring) = held.other_than_ring().unzip();
+        let busy_in_ring = ring.and_then(|ring| busy(whole(computing(Some(&ring))?)));
+        let computing = computing(stage.as_ref());
+        let seconds = computing.map(whole);
         Way {
             name,
             settings,
@@ -260,46 +308,56 @@ impl Planner<'_> {
             read,
             sent: gradients + hops,
             stages,
-            layers: if matches!(why, Why::Memory | Why::Disk) {
-                stage.map_or(Vec::new(), |stage| stage.counts())
-            } else {
-                Vec::new()
-            },
+            placement,
+            layers: held.uneven(),
             computing_seconds: computing,
-            reading_seconds: reading,
+            reading_seconds: computing.map(reading),
             sending_seconds: sending,
             seconds,
-            busy: alone.zip(seconds).map(|(alone, seconds)| alone.total() / stages as f64 / seconds),
+            busy: seconds.and_then(busy),
+            busy_in_ring,
         }
     }
 
     /// Which layers machines hold that have the layers of a model together, and which of them are looked at, each
     /// with its memory: all that differ.
     fn spread(&self, subject: &Subject<'_>, stages: usize) -> Spread {
-        let Machines { hosts, memory, memory_of_each, .. } = &self.machines;
+        let Machines { hosts, memory, memory_of_each, chain, .. } = &self.machines;
         let layers = subject.sizing.config.layers.len();
         if stages == 1 {
-            return Spread { stage: None, why: Why::Alike, machines: vec![(0, *memory)] };
+            let (arrangement, machines) = (Arrangement::Ring, vec![(0, *memory)]);
+            return Spread { stage: None, arrangement, why: Why::Alike, machines };
         }
+        // Two machines are each other's neighbours both ways.
+        let is_chain = *chain && stages > 2 && subject.recipe.distributed.backend != BackendChoice::Tcp;
+        let arrangements = arrangements(subject.recipe.parallel.placement, is_chain);
         if memory_of_each.is_empty() {
-            let stage = Stage::in_turn(layers, stages, 0);
+            let arrangement = arrangements.of(subject.recipe.model.residency == ResidencyChoice::Disk);
+            let stage = alike(arrangement, layers, stages);
+            let counts = stage.counts();
             // It has as many layers as any, the output layer, and the logits besides. The first one may need more where
             // its embedding is the larger matrix.
             let Sizing { ends: [embedding, output], config, placement, stored, .. } = subject.sizing;
             let held = placement.held(*stored);
             let is_larger = !config.tied_embeddings && embedding.bytes(held) > output.bytes(held);
-            let looked_at = [(stage.last(), true), (0, is_larger && stage.last() != 0)];
+            let is_needed = is_larger || counts[0] > counts[stage.last()];
+            let looked_at = [(stage.last(), true), (0, is_needed && stage.last() != 0)];
             let machines = looked_at.into_iter().filter(|(_, is)| *is).map(|(machine, _)| (machine, *memory)).collect();
-            return Spread { stage: Some(stage), why: Why::Alike, machines };
+            return Spread { stage: Some(stage), arrangement, why: Why::Alike, machines };
         }
         let replicas = hosts / stages;
         let rate = self.rates(replicas).map_or(0.0, |rates| rates.of_all(&self.operations(replicas, true)));
         let disk = Some(self.machines.disk);
         let offer = |memory: &u64| Offer::at_rate(rate, subject, disk, Some(*memory), *hosts);
         let offers: Vec<Offer> = memory_of_each.iter().map(offer).collect();
-        let dealt = deal(layers, &of_each_stage(&offers, stages));
+        let dealt = deal(layers, &of_each_stage(&offers, stages), arrangements);
         let machines = (0..stages).map(|mine| (mine, memory_of_each.iter().skip(mine).step_by(stages).min().copied()));
-        Spread { stage: Some(dealt.stage), why: dealt.why, machines: machines.collect() }
+        Spread {
+            stage: Some(dealt.stage),
+            arrangement: dealt.arrangement,
+            why: dealt.why,
+            machines: machines.collect(),
+        }
     }
 
     /// Bytes that a step reads: each layer twice, but the last one, where a group turns back, once.
@@ -312,17 +370,20 @@ impl Planner<'_> {
         groups as u64 * (2 * mine).saturating_sub(last)
     }
 
-    /// Bytes that a machine sends from layer to layer in a step, and those of one micro-batch on one way.
+    /// Bytes that the machine which sends most sends from layer to layer in a step, and those of one micro-batch on one
+    /// way.
     fn hops(&self, stage: Option<&Stage>, replicas: usize, recipe: &Recipe) -> (u64, f64) {
         let Some(stage) = stage else { return (0, 0.0) };
-        let Sizing { config, placement, layers, .. } = self.subject.sizing;
+        let Sizing { config, placement, .. } = self.subject.sizing;
         let train = self.subject.train;
         let rows = recipe.train.global_batch_size.min(train.rows.len()).div_ceil(replicas);
         let tokens = train.counts.tokens as f64 / train.rows.len().max(1) as f64;
         let of_row = tokens * (config.hidden_size * placement.compute().bytes()) as f64;
-        // Forward behind each layer but the last, back behind each but the first.
-        let hops = 2 * (layers.len() - 1);
-        let all = (rows as f64 * of_row * hops as f64 / stage.count() as f64) as u64;
+        // Where a machine hands on to another one, it sends forward, and the other one back.
+        let changes = || stage.of_layer.windows(2).filter(|two| two[0] != two[1]);
+        let of_machine = |machine: usize| changes().filter(|two| two.contains(&machine)).count();
+        let hops = (0..stage.count()).map(of_machine).max().unwrap_or(0);
+        let all = (rows as f64 * of_row * hops as f64) as u64;
         (all, of_row * recipe.train.micro_batch_size as f64)
     }
 

@@ -13,23 +13,34 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use finetune_allreduce::{Group, GroupError};
-use finetune_model::{Hops, Model, ModelConfig, Stage};
-use finetune_recipe::{Recipe, ResidencyChoice, StagesChoice};
+use finetune_allreduce::{DeviceMatrix, Group, GroupError};
+use finetune_model::{Arrangement, Hops, Model, ModelConfig, Stage};
+use finetune_recipe::{BackendChoice, PlacementChoice, Recipe, ResidencyChoice, StagesChoice};
 use finetune_store::failpoint;
 
+use crate::dealing::{Why, listed};
 use crate::error::TrainError;
 use crate::evaluate::FROM_DISK;
 use crate::memory::{Sizing, Subject};
 use crate::ranks::Ranks;
 
 use self::dealing::Dealt;
-pub(crate) use self::dealing::{Offer, Why, deal, levelled, of_each_stage};
+pub(crate) use self::dealing::{Arrangements, Offer, alike, deal, of_each_stage};
 pub(crate) use self::files::{digest_together, disk_rate, fetch_missing};
 
-/// The layers of this rank, if the recipe spreads a model over several, and why there are so many. `available`:
-/// bytes of memory that this rank may take, if that can be told; `disk`: measures bytes per second of its disk. All
-/// ranks call it together; `None`: there is only this process, which stands for the first rank.
+/// The layers of this rank, and how the ranks have come by theirs.
+#[derive(Clone, Debug)]
+pub(crate) struct Chosen {
+    pub(crate) stage: Stage,
+    arrangement: Arrangement,
+    why: Why,
+    /// Whether the cables have decided how the layers lie.
+    by_cables: bool,
+}
+
+/// The layers of this rank, if the recipe spreads a model over several. `available`: bytes of memory that this rank may
+/// take, if that can be told; `disk`: measures bytes per second of its disk; `cables`: which ranks are cabled, if that
+/// is known. All ranks call it together; `None`: there is only this process, which stands for the first rank.
 ///
 /// # Errors
 /// If the model cannot be spread so, or the number of ranks is no multiple of the stages.
@@ -37,29 +48,35 @@ pub(crate) fn choose(
     subject: &Subject<'_>,
     available: Option<u64>,
     disk: &dyn Fn() -> Option<f64>,
+    cables: Option<&DeviceMatrix>,
     ranks: Option<&Ranks>,
-) -> Result<Option<(Stage, Why)>, TrainError> {
+) -> Result<Option<Chosen>, TrainError> {
     let Sizing { config, adaptation, .. } = subject.sizing;
-    let (choice, layers) = (subject.recipe.parallel.stages, config.layers.len());
+    let (recipe, layers) = (subject.recipe, config.layers.len());
+    let choice = recipe.parallel.stages;
     if choice == StagesChoice::Count(1) {
         return ranks.map_or(Ok(()), |ranks| ranks.settle(1)).map(|()| None);
     }
     let refusal = adaptation.as_ref().and_then(|adaptation| finetune_model::not_in_stages(config, adaptation));
     let can_choose = adaptation.is_some() && refusal.is_none();
     // Looking at memory and speed takes a moment, so it is only done where something depends on it.
-    let depends = subject.recipe.parallel.layers.is_empty() && can_choose;
+    let depends = recipe.parallel.layers.is_empty() && can_choose;
     let offers = match ranks.filter(|ranks| depends && ranks.group().world() > 1) {
         Some(ranks) => {
-            let may_read = subject.recipe.model.residency != ResidencyChoice::Memory;
+            let may_read = recipe.model.residency != ResidencyChoice::Memory;
             let disk = may_read.then(disk).flatten();
             Offer::new(subject, disk, available, ranks.group().world()).gathered(ranks)?
         }
         None => Vec::new(),
     };
+    let is_chain = |stages: usize| forms_chain(recipe, cables, stages, ranks);
+    let deal = |stages: usize| {
+        deal(layers, &of_each_stage(&offers, stages), arrangements(recipe.parallel.placement, is_chain(stages)))
+    };
     let stages = match choice {
         StagesChoice::Count(stages) => stages,
         StagesChoice::Auto => match ranks {
-            Some(ranks) => ranks.largest(fewest(layers, &offers, ranks) as i32)? as usize,
+            Some(ranks) => ranks.largest(fewest(layers, &offers, ranks, &deal) as i32)? as usize,
             None => 1,
         },
     };
@@ -75,33 +92,61 @@ pub(crate) fn choose(
     if stages > layers {
         return Err(few_layers(config, stages));
     }
-    let mut dealt = asked(&subject.recipe.parallel.layers, layers)?.unwrap_or_else(|| match offers.is_empty() {
-        true => Dealt { stage: Stage::in_turn(layers, stages, 0), why: Why::Alike, in_memory: true },
-        false => deal(layers, &of_each_stage(&offers, stages)),
+    let arrangement =
+        arrangements(recipe.parallel.placement, is_chain(stages)).of(recipe.model.residency == ResidencyChoice::Disk);
+    let mut dealt = asked(&recipe.parallel.layers, layers, arrangement)?.unwrap_or_else(|| match offers.is_empty() {
+        true => Dealt { stage: alike(arrangement, layers, stages), arrangement, why: Why::Alike, in_memory: true },
+        false => deal(stages),
     });
     if let Some(ranks) = ranks {
         dealt = dealt.told_by_first(ranks)?;
         dealt.stage.mine = ranks.group().rank() % stages;
     }
-    Ok(Some((dealt.stage, dealt.why)))
+    let Dealt { stage, arrangement, why, .. } = dealt;
+    let by_cables = recipe.parallel.placement == PlacementChoice::Auto && arrangement != Arrangement::Ring;
+    Ok(Some(Chosen { stage, arrangement, why, by_cables }))
 }
 
-/// As few stages as have the memory; the most that there can be if none have. Without offers: 1.
-fn fewest(layers: usize, offers: &[Offer], ranks: &Ranks) -> usize {
+/// Whether the cables lead from rank to rank and not back, where so many hold a model together. They count where they
+/// are used.
+fn forms_chain(recipe: &Recipe, cables: Option<&DeviceMatrix>, stages: usize, ranks: Option<&Ranks>) -> bool {
+    let fits = |cables: &&DeviceMatrix| ranks.is_none_or(|ranks| cables.world() == ranks.group().world());
+    let is_used = recipe.distributed.backend != BackendChoice::Tcp;
+    is_used && cables.filter(fits).is_some_and(|cables| cables.is_chain(stages))
+}
+
+/// How layers lie: as the recipe says, or as the cables do. From the disk a rank with its layers next to each other
+/// would hand nothing on before it comes to the last of them.
+pub(crate) fn arrangements(choice: PlacementChoice, is_chain: bool) -> Arrangements {
+    match choice {
+        PlacementChoice::Auto if is_chain => {
+            Arrangements { in_memory: Arrangement::Contiguous, from_disk: Arrangement::Wave }
+        }
+        PlacementChoice::Auto | PlacementChoice::Ring => Arrangements::always(Arrangement::Ring),
+        PlacementChoice::Contiguous => Arrangements::always(Arrangement::Contiguous),
+        PlacementChoice::Wave => Arrangements::always(Arrangement::Wave),
+    }
+}
+
+/// As few stages as have the memory; the most that there can be if none have. Without offers: 1. `deal`: to so many.
+fn fewest(layers: usize, offers: &[Offer], ranks: &Ranks, deal: &dyn Fn(usize) -> Dealt) -> usize {
     let possible: Vec<usize> = (1..=offers.len().min(layers)).filter(|&stages| ranks.can_have(stages)).collect();
     let fits = |stages: &usize| match *stages {
         1 => offers.iter().all(|offer| offer.whole),
-        stages => deal(layers, &of_each_stage(offers, stages)).in_memory,
+        stages => deal(stages).in_memory,
     };
     possible.iter().copied().find(fits).or(possible.last().copied()).unwrap_or(1)
 }
 
 /// The layers of each rank as the recipe says them, if it does.
-fn asked(counts: &[usize], layers: usize) -> Result<Option<Dealt>, TrainError> {
+fn asked(counts: &[usize], layers: usize, arrangement: Arrangement) -> Result<Option<Dealt>, TrainError> {
     let sum = counts.iter().fold(0usize, |sum, count| sum.saturating_add(*count));
     match counts.is_empty() {
         true => Ok(None),
-        false if sum == layers => Ok(Some(Dealt { stage: Stage::dealt(counts, 0), why: Why::Recipe, in_memory: true })),
+        false if sum == layers => {
+            let stage = Stage::arranged(arrangement, counts, 0);
+            Ok(Some(Dealt { stage, arrangement, why: Why::Recipe, in_memory: true }))
+        }
         false => Err(TrainError::LayersOfRanks { counts: counts.to_vec(), sum, layers }),
     }
 }
@@ -140,21 +185,17 @@ pub(crate) fn connect(model: &mut Model, ranks: &Ranks, at_once: usize) -> Resul
 }
 
 /// What the user should know about where the layers are.
-pub(crate) fn notice(stage: &Stage, why: Why, replicas: usize) -> String {
+pub(crate) fn notice(chosen: &Chosen, replicas: usize) -> String {
+    let Chosen { stage, arrangement, why, by_cables } = chosen;
     let (stages, layers) = (stage.count(), stage.of_layer.len());
     let of_replicas = if replicas == 1 { String::new() } else { format!(", {replicas} times") };
-    let numbers: Vec<String> = stage.counts().iter().map(usize::to_string).collect();
-    let (last, before) = numbers.split_last().map_or(("", String::new()), |(last, rest)| (last, rest.join(", ")));
-    let by = match why {
-        Why::Alike => None,
-        Why::Recipe => Some("parallel.layers says"),
-        Why::Speed => Some("their speed allows"),
-        Why::Disk => Some("their disks and speed allow"),
-        Why::Memory => Some("their memory and speed allow"),
-    };
-    let which = match by {
-        None => format!("layer n is on the (n mod {stages})th"),
-        Some(by) => format!("{before} and {last} of them in turn, as {by}"),
+    let chain = if *by_cables { ", as the cables form a chain" } else { "" };
+    let (counts, by) = (listed(&stage.counts()), why.words());
+    let which = match arrangement {
+        Arrangement::Ring if *why == Why::Alike => format!("layer n is on the (n mod {stages})th"),
+        Arrangement::Ring => format!("{counts} of them in turn{by}"),
+        Arrangement::Contiguous => format!("{counts} of them next to each other{chain}{by}"),
+        Arrangement::Wave => format!("{counts} of them in turn there and back{chain}{by}"),
     };
     format!(
         "the {layers} layers are spread over {stages} ranks{of_replicas}: {which}; the bits are those of one process"

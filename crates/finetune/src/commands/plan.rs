@@ -38,10 +38,10 @@ pub(crate) fn plan(arguments: &PlanArguments, verbosity: Verbosity) -> Result<Ex
 }
 
 fn machines(arguments: &PlanArguments) -> Result<Machines, Failure> {
-    let names: Vec<String> = match &arguments.hostfile {
-        Some(path) => Hostfile::load(path)?.hosts.into_iter().map(|host| host.ssh).collect(),
-        None => Vec::new(),
-    };
+    let file = arguments.hostfile.as_deref().map(Hostfile::load).transpose()?;
+    let cables = file.as_ref().map(Hostfile::devices).transpose()?.flatten();
+    let chain = cables.is_some_and(|cables| cables.is_chain(cables.world()));
+    let names: Vec<String> = file.into_iter().flat_map(|file| file.hosts).map(|host| host.ssh).collect();
     let hosts = if arguments.hostfile.is_some() { names.len() } else { arguments.hosts };
     if hosts == 0 {
         return Err(Failure::bad_input("--hosts 0: there is nothing to plan for".to_owned(), Vec::new()));
@@ -55,7 +55,7 @@ fn machines(arguments: &PlanArguments) -> Result<Machines, Failure> {
     let memory_of_each = if each.iter().any(|bytes| Some(*bytes) != memory) { each } else { Vec::new() };
     let disk = number("--disk", &arguments.disk, 1000.0)?;
     let link = number("--link", &arguments.link, 1000.0)? / 8.0;
-    Ok(Machines { hosts, memory, memory_of_each, disk, link })
+    Ok(Machines { hosts, memory, memory_of_each, disk, link, chain })
 }
 
 /// Bytes of memory of each host. One that does not answer counts like this machine.
@@ -130,6 +130,10 @@ fn text(plan: &MachinesPlan) -> String {
     let head: Vec<String> = head.iter().map(|word| (*word).to_owned()).collect();
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(ways.iter().map(row)).collect();
     text += &columns(&rows);
+    let idle: Vec<String> = ways.iter().filter_map(idle).collect();
+    if !idle.is_empty() {
+        text += &format!("\n{}", idle.concat());
+    }
     match best {
         Some(best) => {
             let settings: Vec<String> = ways[*best].settings.iter().map(|set| format!("--set {set}")).collect();
@@ -143,6 +147,36 @@ fn text(plan: &MachinesPlan) -> String {
     text
 }
 
+/// What it costs that layers do not go round a ring.
+fn idle(way: &Way) -> Option<String> {
+    let percent = |part: f64| format!("{:.0} %", 100.0 * part);
+    let (busy, in_ring) = (percent(way.busy?), percent(way.busy_in_ring?));
+    let name = name(way);
+    Some(format!(
+        "busy        {name}: {busy} of a step; in turn, with a cable from the last machine to the first, {in_ring}\n"
+    ))
+}
+
+/// What a way is, with the number of machines and how their layers lie.
+fn name(way: &Way) -> String {
+    let name = match way.stages {
+        1 => way.name.to_owned(),
+        stages => way.name.replace("machines", &counted(stages as u64, "machine")),
+    };
+    let name = match way.placement {
+        Some("contiguous") => format!("{name}, next to each other"),
+        Some(_) => format!("{name}, there and back"),
+        None => name,
+    };
+    match way.layers.is_empty() {
+        true => name,
+        false => {
+            let layers: Vec<String> = way.layers.iter().map(usize::to_string).collect();
+            format!("{name}: {}", layers.join(", "))
+        }
+    }
+}
+
 fn row(way: &Way) -> Vec<String> {
     let seconds = |seconds: f64| if seconds < 10.0 { format!("{seconds:.2}") } else { format!("{seconds:.0}") };
     let fits = match way.fits {
@@ -150,19 +184,8 @@ fn row(way: &Way) -> Vec<String> {
         Some(false) => "no",
         None => "?",
     };
-    let name = match way.stages {
-        1 => way.name.to_owned(),
-        stages => way.name.replace("machines", &counted(stages as u64, "machine")),
-    };
-    let name = match way.layers.is_empty() {
-        true => name,
-        false => {
-            let layers: Vec<String> = way.layers.iter().map(usize::to_string).collect();
-            format!("{name}: {}", layers.join(", "))
-        }
-    };
     vec![
-        name,
+        name(way),
         bytes(way.memory),
         fits.to_owned(),
         way.seconds.map_or("?".to_owned(), seconds),
