@@ -115,16 +115,26 @@ impl Stage {
 
     /// So many layers on each process as `counts` says: from the first process to the last one, back to the first one
     /// and so on, without a hop between any but neighbours. There are as many such ways as the process with the fewest
-    /// layers has; one with more layers has several next to each other on some of them (Liu et al. 2023, "Hanayo:
-    /// Harnessing Wave-like Pipeline Parallelism").
+    /// layers has, and a part of one more if those with one layer more are the first on it; otherwise a process with
+    /// more layers has several next to each other on some of them (Liu et al. 2023, "Hanayo: Harnessing Wave-like
+    /// Pipeline Parallelism").
     pub fn wave(counts: &[usize], mine: usize) -> Stage {
         let ways = counts.iter().copied().min().unwrap_or(0);
-        let until = |process: usize, way: usize| counts[process] * way / ways.max(1);
-        let on_way = |way: usize| {
-            let forth = (0..counts.len()).map(move |n| if way.is_multiple_of(2) { n } else { counts.len() - 1 - n });
-            forth.flat_map(move |process| std::iter::repeat_n(process, until(process, way + 1) - until(process, way)))
+        let order = |way: usize| -> Vec<usize> {
+            if way.is_multiple_of(2) { (0..counts.len()).collect() } else { (0..counts.len()).rev().collect() }
         };
-        Stage { of_layer: (0..ways).flat_map(on_way).collect(), mine }
+        let more: Vec<usize> = order(ways).into_iter().take_while(|process| counts[*process] == ways + 1).collect();
+        let of_layer = if counts.iter().sum::<usize>() == ways * counts.len() + more.len() {
+            (0..ways).flat_map(order).chain(more).collect()
+        } else {
+            let on_ways = |process: usize, way: usize| counts[process] * way / ways.max(1);
+            let on_way = |way: usize| {
+                let count = move |process: usize| on_ways(process, way + 1) - on_ways(process, way);
+                order(way).into_iter().flat_map(move |process| std::iter::repeat_n(process, count(process)))
+            };
+            (0..ways).flat_map(on_way).collect()
+        };
+        Stage { of_layer, mine }
     }
 
     /// As [`Stage::dealt`], with the last layer on process `last`, which has one at least.

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use finetune_allreduce::DeviceMatrix;
 use finetune_model::{Arrangement, Order, Seconds, Stage, not_in_stages};
-use finetune_recipe::{BackendChoice, Method, Recipe, ResidencyChoice};
+use finetune_recipe::{Method, Recipe, ResidencyChoice};
 use serde::Serialize;
 
 use crate::base_model::model_directory;
@@ -19,7 +20,7 @@ use crate::memory::{Precision, Sizes, Sizing, Subject, sizes};
 use crate::product_time::{Operations, Rates, operations, tokens_at_once};
 use crate::residency::{choose, micro_batches};
 use crate::resume::Resume;
-use crate::stages::{Offer, alike, arrangements, deal, of_each_stage};
+use crate::stages::{Offer, alike, arrangements, deal, forms_chain, of_each_stage};
 
 /// Machines that a plan is made for, alike but for their memory.
 #[derive(Clone, Debug, Serialize)]
@@ -35,9 +36,9 @@ pub struct Machines {
     pub disk: f64,
     /// Bytes per second that a rank sends to another.
     pub link: f64,
-    /// Whether cables lead from each to the next one, and from the last not to the first.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub chain: bool,
+    /// Which of them are cabled to which, if a hostfile says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cables: Option<DeviceMatrix>,
 }
 
 /// A way in which a recipe can run. Figures are those of one rank; where ranks differ, of the one that takes most.
@@ -202,7 +203,13 @@ struct Spread {
 impl Spread {
     /// How the layers lie if they do not go round a ring, and as they would go round one.
     fn other_than_ring(&self) -> Option<(&'static str, Stage)> {
-        let in_ring = || Some(Stage::dealt(&self.stage.as_ref()?.counts(), 0));
+        let in_ring = || {
+            let counts = self.stage.as_ref()?.counts();
+            Some(match self.why {
+                Why::Alike => Stage::in_turn(counts.iter().sum(), counts.len(), 0),
+                _ => Stage::dealt(&counts, 0),
+            })
+        };
         match self.arrangement {
             Arrangement::Ring => None,
             Arrangement::Contiguous => Some(("contiguous", in_ring()?)),
@@ -322,14 +329,13 @@ impl Planner<'_> {
     /// Which layers machines hold that have the layers of a model together, and which of them are looked at, each
     /// with its memory: all that differ.
     fn spread(&self, subject: &Subject<'_>, stages: usize) -> Spread {
-        let Machines { hosts, memory, memory_of_each, chain, .. } = &self.machines;
+        let Machines { hosts, memory, memory_of_each, cables, .. } = &self.machines;
         let layers = subject.sizing.config.layers.len();
         if stages == 1 {
             let (arrangement, machines) = (Arrangement::Ring, vec![(0, *memory)]);
             return Spread { stage: None, arrangement, why: Why::Alike, machines };
         }
-        // Two machines are each other's neighbours both ways.
-        let is_chain = *chain && stages > 2 && subject.recipe.distributed.backend != BackendChoice::Tcp;
+        let is_chain = forms_chain(subject.recipe, cables.as_ref(), stages, None);
         let arrangements = arrangements(subject.recipe.parallel.placement, is_chain);
         if memory_of_each.is_empty() {
             let arrangement = arrangements.of(subject.recipe.model.residency == ResidencyChoice::Disk);

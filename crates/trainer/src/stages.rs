@@ -109,7 +109,12 @@ pub(crate) fn choose(
 
 /// Whether the cables lead from rank to rank and not back, where so many hold a model together. They count where they
 /// are used.
-fn forms_chain(recipe: &Recipe, cables: Option<&DeviceMatrix>, stages: usize, ranks: Option<&Ranks>) -> bool {
+pub(crate) fn forms_chain(
+    recipe: &Recipe,
+    cables: Option<&DeviceMatrix>,
+    stages: usize,
+    ranks: Option<&Ranks>,
+) -> bool {
     let fits = |cables: &&DeviceMatrix| ranks.is_none_or(|ranks| cables.world() == ranks.group().world());
     let is_used = recipe.distributed.backend != BackendChoice::Tcp;
     is_used && cables.filter(fits).is_some_and(|cables| cables.is_chain(stages))

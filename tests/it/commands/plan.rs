@@ -73,6 +73,50 @@ fn machines_that_differ_hold_different_numbers_of_layers() {
     assert!(text.stdout.contains(&format!("in memory: {}, {}", layers[0], layers[1])), "{}", text.stdout);
 }
 
+/// Machines whose cables form a chain have layers next to each other, from their disks in turn there and back, and it is
+/// said how much longer they are idle than in a ring.
+#[test]
+fn a_chain_of_machines_is_idle_for_longer() {
+    let folder = larger_model(LARGER_RECIPE);
+    let cabled = |last: &str, first: &str| {
+        format!(
+            r#"[{{"ssh": "localhost", "rdma": [null, "rdma_en2", {first}]}},
+                {{"ssh": "localhost", "rdma": ["rdma_en2", null, "rdma_en3"]}},
+                {{"ssh": "localhost", "rdma": [{last}, "rdma_en2", null]}}]"#
+        )
+    };
+    folder.write("chain.json", cabled("null", "null").as_bytes());
+    folder.write("ring.json", cabled("\"rdma_en3\"", "\"rdma_en3\"").as_bytes());
+    let words = |hostfile: &'static str| {
+        ["plan", "recipe.toml", "--hostfile", hostfile, "--memory", "64G", "--set", "train.micro_batch_size=1"]
+    };
+    let plan = |hostfile| json_of(&folder, &[&words(hostfile)[..], &["--json"]].concat());
+    let spread = |plan: &serde_json::Value, name: &str| {
+        let ways = plan["ways"].as_array().expect("ways").clone();
+        ways.into_iter().find(|way| way["name"] == name).expect("a way")
+    };
+    let (chain, ring) = (plan("chain.json"), plan("ring.json"));
+    assert_eq!(chain["machines"]["cables"][0], serde_json::json!([null, "rdma_en2", null]), "{chain}");
+    for (name, placement) in
+        [("layers over machines, in memory", "contiguous"), ("layers over machines, from disks", "wave")]
+    {
+        let (way, in_ring) = (spread(&chain, name), spread(&ring, name));
+        assert_eq!(way["placement"], placement, "{way}");
+        assert!(in_ring["placement"].is_null() && in_ring["busy_in_ring"].is_null(), "{in_ring}");
+        let [busy, ring] = ["busy", "busy_in_ring"].map(|key| way[key].as_f64().expect("a part"));
+        assert!(busy < ring && ring <= 1.0, "{way}");
+    }
+    // Of three machines the one in the middle sends most: a layer's output forward, and a gradient back.
+    let sent = |plan: &serde_json::Value| spread(plan, "layers over machines, in memory")["sent"].as_u64();
+    assert!(sent(&chain) < sent(&ring), "{chain} {ring}");
+    let ended = folder.finetune(&words("chain.json")).expect(0);
+    for text in
+        ["layers over 3 machines, in memory, next to each other", "busy        layers over 3 machines, in memory"]
+    {
+        assert!(ended.stdout.contains(text), "{text}: {}", ended.stdout);
+    }
+}
+
 /// Nothing fits: exit code 5, and what would take less.
 #[test]
 fn nothing_fits() {

@@ -40,7 +40,6 @@ pub(crate) fn plan(arguments: &PlanArguments, verbosity: Verbosity) -> Result<Ex
 fn machines(arguments: &PlanArguments) -> Result<Machines, Failure> {
     let file = arguments.hostfile.as_deref().map(Hostfile::load).transpose()?;
     let cables = file.as_ref().map(Hostfile::devices).transpose()?.flatten();
-    let chain = cables.is_some_and(|cables| cables.is_chain(cables.world()));
     let names: Vec<String> = file.into_iter().flat_map(|file| file.hosts).map(|host| host.ssh).collect();
     let hosts = if arguments.hostfile.is_some() { names.len() } else { arguments.hosts };
     if hosts == 0 {
@@ -55,7 +54,7 @@ fn machines(arguments: &PlanArguments) -> Result<Machines, Failure> {
     let memory_of_each = if each.iter().any(|bytes| Some(*bytes) != memory) { each } else { Vec::new() };
     let disk = number("--disk", &arguments.disk, 1000.0)?;
     let link = number("--link", &arguments.link, 1000.0)? / 8.0;
-    Ok(Machines { hosts, memory, memory_of_each, disk, link, chain })
+    Ok(Machines { hosts, memory, memory_of_each, disk, link, cables })
 }
 
 /// Bytes of memory of each host. One that does not answer counts like this machine.

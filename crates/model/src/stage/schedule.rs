@@ -343,6 +343,8 @@ mod tests {
     fn a_wave_goes_between_neighbours() {
         assert_eq!(*Stage::wave(&[2, 2, 2], 0).of_layer, [0, 1, 2, 2, 1, 0]);
         assert_eq!(*Stage::wave(&[3, 2], 0).of_layer, [0, 1, 1, 0, 0]);
+        assert_eq!(*Stage::wave(&[1, 2, 2], 0).of_layer, [0, 1, 2, 2, 1]);
+        assert_eq!(*Stage::wave(&[2, 1, 1], 0).of_layer, [0, 0, 1, 2]);
         assert_eq!(*Stage::wave(&[1, 3], 0).of_layer, [0, 1, 1, 1]);
         let even = (1..=8).flat_map(|stages| [1, 2, 3, 7].map(|each| vec![each; stages]));
         for counts in even.chain(UNEVEN.map(<[usize]>::to_vec)) {

@@ -281,11 +281,23 @@ pub(crate) fn alike(arrangement: Arrangement, layers: usize, ranks: usize) -> St
 
 /// As many layers for each rank as its speed is, whatever its memory.
 fn unbounded(arrangement: Arrangement, layers: usize, speeds: &[f64]) -> Vec<usize> {
+    let shares = || shares(layers, speeds, &vec![layers; speeds.len()]);
     let counts = match arrangement {
         Arrangement::Contiguous => blocks(layers, speeds).by_speed(),
-        Arrangement::Ring | Arrangement::Wave => shares(layers, speeds, &vec![layers; speeds.len()]),
+        Arrangement::Ring => shares(),
+        Arrangement::Wave => shares().map(|counts| with_the_last_way(counts, speeds)),
     };
     counts.unwrap_or_default()
+}
+
+/// The same numbers of layers where equally fast ranks that have one more are the first on the last way of a wave.
+fn with_the_last_way(mut counts: Vec<usize>, speeds: &[f64]) -> Vec<usize> {
+    let are_alike = speeds.windows(2).all(|two| two[0] == two[1]);
+    // Every other way begins at the last rank.
+    if are_alike && counts.last().is_some_and(|fewest| !fewest.is_multiple_of(2)) {
+        counts.reverse();
+    }
+    counts
 }
 
 /// Layers count as equally large.
@@ -339,7 +351,7 @@ fn in_turn_with_room(
     way: usize,
     arrangement: Arrangement,
 ) -> Option<Stage> {
-    let unbounded = shares(layers, speeds, &vec![layers; offers.len()])?;
+    let unbounded = Some(unbounded(arrangement, layers, speeds)).filter(|counts| counts.len() == offers.len())?;
     let others = if arrangement == Arrangement::Ring { 0..offers.len() } else { 0..0 };
     std::iter::once(None).chain(others.map(Some)).find_map(|last| {
         let placed = |counts: &[usize]| match last {
