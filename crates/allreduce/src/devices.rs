@@ -114,6 +114,15 @@ impl DeviceMatrix {
         Ok(Self { rows })
     }
 
+    /// The part of the matrix for some of the ranks, in this order.
+    ///
+    /// # Panics
+    /// If there is no such rank.
+    pub(crate) fn between(&self, ranks: &[usize]) -> DeviceMatrix {
+        let row = |from: &usize| ranks.iter().map(|to| self.rows[*from][*to].clone()).collect();
+        DeviceMatrix { rows: ranks.iter().map(row).collect() }
+    }
+
     /// Reads the text of a device file.
     pub fn parse(text: &str) -> Result<Self, DeviceMatrixError> {
         if text.len() > MAX_DEVICE_FILE_BYTES {

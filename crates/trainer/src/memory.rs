@@ -238,7 +238,8 @@ fn peak(config: &ModelConfig, layers: &[LayerKept], step: &StepShape, precision:
     let all_kept = layers.iter().map(&kept).sum::<u64>();
     // Each micro-batch beside the one that is computed has what came out of its last layer, and a gradient.
     let held = step.held_layers.unwrap_or(layers.len() as u64);
-    // What waits for the next process: no micro-batch goes to two at once. Of a GPU's it is in main memory.
+    // What waits for the next process, or has come from the one before: no micro-batch is on two ways at once. Of a
+    // GPU's it is in main memory.
     let is_sent = precision.cpu && step.held_layers.is_some();
     let waiting = if is_sent { step.at_once * per_token(hidden) } else { 0 };
     let inputs = step.at_once * held * per_token(hidden) + (step.at_once - 1) * per_token(2 * hidden) + waiting;

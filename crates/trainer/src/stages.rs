@@ -6,14 +6,11 @@
 mod dealing;
 mod files;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use finetune_allreduce::{DeviceMatrix, Group, GroupError};
+use finetune_allreduce::{Backend, DeviceMatrix, Receiver, Sender};
 use finetune_model::{Arrangement, Hops, Model, ModelConfig, Stage};
 use finetune_recipe::{BackendChoice, PlacementChoice, Recipe, ResidencyChoice, StagesChoice};
 use finetune_store::failpoint;
@@ -181,12 +178,14 @@ pub(crate) fn agree_on_groups(sizing: &mut Sizing, ranks: &Ranks) -> Result<bool
 }
 
 /// Connects a loaded model with the other ranks that hold it. `at_once`: the micro-batches that go through it together
-/// in a step.
-pub(crate) fn connect(model: &mut Model, ranks: &Ranks, at_once: usize) -> Result<(), TrainError> {
-    let Some(stage) = model.placement().stage().cloned() else { return Ok(()) };
+/// in a step. Returns what the user should know of it.
+pub(crate) fn connect(model: &mut Model, ranks: &Ranks, at_once: usize) -> Result<Option<String>, TrainError> {
+    let Some(stage) = model.placement().stage().cloned() else { return Ok(None) };
     let queue = Stage::most_queued(at_once.max(FROM_DISK));
-    model.connect(ranks.connect(&stage, queue)?);
-    Ok(())
+    let connections = ranks.connect(&stage, queue)?;
+    let carried = connections.carried();
+    model.connect(connections);
+    Ok(carried)
 }
 
 /// What the user should know about where the layers are.
@@ -207,11 +206,13 @@ pub(crate) fn notice(chosen: &Chosen, replicas: usize) -> String {
     )
 }
 
-/// Connections between the stages of a replica. For each direction between two of them there is a group of two,
-/// so that a stage sends to one and receives from another at the same time.
+/// Connections between the stages of a replica. For each direction between two of them there is a line of the group,
+/// whose messages travel while layers are computed.
 pub(crate) struct Connections {
-    outgoing: BTreeMap<usize, Outgoing>,
-    incoming: BTreeMap<usize, Group>,
+    outgoing: BTreeMap<usize, Sender>,
+    incoming: BTreeMap<usize, Receiver>,
+    /// The rank of the first stage.
+    first: usize,
 }
 
 /// What the connections of a rank have moved and waited for.
@@ -222,14 +223,6 @@ pub(crate) struct Moved {
     pub(crate) received: u64,
     /// (stage, how long was waited for it)
     pub(crate) waited: Vec<(usize, Duration)>,
-}
-
-/// A thread that sends what it is given, so that the next layer is computed meanwhile.
-struct Outgoing {
-    group: Arc<Group>,
-    queue: Option<SyncSender<Vec<u8>>>,
-    thread: Option<JoinHandle<()>>,
-    failed: Arc<Mutex<Option<GroupError>>>,
 }
 
 impl Connections {
@@ -245,7 +238,9 @@ impl Connections {
         queue: usize,
     ) -> Result<Connections, TrainError> {
         let (world, rank) = (ranks.group().world(), ranks.group().rank());
-        let mut connections = Connections { outgoing: BTreeMap::new(), incoming: BTreeMap::new() };
+        let no_thread = |error| TrainError::NoThread { error };
+        let mut connections =
+            Connections { outgoing: BTreeMap::new(), incoming: BTreeMap::new(), first: rank - rank % count };
         for (from, to) in links {
             // Ranks that this link does not concern are in groups of their own.
             let (color, key) = match mine {
@@ -255,9 +250,9 @@ impl Connections {
             };
             let group = ranks.group().split(color as u64, key).map_err(TrainError::Stages)?;
             if mine == from {
-                connections.outgoing.insert(to, Outgoing::start(group, queue)?);
+                connections.outgoing.insert(to, group.sender(queue).map_err(no_thread)?);
             } else if mine == to {
-                connections.incoming.insert(from, group);
+                connections.incoming.insert(from, group.receiver().map_err(no_thread)?);
             }
         }
         Ok(connections)
@@ -265,62 +260,54 @@ impl Connections {
 
     /// What was moved and waited for since the beginning.
     pub(crate) fn moved(&self) -> Moved {
-        let mut moved = Moved::default();
-        for outgoing in self.outgoing.values() {
-            moved.sent += outgoing.group.bytes_moved().0;
+        Moved {
+            sent: self.outgoing.values().map(Sender::bytes).sum(),
+            received: self.incoming.values().map(Receiver::bytes).sum(),
+            waited: self.incoming.iter().map(|(&from, receiver)| (from, receiver.waited())).collect(),
         }
-        for (&from, group) in &self.incoming {
-            moved.received += group.bytes_moved().1;
-            moved.waited.push((from, group.waited().iter().sum()));
-        }
-        moved
+    }
+
+    /// What the user should know about what carries tensors to and from this rank. `None`: there is no other.
+    pub(crate) fn carried(&self) -> Option<String> {
+        let outgoing = self.outgoing.iter().map(|(to, sender)| (*to, sender.backend()));
+        let incoming = self.incoming.iter().map(|(from, receiver)| (*from, receiver.backend()));
+        carried(&outgoing.chain(incoming).collect::<Vec<_>>(), self.first)
     }
 }
 
-impl Outgoing {
-    fn start(group: Group, length: usize) -> Result<Outgoing, TrainError> {
-        let (queue, queued) = sync_channel::<Vec<u8>>(length);
-        let group = Arc::new(group);
-        let failed = Arc::new(Mutex::new(None));
-        let (told, sending) = (Arc::clone(&failed), Arc::clone(&group));
-        let work = move || {
-            for bytes in queued {
-                if let Err(error) = sending.send(&bytes, 1) {
-                    *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                    return;
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("hops".to_owned()).spawn(work);
-        let thread = thread.map_err(|error| TrainError::NoThread { error })?;
-        Ok(Outgoing { group, queue: Some(queue), thread: Some(thread), failed })
-    }
-}
-
-impl Drop for Outgoing {
-    fn drop(&mut self) {
-        self.queue = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+/// What carries tensors between this stage and others, if the first one is rank `first`.
+fn carried(lines: &[(usize, Backend)], first: usize) -> Option<String> {
+    let (_, most) = *lines.iter().max_by_key(|(_, backend)| *backend == Backend::Rdma)?;
+    let others: BTreeSet<usize> =
+        lines.iter().filter(|(_, backend)| *backend != most).map(|(stage, _)| first + stage).collect();
+    let others: Vec<String> = others.iter().map(|rank| format!("; to and from rank {rank} over tcp")).collect();
+    Some(format!("between layers, tensors go from rank to rank over {most}{}", others.concat()))
 }
 
 impl Hops for Connections {
     fn send(&self, to: usize, bytes: Vec<u8>) -> Result<(), Box<dyn Error + Send + Sync>> {
         failpoint::hit("hops.send");
-        let outgoing = &self.outgoing[&to];
-        if outgoing.queue.as_ref().is_some_and(|queue| queue.send(bytes).is_ok()) {
-            return Ok(());
-        }
-        let failed = outgoing.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Err(failed.map_or_else(|| "the thread that sends has ended".into(), Into::into))
+        Ok(self.outgoing[&to].send(bytes)?)
     }
 
     fn receive(&self, from: usize, length: usize) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
-        let mut bytes = vec![0; length];
         failpoint::hit("hops.receive");
-        self.incoming[&from].recv(&mut bytes, 0)?;
-        Ok(bytes)
+        Ok(self.incoming[&from].receive(length)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_carries_tensors_is_said_with_its_exceptions() {
+        let (rdma, tcp) = (Backend::Rdma, Backend::Tcp);
+        let said = |lines: &[(usize, Backend)]| carried(lines, 4);
+        assert_eq!(said(&[]), None);
+        let words = |what: &str| Some(format!("between layers, tensors go from rank to rank over {what}"));
+        assert_eq!(said(&[(1, tcp), (2, tcp)]), words("tcp"));
+        assert_eq!(said(&[(1, rdma), (1, rdma)]), words("rdma"));
+        assert_eq!(said(&[(2, tcp), (1, rdma), (2, tcp)]), words("rdma; to and from rank 6 over tcp"));
     }
 }

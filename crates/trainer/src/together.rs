@@ -17,7 +17,7 @@ use crate::stages::{Connections, few_layers};
 
 use self::dealing::deal_together;
 
-/// The most messages that wait for another rank: far more than passes are under way, of which each line holds one
+/// The most messages that wait to be sent to another rank: far more than passes are under way, of which each line holds one
 /// message of each kind (`model/src/stage.rs`).
 const QUEUE: usize = 1024;
 
@@ -143,7 +143,7 @@ impl Together {
         links.sort_unstable();
         links.dedup();
         let hops = Arc::new(Connections::new(&ranks, [rank, world], links, QUEUE)?);
-        let notes = reason.into_iter().chain(note).collect();
+        let notes = reason.into_iter().chain(note).chain(hops.carried()).collect();
         Ok(Together { part: OnRank::Stage(stage), hops, notes, host: ThisHost::default(), ranks })
     }
 

@@ -56,6 +56,17 @@ fn shapes() {
     }
 }
 
+/// Of a ring of four: two neighbours are a mesh, in either order, and two others have no cable.
+#[test]
+fn a_part_of_a_matrix_keeps_its_cables() {
+    let matrix = DeviceMatrix::parse(RING_OF_4).unwrap();
+    let pair = matrix.between(&[3, 0]);
+    assert_eq!((pair.world(), pair.shape()), (2, Shape::Mesh));
+    assert_eq!((pair.wires(0, 1), pair.wires(1, 0)), (matrix.wires(3, 0), matrix.wires(0, 3)));
+    assert_eq!(matrix.between(&[0, 2]).shape(), Shape::Neither);
+    assert_eq!(matrix.between(&[0, 1, 2, 3]), matrix);
+}
+
 #[test]
 fn cables_in_words() {
     let matrix = DeviceMatrix::parse(
