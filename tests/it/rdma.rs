@@ -110,6 +110,32 @@ done
     }
 }
 
+/// The cables of three ranks form a chain: sums go over TCP, and what goes between layers over verbs, from neighbour to
+/// neighbour, to the bits of one process.
+#[test]
+fn layers_over_a_chain_go_over_rdma_between_neighbours() {
+    let folder = crate::stages::folder();
+    let inside = r#"
+sets=(--set train.max_steps=3 --set eval.every=3 --set distributed.virtual_ranks=2)
+"$finetune" run recipe.toml --output-dir one "${sets[@]}"
+cat > chain.json <<END
+[{"ssh": "localhost", "rdma": [null, "rxe0", null]},
+ {"ssh": "localhost", "rdma": ["rxe0", null, "rxe0"]},
+ {"ssh": "localhost", "rdma": [null, "rxe0", null]}]
+END
+"$finetune" launch --hostfile chain.json -- recipe.toml --output-dir chain "${sets[@]}" --set parallel.stages=3
+"#;
+    let Some(ended) = in_virtual_machine(&folder, inside, &[]) else { return };
+    let said = ended.stdout + &ended.stderr;
+    assert!(said.contains("1, 1 and 1 of them next to each other, as the cables form a chain"), "{said}");
+    // The last rank tells all others a few numbers, and has no cable to the first.
+    assert!(said.contains("tensors go from rank to rank over rdma; to and from rank 2 over tcp\n"), "{said}");
+    let [one, chain] = ["one", "chain"].map(|output| folder.result(output));
+    let adapter = |result: &RunResult| result.files["adapter/adapter_model.safetensors"].clone();
+    assert!(adapter(&chain) == adapter(&one), "{said}");
+    assert_eq!(chain.metrics, one.metrics);
+}
+
 /// A rank whose layers are waited for over verbs is killed, and in another run frozen: the others name it, in the
 /// same time as over TCP.
 #[test]

@@ -54,8 +54,13 @@ pub(crate) fn attach(group: &Group, session: u64, config: &Config) -> Result<(),
     }
 }
 
-/// Uses RDMA for a group within a group that goes over RDMA, if its ranks are cabled to each other. `config`: that of
-/// the first group.
+/// Whether RDMA is wanted and the cables of all ranks make no form for it, such as a chain: some ranks can use it.
+pub(crate) fn is_for_some(config: &Config) -> bool {
+    let devices = config.rdma.devices.as_ref().filter(|devices| devices.world() == config.world);
+    config.backend != BackendChoice::Tcp && devices.is_some_and(|devices| devices.shape() == Shape::Neither)
+}
+
+/// Uses RDMA for a group within a group, if its ranks are cabled to each other. `config`: that of the first group.
 ///
 /// # Errors
 /// As [`attach`].
@@ -203,4 +208,28 @@ fn cabling(devices: &DeviceMatrix, config: &Config) -> Result<Cabling, String> {
         .map(|peer| if peer != rank && used(peer) { devices.wires(rank, peer)[..wires].to_vec() } else { Vec::new() })
         .collect();
     Ok(Cabling { reach, wires, mine })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    /// Where all ranks use RDMA, or none is to, it is not for some of them.
+    #[test]
+    fn a_chain_has_rdma_for_some() {
+        let chain = r#"[[null,"a",null],["a",null,"b"],[null,"b",null]]"#;
+        let mesh = r#"[[null,"a","b"],["a",null,"b"],["a","b",null]]"#;
+        for (devices, world, backend, want) in [
+            (Some(chain), 3, BackendChoice::Auto, true),
+            (Some(chain), 3, BackendChoice::Tcp, false),
+            (Some(chain), 2, BackendChoice::Auto, false),
+            (Some(mesh), 3, BackendChoice::Auto, false),
+            (None, 3, BackendChoice::Auto, false),
+        ] {
+            let mut config = Config { backend, ..Config::new(0, world, "", Secret::loopback()) };
+            config.rdma.devices = devices.map(|text| DeviceMatrix::parse(text).expect("a matrix"));
+            assert_eq!(is_for_some(&config), want, "{devices:?} {world} {backend:?}");
+        }
+    }
 }

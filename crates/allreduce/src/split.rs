@@ -55,7 +55,9 @@ impl SplitContext {
 impl Group {
     /// Splits the group: ranks that pass the same `color` form a new one, ordered by `key`, then by
     /// rank. Every rank of this group must call it. The new group goes over what this one goes over: RDMA between ranks
-    /// that are cabled to each other, otherwise TCP (or between threads). It fails together with this one.
+    /// that are cabled to each other, otherwise TCP (or between threads). Where the cables of all ranks make neither a
+    /// mesh nor a ring, so that this group goes over TCP, ranks that are cabled to each other use RDMA all the same. It
+    /// fails together with this one.
     ///
     /// # Errors
     /// If the group has failed, or the ranks of the new one cannot connect, or they were to use RDMA and cannot.
@@ -94,7 +96,9 @@ impl Group {
         if group.world() > 1 {
             group.barrier().map_err(failed)?;
             // What all ranks of this group have agreed on.
-            if let (SplitContext::Processes(processes), Backend::Rdma) = (&self.inner.split_context, self.backend()) {
+            if let SplitContext::Processes(processes) = &self.inner.split_context
+                && (self.backend() == Backend::Rdma || rdma_group::is_for_some(&processes.config))
+            {
                 rdma_group::attach_within(&group, session, &processes.config)?;
             }
         }
