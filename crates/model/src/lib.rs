@@ -49,7 +49,8 @@ pub use decoder::cache::KeyValueCache;
 pub use decoder::expert_use::ExpertCounts;
 pub use decoder::kept::{LayerKept, kept_layers};
 pub use error::ModelError;
-pub use files::base_files::stored_type;
+pub use files::base_files::{stated_type, stored_type};
+pub use files::config_alone::states_packing;
 pub use files::floats::float_type;
 pub use files::packing::{BaseForm, LayerSizes, PackedSizes, scheme_named, scheme_word};
 pub use finetune_kernels::devices::{
