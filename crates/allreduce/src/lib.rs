@@ -10,6 +10,8 @@
 //! ```text
 //! group ── operation ──▶ plan ── frames in order ──▶ operation, operation_driver ──▶ transport
 //!   │
+//!   ├── line ── messages beside the operations ──▶ operation ──▶ transport
+//!   │
 //!   ├── join, calling, handshake, listener, connector: how ranks meet
 //!   │
 //!   └── control ── bytes ──▶ control_driver ── events ──▶ session ── records ──▶ verdict
@@ -57,6 +59,7 @@ mod interfaces;
 mod introduction;
 mod join;
 mod join_error;
+mod line;
 mod listener;
 mod mutations;
 mod notice;
@@ -64,6 +67,7 @@ mod operation;
 mod operation_driver;
 mod plan;
 mod progress;
+mod queue;
 mod random_bytes;
 mod rdma_group;
 mod roster;
@@ -90,6 +94,7 @@ pub use flight::FlightEntry;
 pub use frame::{Algorithm, Descriptor, Element, FrameError, Kind, PROTOCOL_VERSION, Reduction, WireDtype};
 pub use group::{Group, Reduce};
 pub use join_error::JoinError;
+pub use line::{Receiver, Sender};
 pub use notice::{Notice, Notices, no_notices};
 pub use plan::segment;
 pub use progress::{CurrentOperation, Progress};
