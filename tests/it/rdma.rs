@@ -1,6 +1,7 @@
 //! Whole runs over real RDMA verbs, in a virtual machine whose kernel has them (`scripts/rdma-vm.sh`).
 
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::folder::{CRASH_RECIPE, Folder, RunResult, repository};
@@ -26,6 +27,9 @@ hosts() {
 for world in 2 3 4; do hosts $world; done
 "#;
 
+/// One virtual machine at a time: each emulates two processors.
+static ALONE: Mutex<()> = Mutex::new(());
+
 /// What the commands `inside` make of a folder, in a virtual machine; none without one. `more`: their further words.
 fn in_virtual_machine(folder: &Folder, inside: &str, more: &[&str]) -> Option<Ended> {
     let script = repository().join("scripts/rdma-vm.sh");
@@ -36,6 +40,7 @@ fn in_virtual_machine(folder: &Folder, inside: &str, more: &[&str]) -> Option<En
         println!("SKIPPED: no kernel with RDMA devices. {}", String::from_utf8_lossy(&check.stderr).trim());
         return None;
     }
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let program = std::path::Path::new(BINARY).parent().expect("a folder");
     let mut running = start(
         Command::new(&script)
