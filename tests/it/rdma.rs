@@ -1,6 +1,7 @@
 //! Whole runs over real RDMA verbs, in a virtual machine whose kernel has them (`scripts/rdma-vm.sh`).
 
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::folder::{CRASH_RECIPE, Folder, RunResult, repository};
@@ -26,8 +27,11 @@ hosts() {
 for world in 2 3 4; do hosts $world; done
 "#;
 
-/// What the commands `inside` make of a folder, in a virtual machine; none without one. `more`: their further words.
-fn in_virtual_machine(folder: &Folder, inside: &str, more: &[&str]) -> Option<Ended> {
+/// One virtual machine at a time: each emulates two processors.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// What the commands `inside` make of a folder, in a virtual machine; none without one.
+fn in_virtual_machine(folder: &Folder, inside: &str) -> Option<Ended> {
     let script = repository().join("scripts/rdma-vm.sh");
     let check = Command::new(&script).arg("--check").output().expect("the script");
     // The test of the verbs in the all-reduce crate says how to get such a kernel, and where it is
@@ -36,6 +40,7 @@ fn in_virtual_machine(folder: &Folder, inside: &str, more: &[&str]) -> Option<En
         println!("SKIPPED: no kernel with RDMA devices. {}", String::from_utf8_lossy(&check.stderr).trim());
         return None;
     }
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let program = std::path::Path::new(BINARY).parent().expect("a folder");
     let mut running = start(
         Command::new(&script)
@@ -46,7 +51,6 @@ fn in_virtual_machine(folder: &Folder, inside: &str, more: &[&str]) -> Option<En
             .args(["--", "bash", "-c", &[BEGIN, inside].concat(), "inside"])
             .arg(folder.path(""))
             .arg(BINARY)
-            .args(more)
             .current_dir(program),
     );
     // Each of them takes half a minute alone. An emulated machine beside all other tests takes longer.
@@ -62,7 +66,7 @@ for backend in tcp rdma; do
     "$finetune" launch --hostfile hosts-3.json -- recipe.toml --output-dir $backend --set "distributed.backend=\"$backend\""
 done
 "#;
-    let Some(ended) = in_virtual_machine(&folder, inside, &[]) else { return };
+    let Some(ended) = in_virtual_machine(&folder, inside) else { return };
     let said = ended.stdout + &ended.stderr;
     assert!(said.contains("3 ranks joined over rdma"), "{said}");
     let adapter = |backend: &str| folder.result(backend).files["adapter/adapter_model.safetensors"].clone();
@@ -85,14 +89,20 @@ for spread in "2 2" "3 3" "4 2"; do
 done
 "$finetune" launch --hostfile hosts-2.json -- recipe.toml --output-dir tcp "${sets[@]}" \
     --set parallel.stages=2 --set 'distributed.backend="tcp"' 2> said-over-tcp
-asked=("$3" --device cpu --json --raw --prompt "Hello, Leon" --max-new-tokens 8)
+asked=(base --device cpu --json --raw --prompt "Hello, Leon" --max-new-tokens 8)
 "$finetune" generate "${asked[@]}" > answer-one
 for world in 2 3; do
     "$finetune" launch --hostfile hosts-$world.json -- generate "${asked[@]}" > answer-$world
 done
 "#;
-    let base = repository().join("datasets/quickstart/base");
-    let Some(ended) = in_virtual_machine(&folder, inside, &[&base.to_string_lossy()]) else { return };
+    // The virtual machine sees this folder, wherever the repository lies.
+    std::fs::create_dir(folder.path("base")).expect("a new directory");
+    for file in std::fs::read_dir(repository().join("datasets/quickstart/base")).expect("the quickstart's base") {
+        let file = file.expect("an entry");
+        let name = file.file_name().into_string().expect("a name");
+        folder.write(&format!("base/{name}"), &std::fs::read(file.path()).expect("a file"));
+    }
+    let Some(ended) = in_virtual_machine(&folder, inside) else { return };
     let said = ended.stdout + &ended.stderr;
     let over_rdma = "between layers, tensors go from rank to rank over rdma\n";
     assert_eq!(said.matches(over_rdma).count(), 5, "three runs and two answers: {said}");
@@ -166,7 +176,7 @@ for signal in KILL STOP; do
     echo "$signal: code $code"
 done
 "#;
-    let Some(ended) = in_virtual_machine(&folder, inside, &[]) else { return };
+    let Some(ended) = in_virtual_machine(&folder, inside) else { return };
     let said = ended.stdout;
     for (signal, how, promised) in [("KILL", "its connections closed", 1), ("STOP", "it fell silent", 5)] {
         let text = std::fs::read_to_string(folder.path(&format!("said-{signal}"))).expect("a file");

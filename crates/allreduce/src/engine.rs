@@ -232,13 +232,26 @@ impl Engine {
         mut buffers: Buffers<'_>,
         goes_on: &mut dyn FnMut(bool) -> bool,
     ) -> Result<(), Interrupted> {
+        let step = self.context.membership.status().step.load(std::sync::atomic::Ordering::Relaxed);
+        self.flight.begin(step, number, descriptor, self.moved());
+        let outcome = self.drive_beside(network, Operation::new(plan, number, descriptor), &mut buffers, goes_on);
+        self.flight.end(outcome.is_ok(), self.moved());
+        outcome
+    }
+
+    fn drive_beside(
+        &mut self,
+        network: usize,
+        mut operation: Operation,
+        buffers: &mut Buffers<'_>,
+        goes_on: &mut dyn FnMut(bool) -> bool,
+    ) -> Result<(), Interrupted> {
         let context = Arc::clone(&self.context);
         let status = context.membership.status();
         let Network { transport, links, .. } = &mut self.networks[network];
-        let mut operation = Operation::new(plan, number, descriptor);
         let (mut wants, mut round, mut begun, mut kept_alive) = (Vec::new(), 0u32, false, Instant::now());
         loop {
-            let polled = operation.poll(links, transport.as_mut(), &mut buffers);
+            let polled = operation.poll(links, transport.as_mut(), buffers);
             match polled.map_err(|fault| Interrupted::Fault { fault, begun })? {
                 Polled::Done => {
                     goes_on(true);

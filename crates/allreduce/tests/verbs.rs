@@ -216,13 +216,16 @@ fn rank() {
     };
     let done = match task.work {
         "operations" => work(&group, config.topology).map(|digest| format!("digest {digest} over {}", group.backend())),
-        "lines" => lines_around(&group).and_then(|lines| work_on_lines(&group, &lines)),
-        "lines without end" => lines_around(&group).and_then(|lines| {
+        "lines" => work_on_lines(&group, &lines_around(&group)),
+        "lines without end" => {
+            let lines = lines_around(&group);
             println!("rank: ready");
             loop {
-                work_on_lines(&group, &lines)?;
+                if let Err(error) = work_on_lines(&group, &lines) {
+                    break Err(error);
+                }
             }
-        }),
+        }
         _ => {
             println!("rank: ready");
             let mut data = vec![1f32; 300_000];
@@ -241,7 +244,7 @@ fn rank() {
 }
 
 /// A line to the next rank and one from the rank before, around.
-fn lines_around(group: &Group) -> Result<(LineOut, LineIn), GroupError> {
+fn lines_around(group: &Group) -> (LineOut, LineIn) {
     let (rank, world) = (group.rank(), group.world());
     let (mut out, mut into) = (None, None);
     for from in 0..world {
@@ -259,7 +262,7 @@ fn lines_around(group: &Group) -> Result<(LineOut, LineIn), GroupError> {
             into = Some(part.receiver().expect("a thread"));
         }
     }
-    Ok((out.expect("a next rank"), into.expect("a rank before")))
+    (out.expect("a next rank"), into.expect("a rank before"))
 }
 
 /// Messages around the edges of slots, more of them than a lane is deep, while the ranks reduce. What carries the
