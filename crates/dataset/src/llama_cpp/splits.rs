@@ -6,7 +6,7 @@ use super::read::decoder_of_pieces;
 
 /// The patterns of tokenizer.json that llama.cpp knows (src/llama-vocab.cpp, `regex_exprs`), what
 /// it calls them, and whether it looks a whole word up before it merges (`ignore_merges`).
-const PATTERNS: [(&str, bool, &str); 4] = [
+const PATTERNS: [(&str, bool, &str); 6] = [
     (LLAMA_3, true, "llama-bpe"),
     (LLAMA_3, false, "smaug-bpe"),
     (
@@ -18,6 +18,16 @@ const PATTERNS: [(&str, bool, &str); 4] = [
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         true,
         "tekken",
+    ),
+    (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        false,
+        "gpt-4o",
+    ),
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        false,
+        "qwen35",
     ),
 ];
 
@@ -74,7 +84,7 @@ pub(super) fn of_bytes(pre: &str) -> Option<Parts> {
     let looks_words_up = known.is_some_and(|(_, whole, _)| *whole);
     Some(Parts {
         // llama.cpp composes no characters, and the tokenizers that Qwen's models were made with do.
-        normalizer: if name == "qwen2" { json!({"type": "NFC"}) } else { Value::Null },
+        normalizer: if ["qwen2", "qwen35"].contains(&name) { json!({"type": "NFC"}) } else { Value::Null },
         pre_tokenizer,
         decoder: byte_level(true),
         looks_words_up,
@@ -175,6 +185,10 @@ fn pieces(json: &Value) -> Result<Split, String> {
         }
     }
     for part in parts(&json["pre_tokenizer"], "pretokenizers") {
+        // Gemma's splits at spaces, of which none is left by then.
+        if marks_spaces && part["type"] == "Split" && part["pattern"]["String"] == " " {
+            continue;
+        }
         // Older files say `add_prefix_space` instead of the scheme.
         if part["type"] != "Metaspace" || part["split"] == true {
             return Err("llama.cpp is not known to split text in this way (pre_tokenizer)".to_owned());
@@ -222,6 +236,7 @@ mod tests {
         let metaspace =
             |scheme: &str| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
         let digits = json!({"type": "Digits", "individual_digits": true});
+        let at_spaces = json!({"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"});
         for (what, tokenizer, want) in [
             ("GPT-2", of_bytes(byte_level(true), false), Ok(("gpt-2", false))),
             ("SmolLM", of_bytes(sequence(vec![digits, byte_level(true)]), false), Ok(("smollm", false))),
@@ -230,12 +245,24 @@ mod tests {
             ("Qwen", of_bytes(sequence(vec![split(PATTERNS[2].0), byte_level(false)]), false), Ok(("qwen2", false))),
             ("tekken", of_bytes(sequence(vec![split(PATTERNS[3].0), byte_level(false)]), true), Ok(("tekken", false))),
             (
+                "gpt-oss",
+                of_bytes(sequence(vec![split(PATTERNS[4].0), byte_level(false)]), false),
+                Ok(("gpt-4o", false)),
+            ),
+            (
+                "Qwen3.5",
+                of_bytes(sequence(vec![split(PATTERNS[5].0), byte_level(false)]), false),
+                Ok(("qwen35", false)),
+            ),
+            (
                 "Llama 2",
                 of_pieces(json!({"type": "Sequence", "normalizers": [prepend, replace]}), Value::Null),
                 Ok(("default", true)),
             ),
             ("Mistral 0.3", of_pieces(Value::Null, metaspace("first")), Ok(("default", true))),
             ("without a space", of_pieces(Value::Null, metaspace("never")), Ok(("default", false))),
+            ("Gemma", of_pieces(replace.clone(), at_spaces.clone()), Ok(("default", false))),
+            ("spaces that stay", of_pieces(Value::Null, at_spaces), Err("pre_tokenizer")),
             ("no words", of_bytes(byte_level(false), false), Err("pre_tokenizer")),
             (
                 "another pattern",

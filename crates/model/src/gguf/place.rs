@@ -122,6 +122,27 @@ mod tests {
         }
     }
 
+    /// Layers and output layers that llama.cpp's loader asks for, or does not.
+    #[test]
+    fn what_the_loader_asks_for() {
+        let goldens = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models");
+        type Change = fn(&mut ModelConfig);
+        let table: [(&str, Change, &str); 6] = [
+            ("qwen3_moe_experts", |c| c.layers[1].has_experts = false, "experts in every layer, and layer 1"),
+            ("gpt_oss", |c| c.layers.iter_mut().for_each(|layer| layer.window = None), "with a window of attention"),
+            ("olmo3", |c| c.tied_embeddings = true, "here it is the embedding"),
+            ("gemma2", |c| c.tied_embeddings = false, "here it is a matrix of its own"),
+            ("qwen3", |c| c.qkv_bias = true, "no biases of query, key and value projections"),
+            ("qwen2", |c| c.output_bias = true, "no bias of the attention's output"),
+        ];
+        for (family, change, part) in table {
+            let mut config = ModelConfig::load(&goldens.join(family)).expect("a config");
+            change(&mut config);
+            let told = architecture_for(&config).expect_err(part).to_string();
+            assert!(told.contains(part), "{family}: {told}");
+        }
+    }
+
     #[test]
     fn branches_that_llama_cpp_leaves_out() {
         let query = "model.layers.0.self_attn.q_a_proj";
