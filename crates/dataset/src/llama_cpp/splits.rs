@@ -54,6 +54,13 @@ const DEFAULT: [&str; 4] = [
     r"[0-9][0-9][0-9]",
 ];
 
+/// What it does for `deepseek-v3`, in the same way.
+const DEEPSEEK_3: [&str; 3] = [
+    r"\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
+];
+
 /// The parts of a tokenizer.json for one of llama.cpp's ways to split text.
 pub(super) struct Parts {
     pub(super) normalizer: Value,
@@ -78,6 +85,9 @@ pub(super) fn of_bytes(pre: &str) -> Option<Parts> {
         ("smollm", None) => sequence(vec![json!({"type": "Digits", "individual_digits": true}), byte_level(true)]),
         ("default", None) => {
             sequence(DEFAULT.iter().map(|pattern| split(pattern)).chain([byte_level(false)]).collect())
+        }
+        ("deepseek-v3", None) => {
+            sequence(DEEPSEEK_3.iter().map(|pattern| split(pattern)).chain([byte_level(false)]).collect())
         }
         _ => return None,
     };
@@ -160,10 +170,9 @@ fn bytes(json: &Value, ignore_merges: bool) -> Result<Split, String> {
         [digits] if digits["type"] == "Digits" && digits["individual_digits"] == true => {
             (by_words && !ignore_merges).then_some("smollm")
         }
-        [split] if split["type"] == "Split" && split["behavior"] == "Isolated" && split["invert"] != true => {
-            let pattern = split["pattern"]["Regex"].as_str().unwrap_or_default();
-            let found = PATTERNS.iter().find(|(known, whole, _)| *known == pattern && *whole == ignore_merges);
-            found.filter(|_| !by_words).map(|(.., pre)| *pre)
+        splits if !by_words => {
+            let patterns: Option<Vec<String>> = splits.iter().map(|part| pattern(part)).collect();
+            patterns.and_then(|patterns| of_patterns(&patterns, ignore_merges))
         }
         _ => None,
     };
@@ -171,6 +180,22 @@ fn bytes(json: &Value, ignore_merges: bool) -> Result<Split, String> {
         Some(pre) => Ok(Split { pre, is_pieces: false, begins_with_space: false }),
         None => unknown(),
     }
+}
+
+/// The pattern that a part cuts text by. Some files have ends of lines as they are in it.
+fn pattern(part: &Value) -> Option<String> {
+    let cuts = part["type"] == "Split" && part["behavior"] == "Isolated" && part["invert"] != true;
+    let pattern = part["pattern"]["Regex"].as_str().filter(|_| cuts)?;
+    Some(pattern.replace('\r', r"\r").replace('\n', r"\n"))
+}
+
+/// llama.cpp's name of patterns that cut text one after the other.
+fn of_patterns(patterns: &[String], ignore_merges: bool) -> Option<&'static str> {
+    if let [pattern] = patterns {
+        let found = PATTERNS.iter().find(|(known, whole, _)| known == pattern && *whole == ignore_merges);
+        return found.map(|(.., pre)| *pre);
+    }
+    (patterns == DEEPSEEK_3 && !ignore_merges).then_some("deepseek-v3")
 }
 
 /// Text as pieces, with bytes for what is in none: SentencePiece's way, of Llama 2 and Mistral.
@@ -236,6 +261,9 @@ mod tests {
         let metaspace =
             |scheme: &str| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
         let digits = json!({"type": "Digits", "individual_digits": true});
+        let of_deepseek = |patterns: &[String; 3]| {
+            sequence(patterns.iter().map(|pattern| split(pattern)).chain([byte_level(false)]).collect())
+        };
         let at_spaces = json!({"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"});
         for (what, tokenizer, want) in [
             ("GPT-2", of_bytes(byte_level(true), false), Ok(("gpt-2", false))),
