@@ -1,6 +1,6 @@
 //! Which architecture of llama.cpp a model is written as, and which models it has none for.
 
-use crate::config::{ModelConfig, RopeScaling};
+use crate::config::{LayerConfig, ModelConfig, RopeScaling, Values};
 use crate::error::ModelError;
 use crate::gguf::architecture::{Architecture, Kind, written_as};
 use crate::tree::expected_tensors;
@@ -63,9 +63,33 @@ fn what_is_missing(config: &ModelConfig, architecture: &Architecture) -> Option<
     if config.per_layer.is_some_and(|sizes| sizes.vocabulary != config.vocabulary) {
         return Some(format!("the inputs of layers of its `{name}` have a row for each token, here other numbers"));
     }
+    if let Some(sizes) = config.delta.filter(|sizes| sizes.value_dim != sizes.key_dim) {
+        let (values, keys) = (sizes.value_dim, sizes.key_dim);
+        return Some(format!(
+            "its `{name}` has heads of values as wide as those of keys, this model {values} and {keys}"
+        ));
+    }
+    if let Some(what) = other_sharing(config, name) {
+        return Some(what);
+    }
     let is_bias = |name: &str| name.ends_with(".bias") && !has_bias(name, architecture);
     let bias = expected_tensors(config).into_iter().map(|(name, _)| name).find(|name| is_bias(name));
     bias.map(|bias| format!("its `{name}` has no place for `{bias}`"))
+}
+
+/// A layer of Gemma 4 whose keys and values are those of another layer than llama.cpp takes: the last with its own,
+/// or in layers with a window the one before that.
+fn other_sharing(config: &ModelConfig, name: &str) -> Option<String> {
+    let own = config.layers.iter().take_while(|layer| !matches!(layer.values, Values::OfLayer(_))).count();
+    let differs = |(n, layer): (usize, &LayerConfig)| {
+        let Values::OfLayer(source) = layer.values else { return None };
+        let theirs = own.checked_sub(if layer.window.is_some() { 2 } else { 1 });
+        (theirs != Some(source)).then(|| {
+            let theirs = theirs.map_or("none".to_owned(), |theirs| theirs.to_string());
+            format!("layer {n} of its `{name}` has keys and values of layer {theirs}, here of layer {source}")
+        })
+    };
+    config.layers.iter().enumerate().find_map(differs)
 }
 
 /// The scaling of a rotary embedding, as config.json calls it, that llama.cpp does not have there.
@@ -111,7 +135,9 @@ mod tests {
             ("lfm2", Some("its `lfm2` has no biases of convolutions")),
             ("qwen3", None),
             ("qwen3_moe_experts", None),
-            ("gemma4", None),
+            ("gemma4_k_eq_v", None),
+            ("gemma4", Some("layer 4 of its `gemma4` has keys and values of layer 2, here of layer 3")),
+            ("qwen3_5", Some("its `qwen35` has heads of values as wide as those of keys, this model 12 and 16")),
         ] {
             let config = ModelConfig::load(&goldens.join(family)).expect("a config");
             let told = architecture_for(&config).err().map(|error| error.to_string());

@@ -68,12 +68,23 @@ pub fn write_model(
     path: &Path,
     progress: &dyn Fn(usize, usize),
 ) -> Result<Vec<String>, ModelError> {
+    write_as(disk, file, path, progress, architecture_for)
+}
+
+/// As [`write_model`], as the architecture that `of` says.
+fn write_as(
+    disk: &dyn Disk,
+    file: &ModelFile<'_>,
+    path: &Path,
+    progress: &dyn Fn(usize, usize),
+    of: fn(&ModelConfig) -> Result<&'static Architecture, ModelError>,
+) -> Result<Vec<String>, ModelError> {
     let quantization = file.adapter.and_then(|adapter| adapter.base.quantization);
     let (of_base, files) = BaseFiles::open(file.base, quantization)?;
     let nothing = Adapter::none(&of_base);
     let merging = Merging::new(&of_base, file.adapter.unwrap_or(&nothing));
     let config = merging.config(&of_base);
-    let architecture = architecture_for(&config)?;
+    let architecture = of(&config)?;
     if merging.opens_stacks() && files.is_gguf() {
         return Err(ModelError::NotExpressible {
             what: format!(
@@ -92,6 +103,7 @@ pub fn write_model(
         notices.push(format!("in f16, since their rows are no whole blocks of {kind}: {}", list(&uneven)));
     }
     let context = context_length(&config, architecture, &mut notices);
+    notices.extend(config.ropes.first().and_then(|rope| rope_notice(rope, architecture)));
     let mut metadata = general(architecture, "model", file.name, file.kind);
     metadata.extend(description(&config, architecture, context));
     let factors = factors(&config, architecture.keys);
@@ -198,6 +210,22 @@ fn context_length(config: &ModelConfig, architecture: &Architecture, notices: &m
     }
 }
 
+/// What llama.cpp makes of a scaling otherwise, in every file of such a model.
+fn rope_notice(rope: &Rope, architecture: &Architecture) -> Option<String> {
+    let name = architecture.name;
+    match rope.scaling {
+        RopeScaling::Yarn { range: [low, high], .. } if low.fract() != 0.0 => Some(format!(
+            "llama.cpp's `{name}` stretches rotary pairs {} to {}, the model {low:.2} to {high:.2}: logits differ by a little",
+            low.floor(),
+            high.ceil()
+        )),
+        RopeScaling::Long { original, .. } => Some(format!(
+            "llama.cpp's `{name}` has the factors of long texts where its context (-c) is longer than {original} tokens, the model where the text is"
+        )),
+        _ => None,
+    }
+}
+
 /// The model's tensors while they are written.
 struct Tensors<'a> {
     merging: &'a Merging<'a>,
@@ -299,25 +327,4 @@ fn whole(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// As llama.cpp's converter chooses them for files in q8_0.
-    #[test]
-    fn types_of_tensors() {
-        for (name, shape, kind) in [
-            ("blk.0.attn_q.weight", &[4, 64][..], TensorType::Q8_0),
-            ("blk.0.ffn_down_exps.weight", &[3, 4, 64], TensorType::Q8_0),
-            ("blk.0.ffn_down_exps.weight", &[3, 4, 24], TensorType::F16),
-            ("blk.0.ffn_down_exps.bias", &[3, 64], TensorType::F32),
-            ("blk.0.ffn_gate_inp.weight", &[8, 64], TensorType::F32),
-            ("blk.0.ffn_gate_inp_shexp.weight", &[1, 64], TensorType::F32),
-            ("blk.0.ssm_conv1d.weight", &[64, 4], TensorType::F32),
-            ("blk.0.shortconv.conv.weight", &[64, 3], TensorType::F32),
-            ("blk.0.shortconv.in_proj.weight", &[64, 64], TensorType::Q8_0),
-            ("blk.0.attn_norm.weight", &[64], TensorType::F32),
-        ] {
-            assert_eq!(kind_of(name, TensorType::Q8_0, shape), kind, "{name}");
-        }
-    }
-}
+mod tests;
