@@ -282,6 +282,12 @@ mod tests {
                 of_bytes(sequence(vec![split(PATTERNS[5].0), byte_level(false)]), false),
                 Ok(("qwen35", false)),
             ),
+            ("DeepSeek", of_bytes(of_deepseek(&DEEPSEEK_3.map(str::to_owned)), false), Ok(("deepseek-v3", false))),
+            (
+                "DeepSeek, with ends of lines",
+                of_bytes(of_deepseek(&DEEPSEEK_3.map(|pattern| pattern.replace(r"\r\n", "\r\n"))), false),
+                Ok(("deepseek-v3", false)),
+            ),
             (
                 "Llama 2",
                 of_pieces(json!({"type": "Sequence", "normalizers": [prepend, replace]}), Value::Null),
