@@ -78,7 +78,24 @@ pub enum RopeScaling {
         range: [f64; 2],
         /// What cosines and sines are multiplied by.
         attention_factor: f64,
+        /// What these were made of.
+        stated: YarnKeys,
     },
+}
+
+/// What config.json says of YaRN beside the factor. Files of other programs have it as it is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct YarnKeys {
+    /// The context, in tokens, that the model had before (`original_max_position_embeddings`).
+    pub original: f64,
+    /// Wavelengths of more turns in it than this are kept.
+    pub beta_fast: f64,
+    /// Those of fewer turns than this are stretched in full.
+    pub beta_slow: f64,
+    /// `attention_factor`, if it is there.
+    pub attention_factor: Option<f64>,
+    /// `mscale_all_dim`, if it is there and not 0.
+    pub scale_of_all: Option<f64>,
 }
 
 /// What a gated feed-forward part applies to its gate.

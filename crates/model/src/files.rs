@@ -17,6 +17,6 @@ pub(crate) mod of_rank;
 pub(crate) mod packing;
 mod part;
 mod stacked;
-mod taking_turns;
+pub(crate) mod taking_turns;
 pub(crate) mod text;
 pub(crate) mod wrapper;

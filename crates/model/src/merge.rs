@@ -125,6 +125,29 @@ impl<'a> Merging<'a> {
         Ok(tensors)
     }
 
+    /// A tensor of the merged model by the name that the model has for it. `config`: that of the base, `shape`: that
+    /// of the merged tensor.
+    pub(crate) fn tensor<'f>(
+        &self,
+        files: &'f BaseFiles,
+        config: &ModelConfig,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<MergedTensor<'f>, ModelError> {
+        let output = format!("{OUTPUT}.weight");
+        let of_base = if self.unties && name == output { format!("{EMBEDDING}.weight") } else { name.to_owned() };
+        let mut shape = shape.to_vec();
+        if self.resized(name).is_some() {
+            shape[0] = config.vocabulary;
+        }
+        Ok(MergedTensor { name: name.to_owned(), base: files.tensor(config, &of_base, &shape)? })
+    }
+
+    /// Whether the adapter changes stacks of experts that single experts are read out of.
+    pub(crate) fn opens_stacks(&self) -> bool {
+        self.opens_stacks
+    }
+
     /// The shape of a tensor of the merged model.
     fn shape(&self, tensor: &MergedTensor<'_>) -> Vec<usize> {
         let mut shape = tensor.base.shape.clone();

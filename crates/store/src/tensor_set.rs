@@ -212,6 +212,11 @@ impl TensorSet {
         (self.split.get(of)?.len() == 1).then_some(of.as_str())
     }
 
+    /// The tensor that this one is read out of, alone or with others.
+    pub fn source_of(&self, name: &str) -> Option<&str> {
+        self.part_of.get(name).map(|(of, _)| of.as_str())
+    }
+
     /// Whether a tensor is read from a part of another.
     pub fn is_part(&self, name: &str) -> bool {
         self.part_of.contains_key(name)

@@ -6,7 +6,7 @@ use super::read::decoder_of_pieces;
 
 /// The patterns of tokenizer.json that llama.cpp knows (src/llama-vocab.cpp, `regex_exprs`), what
 /// it calls them, and whether it looks a whole word up before it merges (`ignore_merges`).
-const PATTERNS: [(&str, bool, &str); 4] = [
+const PATTERNS: [(&str, bool, &str); 6] = [
     (LLAMA_3, true, "llama-bpe"),
     (LLAMA_3, false, "smaug-bpe"),
     (
@@ -18,6 +18,16 @@ const PATTERNS: [(&str, bool, &str); 4] = [
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
         true,
         "tekken",
+    ),
+    (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        false,
+        "gpt-4o",
+    ),
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        false,
+        "qwen35",
     ),
 ];
 
@@ -42,6 +52,13 @@ const DEFAULT: [&str; 4] = [
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
     r"\p{N}+",
     r"[0-9][0-9][0-9]",
+];
+
+/// What it does for `deepseek-v3`, in the same way.
+const DEEPSEEK_3: [&str; 3] = [
+    r"\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##,
 ];
 
 /// The parts of a tokenizer.json for one of llama.cpp's ways to split text.
@@ -69,12 +86,15 @@ pub(super) fn of_bytes(pre: &str) -> Option<Parts> {
         ("default", None) => {
             sequence(DEFAULT.iter().map(|pattern| split(pattern)).chain([byte_level(false)]).collect())
         }
+        ("deepseek-v3", None) => {
+            sequence(DEEPSEEK_3.iter().map(|pattern| split(pattern)).chain([byte_level(false)]).collect())
+        }
         _ => return None,
     };
     let looks_words_up = known.is_some_and(|(_, whole, _)| *whole);
     Some(Parts {
         // llama.cpp composes no characters, and the tokenizers that Qwen's models were made with do.
-        normalizer: if name == "qwen2" { json!({"type": "NFC"}) } else { Value::Null },
+        normalizer: if ["qwen2", "qwen35"].contains(&name) { json!({"type": "NFC"}) } else { Value::Null },
         pre_tokenizer,
         decoder: byte_level(true),
         looks_words_up,
@@ -150,10 +170,9 @@ fn bytes(json: &Value, ignore_merges: bool) -> Result<Split, String> {
         [digits] if digits["type"] == "Digits" && digits["individual_digits"] == true => {
             (by_words && !ignore_merges).then_some("smollm")
         }
-        [split] if split["type"] == "Split" && split["behavior"] == "Isolated" && split["invert"] != true => {
-            let pattern = split["pattern"]["Regex"].as_str().unwrap_or_default();
-            let found = PATTERNS.iter().find(|(known, whole, _)| *known == pattern && *whole == ignore_merges);
-            found.filter(|_| !by_words).map(|(.., pre)| *pre)
+        splits if !by_words => {
+            let patterns: Option<Vec<String>> = splits.iter().map(|part| pattern(part)).collect();
+            patterns.and_then(|patterns| of_patterns(&patterns, ignore_merges))
         }
         _ => None,
     };
@@ -161,6 +180,22 @@ fn bytes(json: &Value, ignore_merges: bool) -> Result<Split, String> {
         Some(pre) => Ok(Split { pre, is_pieces: false, begins_with_space: false }),
         None => unknown(),
     }
+}
+
+/// The pattern that a part cuts text by. Some files have ends of lines as they are in it.
+fn pattern(part: &Value) -> Option<String> {
+    let cuts = part["type"] == "Split" && part["behavior"] == "Isolated" && part["invert"] != true;
+    let pattern = part["pattern"]["Regex"].as_str().filter(|_| cuts)?;
+    Some(pattern.replace('\r', r"\r").replace('\n', r"\n"))
+}
+
+/// llama.cpp's name of patterns that cut text one after the other.
+fn of_patterns(patterns: &[String], ignore_merges: bool) -> Option<&'static str> {
+    if let [pattern] = patterns {
+        let found = PATTERNS.iter().find(|(known, whole, _)| known == pattern && *whole == ignore_merges);
+        return found.map(|(.., pre)| *pre);
+    }
+    (patterns == DEEPSEEK_3 && !ignore_merges).then_some("deepseek-v3")
 }
 
 /// Text as pieces, with bytes for what is in none: SentencePiece's way, of Llama 2 and Mistral.
@@ -175,6 +210,10 @@ fn pieces(json: &Value) -> Result<Split, String> {
         }
     }
     for part in parts(&json["pre_tokenizer"], "pretokenizers") {
+        // Gemma's splits at spaces, of which none is left by then.
+        if marks_spaces && part["type"] == "Split" && part["pattern"]["String"] == " " {
+            continue;
+        }
         // Older files say `add_prefix_space` instead of the scheme.
         if part["type"] != "Metaspace" || part["split"] == true {
             return Err("llama.cpp is not known to split text in this way (pre_tokenizer)".to_owned());
@@ -222,6 +261,10 @@ mod tests {
         let metaspace =
             |scheme: &str| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
         let digits = json!({"type": "Digits", "individual_digits": true});
+        let of_deepseek = |patterns: &[String; 3]| {
+            sequence(patterns.iter().map(|pattern| split(pattern)).chain([byte_level(false)]).collect())
+        };
+        let at_spaces = json!({"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"});
         for (what, tokenizer, want) in [
             ("GPT-2", of_bytes(byte_level(true), false), Ok(("gpt-2", false))),
             ("SmolLM", of_bytes(sequence(vec![digits, byte_level(true)]), false), Ok(("smollm", false))),
@@ -230,12 +273,30 @@ mod tests {
             ("Qwen", of_bytes(sequence(vec![split(PATTERNS[2].0), byte_level(false)]), false), Ok(("qwen2", false))),
             ("tekken", of_bytes(sequence(vec![split(PATTERNS[3].0), byte_level(false)]), true), Ok(("tekken", false))),
             (
+                "gpt-oss",
+                of_bytes(sequence(vec![split(PATTERNS[4].0), byte_level(false)]), false),
+                Ok(("gpt-4o", false)),
+            ),
+            (
+                "Qwen3.5",
+                of_bytes(sequence(vec![split(PATTERNS[5].0), byte_level(false)]), false),
+                Ok(("qwen35", false)),
+            ),
+            ("DeepSeek", of_bytes(of_deepseek(&DEEPSEEK_3.map(str::to_owned)), false), Ok(("deepseek-v3", false))),
+            (
+                "DeepSeek, with ends of lines",
+                of_bytes(of_deepseek(&DEEPSEEK_3.map(|pattern| pattern.replace(r"\r\n", "\r\n"))), false),
+                Ok(("deepseek-v3", false)),
+            ),
+            (
                 "Llama 2",
                 of_pieces(json!({"type": "Sequence", "normalizers": [prepend, replace]}), Value::Null),
                 Ok(("default", true)),
             ),
             ("Mistral 0.3", of_pieces(Value::Null, metaspace("first")), Ok(("default", true))),
             ("without a space", of_pieces(Value::Null, metaspace("never")), Ok(("default", false))),
+            ("Gemma", of_pieces(replace.clone(), at_spaces.clone()), Ok(("default", false))),
+            ("spaces that stay", of_pieces(Value::Null, at_spaces), Err("pre_tokenizer")),
             ("no words", of_bytes(byte_level(false), false), Err("pre_tokenizer")),
             (
                 "another pattern",

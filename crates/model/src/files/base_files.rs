@@ -331,6 +331,12 @@ impl BaseFiles {
         }
     }
 
+    /// The stack of transformers that an expert's matrix of this name is read out of, if it is.
+    pub(crate) fn stack_of(&self, name: &str) -> Option<&str> {
+        let source = self.safetensors()?.source_of(name)?;
+        (source.ends_with(".experts.gate_up_proj") || source.ends_with(".experts.down_proj")).then_some(source)
+    }
+
     /// The name in the files of a tensor of this name in the model.
     pub(crate) fn name_in_files<'n>(&'n self, name: &'n str, is_wrapped: bool) -> Cow<'n, str> {
         let Some(files) = self.safetensors() else { return name.into() };

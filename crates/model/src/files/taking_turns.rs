@@ -105,12 +105,7 @@ impl<'a> OfStack<'a> {
         shape: &[usize],
     ) -> Result<Option<Self>, ModelError> {
         let Some((experts, expert, part, half)) = split(name) else { return Ok(None) };
-        let (stack, first, step) = match part {
-            "gate_proj" => ("gate_up_proj", 0, 2),
-            "up_proj" => ("gate_up_proj", 1, 2),
-            "down_proj" => ("down_proj", 0, 1),
-            _ => return Ok(None),
-        };
+        let Some((stack, first, step)) = place(part) else { return Ok(None) };
         let stack = format!("{experts}.{stack}");
         let get = |end: &str| files.get(&format!("{stack}{end}"));
         let of = |view: TensorView<'a>, scales: Option<TensorView<'a>>| OfStack {
@@ -230,6 +225,32 @@ impl<'a> OfStack<'a> {
     }
 }
 
+/// The stack that a matrix of single experts is in, the first of its outputs there, and how many outputs lie from
+/// one to the next.
+fn place(part: &str) -> Option<(&'static str, usize, usize)> {
+    match part {
+        "gate_proj" => Some(("gate_up_proj", 0, 2)),
+        "up_proj" => Some(("gate_up_proj", 1, 2)),
+        "down_proj" => Some(("down_proj", 0, 1)),
+        _ => None,
+    }
+}
+
+/// The matrix of a stack that the matrix of this name is in, such as `L.mlp.experts.3.gate_up_proj.weight`, and its
+/// outputs there as in [`place`]. `None`: it is none of an expert.
+pub(crate) fn matrix_of_stack(name: &str) -> Option<(String, usize, usize)> {
+    let (experts, expert, part, half) = split(name)?;
+    let (stack, first, step) = place(part).filter(|_| half == "weight")?;
+    Some((format!("{experts}.{expert}.{stack}.weight"), first, step))
+}
+
+/// The outputs of one matrix, [outputs / step, inputs], of one of a stack [inputs, outputs].
+pub(crate) fn outputs_of(values: &[f32], inputs: usize, first: usize, step: usize) -> Vec<f32> {
+    let columns = values.len() / inputs.max(1);
+    let output = |output: usize| (0..inputs).map(move |input| values[input * columns + output]);
+    (first..columns).step_by(step).flat_map(output).collect()
+}
+
 /// `L.mlp.experts.N.PART.HALF` as (`L.mlp.experts`, N, PART, HALF).
 fn split(name: &str) -> Option<(&str, usize, &str, &str)> {
     let (rest, half) = name.rsplit_once('.')?;
@@ -241,6 +262,20 @@ fn split(name: &str) -> Option<(&str, usize, &str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Two inputs, four outputs: those of the gate are the first and third.
+    #[test]
+    fn a_matrix_out_of_a_stack() {
+        let name = "model.layers.0.mlp.experts.3.up_proj.weight";
+        let stack = "model.layers.0.mlp.experts.3.gate_up_proj.weight".to_owned();
+        assert_eq!(matrix_of_stack(name), Some((stack, 1, 2)));
+        assert_eq!(matrix_of_stack("model.layers.0.mlp.experts.3.up_proj.bias"), None);
+        assert_eq!(matrix_of_stack("model.layers.0.mlp.up_proj.weight"), None);
+        let values = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
+        assert_eq!(outputs_of(&values, 2, 0, 2), [0.0, 4.0, 2.0, 6.0]);
+        assert_eq!(outputs_of(&values, 2, 1, 2), [1.0, 5.0, 3.0, 7.0]);
+        assert_eq!(outputs_of(&values, 2, 0, 1), [0.0, 4.0, 1.0, 5.0, 2.0, 6.0, 3.0, 7.0]);
+    }
 
     /// (stack, expert, whether another matrix asks too, reads so far)
     #[test]

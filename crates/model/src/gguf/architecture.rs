@@ -1,5 +1,5 @@
-//! The architectures of llama.cpp that are read as a base: the family of each, and what its layers are
-//! called.
+//! The architectures of llama.cpp that are read as a base and written: the family of each, and what its layers
+//! are called.
 //!
 //! The reference is llama.cpp's converters (`conversion/*.py`) and its loader (`src/models/*.cpp`).
 
@@ -18,6 +18,12 @@ pub(crate) struct Architecture {
     /// Whether the value heads of delta nets are one of each key head, then the next of each: transformers
     /// has those of a key head behind each other.
     pub(crate) tiled: bool,
+    /// Whether llama.cpp reads biases of the query, key and value projections, and one of attention's output.
+    pub(super) biases: [bool; 2],
+    /// Whether it reads Llama 3's factors of rotary frequencies.
+    pub(super) rope_factors: bool,
+    /// Whether the norm of what the feed-forward part reads is called after what it is behind of.
+    norm_is_behind: bool,
     /// What its keys say beyond those that all have.
     pub(super) keys: Kind,
 }
@@ -48,50 +54,106 @@ impl Kind {
     pub(super) fn has_yarn(self) -> bool {
         matches!(self, Kind::Mistral3 | Kind::Olmo2 | Kind::GptOss | Kind::Deepseek2)
     }
+
+    /// Whether llama.cpp computes windows of attention.
+    pub(super) fn has_windows(self) -> bool {
+        matches!(self, Kind::Gemma2 | Kind::Gemma3 | Kind::Gemma4 | Kind::Olmo2 | Kind::GptOss)
+    }
+}
+
+impl Architecture {
+    /// Whether llama.cpp's converter writes a tensor, where files of different age have different ones.
+    pub(super) fn writes(&self, name: &str) -> bool {
+        let part = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(name, |(_, part)| part);
+        match part {
+            "attn_kv_b.weight" => false,
+            // Asked where one projection of the model makes gate and up.
+            "ffn_gate.weight" => matches!(self.keys, Kind::Granite | Kind::GraniteHybrid),
+            "ffn_gate_exps.weight" | "ffn_up_exps.weight" => self.keys != Kind::Gemma4,
+            "ffn_norm.weight" => !self.norm_is_behind,
+            "post_attention_norm.weight" => self.norm_is_behind,
+            _ => true,
+        }
+    }
 }
 
 const fn known(name: &'static str, model_type: &'static str, keys: Kind) -> Architecture {
-    Architecture { name, model_type, interleaved: false, tiled: false, keys }
+    Architecture {
+        name,
+        model_type,
+        interleaved: false,
+        tiled: false,
+        biases: [false; 2],
+        rope_factors: false,
+        norm_is_behind: false,
+        keys,
+    }
 }
 
 const fn interleaved(name: &'static str, model_type: &'static str, keys: Kind) -> Architecture {
     Architecture { interleaved: true, ..known(name, model_type, keys) }
 }
 
+/// Llama's forms: with all biases, and factors of rotary frequencies.
+const fn like_llama(name: &'static str, model_type: &'static str, keys: Kind) -> Architecture {
+    Architecture { biases: [true; 2], rope_factors: true, ..interleaved(name, model_type, keys) }
+}
+
+/// With biases of the query, key and value projections.
+const fn with_biases(of: Architecture) -> Architecture {
+    Architecture { biases: [true, false], ..of }
+}
+
+/// The norm of what the feed-forward part reads is called after what it is behind of.
+const fn behind(of: Architecture) -> Architecture {
+    Architecture { norm_is_behind: true, ..of }
+}
+
+const fn tiled(of: Architecture) -> Architecture {
+    Architecture { tiled: true, ..of }
+}
+
 /// All architectures that are read. Mistral's first models are `llama` there.
 static ARCHITECTURES: [Architecture; 22] = [
-    interleaved("llama", "llama", Kind::Plain),
-    known("qwen2", "qwen2", Kind::Plain),
+    like_llama("llama", "llama", Kind::Plain),
+    with_biases(known("qwen2", "qwen2", Kind::Plain)),
     known("qwen3", "qwen3", Kind::Plain),
     interleaved("smollm3", "smollm3", Kind::Plain),
     known("qwen3moe", "qwen3_moe", Kind::Qwen3Moe),
     known("gemma2", "gemma2", Kind::Gemma2),
     known("gemma3", "gemma3_text", Kind::Gemma3),
     known("gemma4", "gemma4_text", Kind::Gemma4),
-    known("gpt-oss", "gpt_oss", Kind::GptOss),
+    Architecture { biases: [true; 2], ..behind(known("gpt-oss", "gpt_oss", Kind::GptOss)) },
     known("deepseek2", "deepseek_v3", Kind::Deepseek2),
-    known("glm4moe", "glm4_moe", Kind::Glm4Moe),
-    known("glm4", "glm4", Kind::Glm4),
+    with_biases(behind(known("glm4moe", "glm4_moe", Kind::Glm4Moe))),
+    with_biases(known("glm4", "glm4", Kind::Glm4)),
     known("lfm2", "lfm2", Kind::Lfm2),
     known("lfm2moe", "lfm2_moe", Kind::Lfm2),
     known("phi3", "phi3", Kind::Phi3),
-    interleaved("mistral3", "mistral", Kind::Mistral3),
+    like_llama("mistral3", "mistral", Kind::Mistral3),
     known("olmo2", "olmo3", Kind::Olmo2),
-    interleaved("granite", "granite", Kind::Granite),
-    interleaved("granitehybrid", "granitemoehybrid", Kind::GraniteHybrid),
-    known("qwen3next", "qwen3_next", Kind::Delta),
-    Architecture { tiled: true, ..known("qwen35", "qwen3_5_text", Kind::Delta) },
-    Architecture { tiled: true, ..known("qwen35moe", "qwen3_5_moe_text", Kind::Delta) },
+    like_llama("granite", "granite", Kind::Granite),
+    like_llama("granitehybrid", "granitemoehybrid", Kind::GraniteHybrid),
+    behind(known("qwen3next", "qwen3_next", Kind::Delta)),
+    tiled(behind(known("qwen35", "qwen3_5_text", Kind::Delta))),
+    tiled(behind(known("qwen35moe", "qwen3_5_moe_text", Kind::Delta))),
 ];
+
+/// Families that are written as another architecture than the first that is read as their class: as llama.cpp's
+/// converter does. Granite 4 without Mamba layers is Granite there.
+const WRITTEN: [(&str, &str); 4] =
+    [("mistral", "llama"), ("ministral3", "mistral3"), ("glm4_moe_lite", "deepseek2"), ("granitemoehybrid", "granite")];
 
 /// The architecture of this `general.architecture`. `None`: it is not read here.
 pub(crate) fn architecture(name: &str) -> Option<&'static Architecture> {
     ARCHITECTURES.iter().find(|known| known.name == name)
 }
 
-/// The architecture that is read of models like those of a family, whatever their config.json calls the family.
-/// `None`: none is.
-pub(crate) fn architecture_of(family: &Family) -> Option<&'static Architecture> {
+/// The architecture that a model of a family is written as. `None`: llama.cpp's is not known here.
+pub(super) fn written_as(family: &Family) -> Option<&'static Architecture> {
+    if let Some((_, name)) = WRITTEN.iter().find(|(model_type, _)| *model_type == family.model_type) {
+        return architecture(name);
+    }
     let is_alike = |known: &&Architecture| {
         Family::of_model(Some(known.model_type)).is_some_and(|other| other.architecture == family.architecture)
     };
@@ -293,5 +355,17 @@ mod tests {
         assert!(ARCHITECTURES.iter().all(|known| Family::of_model(Some(known.model_type)).is_some()));
         assert_eq!(architecture("gemma3").map(|known| known.model_type), Some("gemma3_text"));
         assert_eq!(architecture("gemma3n"), None);
+        for (model_type, name) in [
+            ("llama", Some("llama")),
+            ("mistral", Some("llama")),
+            ("ministral3", Some("mistral3")),
+            ("kimi_k2", Some("deepseek2")),
+            ("gemma4_unified_text", Some("gemma4")),
+            ("granitemoehybrid", Some("granite")),
+            ("qwen3_5_moe_text", Some("qwen35moe")),
+            ("muse_glimmer_text", None),
+        ] {
+            assert_eq!(written_as(of(model_type)).map(|known| known.name), name, "{model_type}");
+        }
     }
 }

@@ -1,200 +1,146 @@
-//! What a model is called in llama.cpp, and where its tensors go.
+//! Which architecture of llama.cpp a model is written as, and which models it has none for.
 
-use crate::config::{LayerConfig, ModelConfig, RopeScaling};
+use crate::config::{LayerConfig, ModelConfig, RopeScaling, Values};
 use crate::error::ModelError;
-use crate::gguf::architecture::architecture_of;
+use crate::gguf::architecture::{Architecture, Kind, written_as};
+use crate::tree::expected_tensors;
 
-/// What llama.cpp calls a family, and how it holds the family's tensors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Destination {
-    /// `general.architecture`, which the keys of the metadata begin with too.
-    pub architecture: &'static str,
-    /// llama.cpp turns neighbouring elements of a head, transformers element i and i + width / 2.
-    /// If true, the rows of the query and key projections are written in llama.cpp's order.
-    pub(crate) interleaved: bool,
-    /// Whether it reads biases of the query, key and value projections.
-    qkv_bias: bool,
-    /// Whether it reads a bias of the attention's output projection.
-    output_bias: bool,
-    /// Whether it reads Llama 3's factors of rotary frequencies.
-    rope_factors: bool,
+/// What most refusals say to do next.
+const MERGED: &str = "--format merged writes it for transformers and mlx-lm";
+
+/// The refusal of a model that llama.cpp does not have.
+pub(super) fn refused(what: &str) -> ModelError {
+    ModelError::NotExpressible { what: format!("llama.cpp cannot compute this model: {what}"), hint: MERGED.to_owned() }
 }
 
-const DESTINATIONS: [(&str, Destination); 5] = [
-    ("llama", LLAMA),
-    ("mistral", LLAMA),
-    (
-        "qwen2",
-        Destination { architecture: "qwen2", interleaved: false, output_bias: false, rope_factors: false, ..LLAMA },
-    ),
-    (
-        "qwen3",
-        Destination {
-            architecture: "qwen3",
-            interleaved: false,
-            qkv_bias: false,
-            output_bias: false,
-            rope_factors: false,
-        },
-    ),
-    (
-        "smollm3",
-        Destination { architecture: "smollm3", qkv_bias: false, output_bias: false, rope_factors: false, ..LLAMA },
-    ),
-];
-
-const LLAMA: Destination =
-    Destination { architecture: "llama", interleaved: true, qkv_bias: true, output_bias: true, rope_factors: true };
-
-/// Parts beside the layers, and their names in llama.cpp.
-const WHOLE: [(&str, &str); 3] =
-    [("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")];
-
-/// Parts of a layer, and their names in llama.cpp.
-const PARTS: [(&str, &str); 11] = [
-    ("input_layernorm", "attn_norm"),
-    ("self_attn.q_proj", "attn_q"),
-    ("self_attn.k_proj", "attn_k"),
-    ("self_attn.v_proj", "attn_v"),
-    ("self_attn.o_proj", "attn_output"),
-    ("self_attn.q_norm", "attn_q_norm"),
-    ("self_attn.k_norm", "attn_k_norm"),
-    ("post_attention_layernorm", "ffn_norm"),
-    ("mlp.gate_proj", "ffn_gate"),
-    ("mlp.up_proj", "ffn_up"),
-    ("mlp.down_proj", "ffn_down"),
-];
-
-/// In SmolLM3, llama.cpp leaves the rotary embedding out of every so many layers, whatever the
-/// config says.
-const WITHOUT_ROPE: usize = 4;
-
-/// The name in a GGUF file of a tensor such as `model.layers.0.self_attn.q_proj.weight`. `None`:
-/// llama.cpp has none for it.
-pub(crate) fn tensor_name(name: &str) -> Option<String> {
-    let (module, half) = name.rsplit_once('.')?;
-    if let Some((_, theirs)) = WHOLE.iter().find(|(ours, _)| *ours == module) {
-        return Some(format!("{theirs}.{half}"));
-    }
-    let (layer, part) = module.strip_prefix("model.layers.")?.split_once('.')?;
-    let layer: usize = layer.parse().ok()?;
-    let (_, theirs) = PARTS.iter().find(|(ours, _)| *ours == part)?;
-    Some(format!("blk.{layer}.{theirs}.{half}"))
-}
-
-/// The heads whose rows are written in llama.cpp's order, of a module such as
-/// `model.layers.0.self_attn.k_proj`. `None`: the rows stay as they are.
-pub(crate) fn interleaved_heads(module: &str, destination: Destination, config: &ModelConfig) -> Option<usize> {
-    let heads = match module.rsplit('.').next()? {
-        "q_proj" => config.heads,
-        "k_proj" => config.key_value_heads,
-        _ => return None,
-    };
-    destination.interleaved.then_some(heads)
-}
-
-/// Rows [heads · d, columns] in llama.cpp's order: within each head, row `2 i` is row `i` of
-/// transformers, and row `2 i + 1` is row `i + d / 2`.
-pub(crate) fn interleave(values: &[f32], heads: usize, columns: usize) -> Vec<f32> {
-    let width = values.len() / columns / heads;
-    let mut out = Vec::with_capacity(values.len());
-    for row in 0..heads * width {
-        let (head, place) = (row / width, row % width);
-        let from = (head * width + (place % 2) * (width / 2) + place / 2) * columns;
-        out.extend_from_slice(&values[from..from + columns]);
-    }
-    out
-}
-
-/// Where a model goes in llama.cpp.
+/// The architecture that a model is written as. That llama.cpp takes the keys of the file as they are meant is
+/// checked once they are made (`agreement.rs`).
 ///
 /// # Errors
 /// [`ModelError::NotExpressible`] if llama.cpp would compute something else, or nothing at all.
-pub fn destination(config: &ModelConfig) -> Result<Destination, ModelError> {
+pub(super) fn architecture_for(config: &ModelConfig) -> Result<&'static Architecture, ModelError> {
     let family = config.family;
-    let refused = |what: String| {
-        Err(ModelError::NotExpressible {
-            what: format!("llama.cpp cannot compute this model: {what}"),
-            hint: "--format merged writes it for transformers and mlx-lm".to_owned(),
+    let Some(architecture) = written_as(family) else {
+        return Err(refused(&format!("no place for {} is known here", family.architecture)));
+    };
+    match what_is_missing(config, architecture) {
+        None => Ok(architecture),
+        Some(what) => Err(refused(&what)),
+    }
+}
+
+/// What a model has that llama.cpp's loader does not ask for, or the reverse.
+fn what_is_missing(config: &ModelConfig, architecture: &Architecture) -> Option<String> {
+    let (name, kind) = (architecture.name, architecture.keys);
+    let [qkv, output] = architecture.biases;
+    if config.qkv_bias && !qkv {
+        return Some(format!("its `{name}` has no biases of query, key and value projections"));
+    }
+    if config.output_bias && !output {
+        return Some(format!("its `{name}` has no bias of the attention's output"));
+    }
+    if config.convolution.is_some_and(|sizes| sizes.bias) {
+        return Some(format!("its `{name}` has no biases of convolutions"));
+    }
+    if let Some(scaling) = config.ropes.iter().find_map(|rope| missing_scaling(&rope.scaling, architecture)) {
+        return Some(format!("its `{name}` has no rope scaling `{scaling}`"));
+    }
+    let dense = config.layers.iter().position(|layer| !layer.has_experts);
+    let has_experts = config.layers.iter().any(|layer| layer.has_experts);
+    if let (Some(layer), true) = (dense, kind == Kind::Qwen3Moe || (kind == Kind::Delta && has_experts)) {
+        return Some(format!("its `{name}` has experts in every layer, and layer {layer} of this model has none"));
+    }
+    let has_windows = config.layers.iter().any(|layer| layer.window.is_some());
+    if matches!(kind, Kind::Gemma2 | Kind::Gemma4 | Kind::GptOss) && !has_windows {
+        return Some(format!("its `{name}` has layers with a window of attention, and this model none"));
+    }
+    if config.tied_embeddings && matches!(kind, Kind::Olmo2 | Kind::GptOss) {
+        return Some(format!("the output layer of its `{name}` is a matrix of its own, here it is the embedding"));
+    }
+    if !config.tied_embeddings && kind == Kind::Gemma2 {
+        return Some(format!("the output layer of its `{name}` is the embedding, here it is a matrix of its own"));
+    }
+    if config.per_layer.is_some_and(|sizes| sizes.vocabulary != config.vocabulary) {
+        return Some(format!("the inputs of layers of its `{name}` have a row for each token, here other numbers"));
+    }
+    if let Some(sizes) = config.delta.filter(|sizes| sizes.value_dim != sizes.key_dim) {
+        let (values, keys) = (sizes.value_dim, sizes.key_dim);
+        return Some(format!(
+            "its `{name}` has heads of values as wide as those of keys, this model {values} and {keys}"
+        ));
+    }
+    if let Some(what) = other_sharing(config, name) {
+        return Some(what);
+    }
+    let is_bias = |name: &str| name.ends_with(".bias") && !has_bias(name, architecture);
+    let bias = expected_tensors(config).into_iter().map(|(name, _)| name).find(|name| is_bias(name));
+    bias.map(|bias| format!("its `{name}` has no place for `{bias}`"))
+}
+
+/// A layer of Gemma 4 whose keys and values are those of another layer than llama.cpp takes: the last with its own,
+/// or in layers with a window the one before that.
+fn other_sharing(config: &ModelConfig, name: &str) -> Option<String> {
+    let own = config.layers.iter().take_while(|layer| !matches!(layer.values, Values::OfLayer(_))).count();
+    let differs = |(n, layer): (usize, &LayerConfig)| {
+        let Values::OfLayer(source) = layer.values else { return None };
+        let theirs = own.checked_sub(if layer.window.is_some() { 2 } else { 1 });
+        (theirs != Some(source)).then(|| {
+            let theirs = theirs.map_or("none".to_owned(), |theirs| theirs.to_string());
+            format!("layer {n} of its `{name}` has keys and values of layer {theirs}, here of layer {source}")
         })
     };
-    let found = DESTINATIONS.iter().find(|(model_type, _)| *model_type == family.model_type);
-    let Some((_, destination)) = found else {
-        return match architecture_of(family) {
-            // It has one, which is read here as a base.
-            Some(_) => Err(ModelError::NotExpressible {
-                what: format!("finetune does not write GGUF files of {} yet", family.architecture),
-                hint: "--format merged writes the model for transformers, and llama.cpp's convert_hf_to_gguf.py \
-                       makes a GGUF file of that"
-                    .to_owned(),
-            }),
-            None => refused(format!("no place for {} is known here", family.architecture)),
-        };
-    };
-    let name = destination.architecture;
-    if config.qkv_bias && !destination.qkv_bias {
-        return refused(format!("its `{name}` has no biases of query, key and value projections"));
+    config.layers.iter().enumerate().find_map(differs)
+}
+
+/// The scaling of a rotary embedding, as config.json calls it, that llama.cpp does not have there.
+fn missing_scaling(scaling: &RopeScaling, architecture: &Architecture) -> Option<&'static str> {
+    let kind = architecture.keys;
+    match scaling {
+        RopeScaling::None | RopeScaling::Linear { .. } => None,
+        RopeScaling::Llama3 { .. } => (!architecture.rope_factors).then_some("llama3"),
+        RopeScaling::Yarn { .. } => (!kind.has_yarn()).then_some("yarn"),
+        RopeScaling::Long { .. } => (kind != Kind::Phi3).then_some("longrope"),
+        RopeScaling::Proportional { .. } => (kind != Kind::Gemma4).then_some("proportional"),
     }
-    if config.output_bias && !destination.output_bias {
-        return refused(format!("its `{name}` has no bias of the attention's output"));
-    }
-    if config.query_key_norm != (name == "qwen3") {
-        return refused(format!("norms of queries and keys do not go with its `{name}`"));
-    }
-    let [rope] = config.ropes.as_slice() else {
-        return refused(format!("its `{name}` has one rotary embedding, this model {}", config.ropes.len()));
-    };
-    if rope.width != config.head_dim {
-        let (width, dim) = (rope.width, config.head_dim);
-        return refused(format!("its `{name}` turns whole heads, this model {width} of {dim} elements"));
-    }
-    if matches!(rope.scaling, RopeScaling::Llama3 { .. }) && !destination.rope_factors {
-        return refused(format!("its `{name}` has no rope scaling `llama3`"));
-    }
-    if matches!(rope.scaling, RopeScaling::Yarn { .. }) {
-        return refused(format!("its `{name}` has no rope scaling `yarn` here"));
-    }
-    let turned = |n: usize| name != "smollm3" || !(n + 1).is_multiple_of(WITHOUT_ROPE);
-    let differs = |(n, layer): &(usize, &LayerConfig)| layer.rope.is_some() != turned(*n);
-    if let Some((n, _)) = config.layers.iter().enumerate().find(differs) {
-        return refused(format!("layer {n} has the rotary embedding where its `{name}` has none, or the reverse"));
-    }
-    Ok(*destination)
+}
+
+/// Whether llama.cpp reads the bias of this name.
+fn has_bias(name: &str, architecture: &Architecture) -> bool {
+    let module = name.strip_suffix(".bias").unwrap_or(name);
+    let [qkv, output] = architecture.biases;
+    let of_attention = |part: &str| module.ends_with(&format!(".self_attn.{part}"));
+    // Router and experts of gpt-oss have biases.
+    architecture.keys == Kind::GptOss && module.contains(".mlp.")
+        || qkv && ["q_proj", "k_proj", "v_proj"].into_iter().any(of_attention)
+        || output && of_attention("o_proj")
+}
+
+/// Whether llama.cpp computes branches on a matrix, of this module's name in a layer.
+pub(super) fn has_branch(module: &str, kind: Kind) -> bool {
+    // What makes queries and the short vectors is multiplied without them.
+    let part = module.rsplit('.').next().unwrap_or(module);
+    kind != Kind::Deepseek2 || !["q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa"].contains(&part)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn names_of_tensors() {
-        for (ours, theirs) in [
-            ("model.embed_tokens.weight", Some("token_embd.weight")),
-            ("lm_head.weight", Some("output.weight")),
-            ("model.norm.weight", Some("output_norm.weight")),
-            ("model.layers.11.self_attn.o_proj.weight", Some("blk.11.attn_output.weight")),
-            ("model.layers.0.self_attn.q_proj.bias", Some("blk.0.attn_q.bias")),
-            ("model.layers.0.post_attention_layernorm.weight", Some("blk.0.ffn_norm.weight")),
-            ("model.layers.0.mlp.experts.3.up_proj.weight", None),
-            ("model.layers.x.mlp.up_proj.weight", None),
-            ("weight", None),
-        ] {
-            assert_eq!(tensor_name(ours).as_deref(), theirs, "{ours}");
-        }
-    }
-
     /// A golden model, and what is said of a GGUF file of it.
     #[test]
     fn what_is_not_written_is_said() {
         let goldens = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models");
         for (family, part) in [
-            ("qwen3_moe", Some("finetune does not write GGUF files of Qwen3MoeForCausalLM yet")),
-            ("gemma3", Some("finetune does not write GGUF files of Gemma3ForCausalLM yet")),
             ("muse_glimmer", Some("llama.cpp cannot compute this model: no place for MuseGlimmer")),
+            ("lfm2", Some("its `lfm2` has no biases of convolutions")),
             ("qwen3", None),
+            ("qwen3_moe_experts", None),
+            ("gemma4_k_eq_v", None),
+            ("gemma4", Some("layer 4 of its `gemma4` has keys and values of layer 2, here of layer 3")),
+            ("qwen3_5", Some("its `qwen35` has heads of values as wide as those of keys, this model 12 and 16")),
         ] {
             let config = ModelConfig::load(&goldens.join(family)).expect("a config");
-            let told = destination(&config).err().map(|error| error.to_string());
+            let told = architecture_for(&config).err().map(|error| error.to_string());
             match (&told, part) {
                 (Some(told), Some(part)) => assert!(told.contains(part), "{family}: {told}"),
                 _ => assert_eq!(told.as_deref(), part, "{family}"),
@@ -202,14 +148,32 @@ mod tests {
         }
     }
 
-    /// Two heads of four rows, of two columns each: llama.cpp's
-    /// `reshape(heads, 2, 2, columns).swapaxes(1, 2)`.
+    /// Layers and output layers that llama.cpp's loader asks for, or does not.
     #[test]
-    fn rows_in_the_order_of_llama_cpp() {
-        let rows: Vec<f32> = (0..8).flat_map(|row| [row as f32, row as f32 + 0.5]).collect();
-        let out = interleave(&rows, 2, 2);
-        let order: Vec<f32> = out.chunks(2).map(|row| row[0]).collect();
-        assert_eq!(order, [0.0, 2.0, 1.0, 3.0, 4.0, 6.0, 5.0, 7.0]);
-        assert!(out.chunks(2).all(|row| row[1] == row[0] + 0.5));
+    fn what_the_loader_asks_for() {
+        let goldens = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models");
+        type Change = fn(&mut ModelConfig);
+        let table: [(&str, Change, &str); 6] = [
+            ("qwen3_moe_experts", |c| c.layers[1].has_experts = false, "experts in every layer, and layer 1"),
+            ("gpt_oss", |c| c.layers.iter_mut().for_each(|layer| layer.window = None), "with a window of attention"),
+            ("olmo3", |c| c.tied_embeddings = true, "here it is the embedding"),
+            ("gemma2", |c| c.tied_embeddings = false, "here it is a matrix of its own"),
+            ("qwen3", |c| c.qkv_bias = true, "no biases of query, key and value projections"),
+            ("qwen2", |c| c.output_bias = true, "no bias of the attention's output"),
+        ];
+        for (family, change, part) in table {
+            let mut config = ModelConfig::load(&goldens.join(family)).expect("a config");
+            change(&mut config);
+            let told = architecture_for(&config).expect_err(part).to_string();
+            assert!(told.contains(part), "{family}: {told}");
+        }
+    }
+
+    #[test]
+    fn branches_that_llama_cpp_leaves_out() {
+        let query = "model.layers.0.self_attn.q_a_proj";
+        assert!(!has_branch(query, Kind::Deepseek2));
+        assert!(has_branch(query, Kind::Plain));
+        assert!(has_branch("model.layers.0.mlp.up_proj", Kind::Deepseek2));
     }
 }

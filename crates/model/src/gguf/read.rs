@@ -13,16 +13,14 @@ use finetune_packed::gguf::{BlockType, from_blocks};
 use finetune_store::{Dtype, OpenedFile, content_hash_of, hash_of, hex};
 use serde_json::Value as Json;
 
-use self::making::{Change, Making, Makings, Rows, columns_in_order, gathered, is_convolution, joined, rows_of};
 use crate::config::{ModelConfig, Values};
 use crate::error::{ModelError, list};
 use crate::files::finite::first_not_finite;
 use crate::files::packing::decoded;
 use crate::gguf::architecture::{Architecture, Kind};
+use crate::gguf::making::{Change, Making, Makings, Rows, columns_in_order, gathered, is_convolution, joined, rows_of};
 use crate::gguf::read_config::{Described, Keys, OTHER_COPY, with_class};
 use crate::tree::expected_tensors;
-
-mod making;
 
 /// The names of tensors with factors of rotary frequencies: of all rows, and of LongRoPE's long and short
 /// ones. Whether a model has them is checked with its keys.
@@ -360,7 +358,8 @@ fn makings_of(
     let refused =
         |what: String, hint: &str| ModelError::GgufBase { path: path.to_owned(), what, hint: hint.to_owned() };
     let class = config.family.architecture;
-    let of = Makings { files, config, architecture };
+    let has = |name: &str| files.tensor(name).is_some();
+    let of = Makings { has: &has, config, architecture };
     let mut makings = BTreeMap::new();
     let mut known = BTreeSet::new();
     for (ours, shape) in expected_tensors(config) {

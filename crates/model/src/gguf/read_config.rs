@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use finetune_gguf::{FileSet, Value};
+use finetune_gguf::{FileSet, Metadata, TensorInfo, Value};
 use serde_json::{Map, Value as Json, json};
 
 use crate::error::ModelError;
@@ -12,6 +12,8 @@ use crate::gguf::architecture::{Architecture, Kind, architecture, architectures}
 mod families;
 mod mixtures;
 mod rope;
+
+pub(super) use self::mixtures::SIGMOID;
 
 /// Keys that all architectures have: they are read, or change nothing.
 const READ: [&str; 17] = [
@@ -57,9 +59,38 @@ pub(super) struct Described {
     pub(super) config: Json,
 }
 
+/// What a config is read from: a file, or what one is going to be written with.
+pub(super) trait Header {
+    /// Keys and values.
+    fn metadata(&self) -> &Metadata;
+
+    /// The tensor of this name.
+    fn tensor(&self, name: &str) -> Option<&TensorInfo>;
+
+    /// The bytes of a tensor's numbers.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    fn bytes(&self, name: &str) -> Result<Vec<u8>, ModelError>;
+}
+
+impl Header for FileSet {
+    fn metadata(&self) -> &Metadata {
+        FileSet::metadata(self)
+    }
+
+    fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        FileSet::tensor(self, name)
+    }
+
+    fn bytes(&self, name: &str) -> Result<Vec<u8>, ModelError> {
+        Ok(FileSet::bytes(self, name)?)
+    }
+}
+
 /// The keys of a file.
 pub(super) struct Keys<'a> {
-    files: &'a FileSet,
+    header: &'a dyn Header,
     path: &'a Path,
     architecture: String,
 }
@@ -67,11 +98,11 @@ pub(super) struct Keys<'a> {
 impl<'a> Keys<'a> {
     /// # Errors
     /// If the file holds something else than a model, or one of an architecture that is not known.
-    pub(super) fn of(files: &'a FileSet, path: &'a Path) -> Result<Keys<'a>, ModelError> {
-        let text = |key: &str| files.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-        let architecture = text("general.architecture");
-        let keys = Keys { files, path, architecture };
+    pub(super) fn of(header: &'a dyn Header, path: &'a Path) -> Result<Keys<'a>, ModelError> {
+        let mut keys = Keys { header, path, architecture: String::new() };
+        let text = |key: &str| keys.value(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         let holds = text("general.type");
+        keys.architecture = text("general.architecture");
         if !["", "model"].contains(&holds.as_str()) {
             return Err(keys.refused(format!("it holds no model, but its general.type is `{holds}`"), OTHER_COPY));
         }
@@ -86,9 +117,14 @@ impl<'a> Keys<'a> {
         format!("{}.{key}", self.architecture)
     }
 
+    /// The value of a key. `None`: it is left out.
+    fn value(&self, key: &str) -> Option<&'a Value> {
+        self.header.metadata().iter().find(|(known, _)| known == key).map(|(_, value)| value)
+    }
+
     /// The value of a key of the architecture. `None`: it is left out.
     fn get(&self, key: &str) -> Option<&'a Value> {
-        self.files.get(&self.full(key))
+        self.value(&self.full(key))
     }
 
     /// A whole number. A list with one for each layer counts if all are the same.
@@ -139,14 +175,14 @@ impl<'a> Keys<'a> {
 
     /// Whether the file has this tensor of a layer.
     fn has(&self, layer: usize, part: &str) -> bool {
-        self.files.tensor(&format!("blk.{layer}.{part}")).is_some()
+        self.header.tensor(&format!("blk.{layer}.{part}")).is_some()
     }
 
     /// Refuses keys that are not known.
     fn check(&self, architecture: &Architecture) -> Result<(), ModelError> {
         let begin = self.full("");
         let own = families::keys(architecture.keys);
-        for (key, value) in self.files.metadata() {
+        for (key, value) in self.header.metadata() {
             let Some(rest) = key.strip_prefix(&begin) else { continue };
             let harmless = HARMLESS.iter().find(|(known, _)| *known == rest);
             let is_harmless = harmless.is_some_and(|(_, harmless)| float(value) == Some(*harmless));
@@ -200,7 +236,7 @@ impl<'a> Keys<'a> {
             "rms_norm_eps": eps,
             "rope_theta": self.number("rope.freq_base")?.unwrap_or(10_000.0),
             "hidden_act": "silu",
-            "tie_word_embeddings": self.files.tensor("output.weight").is_none(),
+            "tie_word_embeddings": self.header.tensor("output.weight").is_none(),
         });
         if idle > 0 {
             config["num_nextn_predict_layers"] = json!(idle);
@@ -248,7 +284,7 @@ impl<'a> Keys<'a> {
 
     /// Rows of the embedding.
     fn vocabulary(&self) -> Result<u64, ModelError> {
-        let embedding = self.files.tensor("token_embd.weight");
+        let embedding = self.header.tensor("token_embd.weight");
         let rows = embedding.and_then(|tensor| tensor.shape.first()).map(|rows| *rows as u64);
         let rows = rows.ok_or_else(|| self.refused("it has no tensor `token_embd.weight`".to_owned(), OTHER_COPY))?;
         match self.size("vocab_size")? {
@@ -264,7 +300,7 @@ impl<'a> Keys<'a> {
     /// Tokens with a meaning, for programs that read config.json.
     fn add_special_tokens(&self, config: &mut Json) {
         for (key, theirs) in [("bos_token_id", "bos"), ("eos_token_id", "eos")] {
-            let id = self.files.get(&format!("tokenizer.ggml.{theirs}_token_id")).and_then(Value::as_u64);
+            let id = self.value(&format!("tokenizer.ggml.{theirs}_token_id")).and_then(Value::as_u64);
             let rows = config["vocab_size"].as_u64();
             if let Some(id) = id.filter(|&id| rows.is_some_and(|rows| id < rows)) {
                 config[key] = json!(id);

@@ -59,7 +59,8 @@ impl Written<'_> {
         let Written { config, files, tensors, .. } = *self;
         let mut pieces: Vec<Piece> = Vec::new();
         let mut last_stack = None;
-        let mut stacks = Stacks::of(config, files, tensors);
+        // Packed beside experts in plain numbers, transformers writes those one by one.
+        let mut stacks = Stacks::of(config, files, tensors, loader.is_none());
         for (number, (tensor, &dtype)) in tensors.iter().zip(self.dtypes).enumerate() {
             if let Some(made) = stacks.take(config, &tensor.name) {
                 let piece = |Stack { name, shape, tensors }| Piece::plain(TensorSpec { name, dtype, shape }, tensors);

@@ -1,6 +1,6 @@
-//! Experts that transformers reads in stacks alone (Gemma 4). They are written as it has them, however the files of
-//! the base do, where mlx-lm has gate and up apart, packed or not:
-//! `experts.gate_up_proj` [e, 2 f, hidden], the rows of the gate first, and `experts.down_proj` [e, hidden, f].
+//! Experts that are written in transformers' stacks, `experts.gate_up_proj` [e, 2 f, hidden], the rows of the gate
+//! first, and `experts.down_proj` [e, hidden, f]: where the files of the base have such, and where transformers
+//! reads no others (Gemma 4), however the files of the base have them: mlx-lm has gate and up apart, packed or not.
 
 use std::collections::BTreeMap;
 
@@ -24,15 +24,19 @@ pub(super) struct Stacks {
 }
 
 impl Stacks {
-    /// `tensors`: those of the model, in their numbers' order.
-    pub(super) fn of(config: &ModelConfig, files: &BaseFiles, tensors: &[MergedTensor<'_>]) -> Stacks {
+    /// `tensors`: those of the model, in their numbers' order. `keeps`: whether the base's stacks stay stacks.
+    pub(super) fn of(config: &ModelConfig, files: &BaseFiles, tensors: &[MergedTensor<'_>], keeps: bool) -> Stacks {
         let mut found: BTreeMap<String, OfLayer> = BTreeMap::new();
+        let is_stacked = |name: &str| config.family.has_stacks_only() || (keeps && files.stack_of(name).is_some());
         for (number, tensor) in tensors.iter().enumerate() {
-            if let Some((experts, expert, part)) = place(config, &tensor.name) {
+            if let Some((experts, expert, part)) = place(config, &tensor.name).filter(|_| is_stacked(&tensor.name)) {
                 found.entry(experts.to_owned()).or_default()[part].insert(expert, number);
             }
         }
-        let stacks = found.into_iter().map(|(experts, of_layer)| {
+        // Stacks of some of the parts are written as single experts.
+        let is_whole = |[gates, ups, downs]: &OfLayer| gates.len() == ups.len() && gates.len() == downs.len();
+        let whole = found.into_iter().filter(|(_, of_layer)| is_whole(of_layer));
+        let stacks = whole.map(|(experts, of_layer)| {
             let made = stacks(files, config.wrapper.is_some(), tensors, &of_layer);
             (experts, Some(made))
         });
@@ -50,9 +54,6 @@ impl Stacks {
 
 /// Where an expert's matrix is: its layer's experts, which of them, and whether it is gate, up or down (0, 1, 2).
 fn place<'n>(config: &ModelConfig, name: &'n str) -> Option<(&'n str, usize, usize)> {
-    if !config.family.has_stacks_only() {
-        return None;
-    }
     let (experts, rest) = name.strip_suffix(".weight")?.split_once(".experts.")?;
     let (expert, part) = rest.split_once('.')?;
     let part = config.family.names.gated.iter().position(|gated| *gated == part)?;
@@ -63,12 +64,17 @@ fn stacks(files: &BaseFiles, is_wrapped: bool, tensors: &[MergedTensor<'_>], of_
     let [gates, ups, downs] = of_layer;
     let stack = |part: &str, numbers: Vec<usize>, per_expert: usize| {
         let first = &tensors[numbers[0]];
+        // The base's own stack says what its layer's experts are called.
+        let own = files.stack_of(&first.name).and_then(|stack| stack.rsplit_once('.'));
         let name = files.name_in_files(&first.name, is_wrapped);
-        let experts = name.split_once(".experts.").map_or(&*name, |(layer, _)| layer);
+        let experts = own.map_or_else(
+            || format!("{}.experts", name.split_once(".experts.").map_or(&*name, |(layer, _)| layer)),
+            |(experts, _)| experts.to_owned(),
+        );
         let mut shape = first.base.shape.clone();
         shape[0] *= per_expert;
         shape.insert(0, numbers.len() / per_expert);
-        Stack { name: format!("{experts}.experts.{part}"), shape, tensors: numbers }
+        Stack { name: format!("{experts}.{part}"), shape, tensors: numbers }
     };
     let both = gates.values().zip(ups.values()).flat_map(|(&gate, &up)| [gate, up]).collect();
     [stack("gate_up_proj", both, 2), stack("down_proj", downs.values().copied().collect(), 1)]

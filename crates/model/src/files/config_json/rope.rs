@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::Reader;
 use crate::config::family::{Family, PartialRotary};
-use crate::config::{Growth, Rope, RopeScaling};
+use crate::config::{Growth, Rope, RopeScaling, YarnKeys};
 use crate::error::ModelError;
 
 impl Reader<'_> {
@@ -175,8 +175,14 @@ impl Reader<'_> {
             };
         // The pair that turns so many times in the original context.
         let pair = |turns: f64| width as f64 * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln());
-        let low = pair(given(number("beta_fast")?).unwrap_or(32.0));
-        let high = pair(given(number("beta_slow")?).unwrap_or(1.0));
+        let stated = YarnKeys {
+            original,
+            beta_fast: given(number("beta_fast")?).unwrap_or(32.0),
+            beta_slow: given(number("beta_slow")?).unwrap_or(1.0),
+            attention_factor: number("attention_factor")?,
+            scale_of_all: given(number("mscale_all_dim")?),
+        };
+        let (low, high) = (pair(stated.beta_fast), pair(stated.beta_slow));
         let is_whole = inner.flag("truncate")?.unwrap_or(true);
         let (low, high) = if is_whole { (low.floor(), high.ceil()) } else { (low, high) };
         let (low, high) = (low.max(0.0), high.min(width as f64 - 1.0));
@@ -184,6 +190,6 @@ impl Reader<'_> {
         if !(low.is_finite() && high.is_finite()) {
             return Err(self.malformed("`rope_theta` and the rope scaling make no range of wavelengths"));
         }
-        Ok(RopeScaling::Yarn { factor, range: [low, high], attention_factor })
+        Ok(RopeScaling::Yarn { factor, range: [low, high], attention_factor, stated })
     }
 }

@@ -303,7 +303,7 @@ impl Keys<'_> {
         config["use_double_wide_mlp"] = json!(widths.last().is_some_and(|&last| last == 2 * width));
         let inputs = self.size("embedding_length_per_layer_input")?.unwrap_or(0);
         config["hidden_size_per_layer_input"] = json!(inputs);
-        if let Some(table) = self.files.tensor("per_layer_token_embd.weight") {
+        if let Some(table) = self.header.tensor("per_layer_token_embd.weight") {
             config["vocab_size_per_layer_input"] = json!(table.shape.first());
         }
         if let Some(cap) = self.number("final_logit_softcapping")?.filter(|&cap| cap != 0.0) {

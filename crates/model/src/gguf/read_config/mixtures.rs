@@ -8,7 +8,7 @@ use super::{Keys, OTHER_COPY};
 use crate::error::ModelError;
 
 /// `expert_gating_func` of routers with sigmoids.
-const SIGMOID: u64 = 2;
+pub(in crate::gguf) const SIGMOID: u64 = 2;
 /// Rows of GLM-4.7-Flash's embedding, by which llama.cpp knows it too.
 const GLM_FLASH_VOCABULARY: u64 = 154_880;
 

@@ -59,13 +59,13 @@ impl Keys<'_> {
     /// The factors of rotary frequencies in a tensor. `None`: the file has no such tensor, or it changes
     /// nothing.
     pub(super) fn factors(&self, name: &str, pairs: usize) -> Result<Option<Vec<f32>>, ModelError> {
-        let Some(tensor) = self.files.tensor(name) else { return Ok(None) };
+        let Some(tensor) = self.header.tensor(name) else { return Ok(None) };
         if tensor.kind != TensorType::F32 || tensor.shape != [pairs] {
             let (kind, shape) = (tensor.kind.name(), &tensor.shape);
             let what = format!("the tensor `{name}` is {kind} of shape {shape:?}, expected f32 of [{pairs}]");
             return Err(self.refused(what, OTHER_COPY));
         }
-        let factors = TensorType::F32.decode(&self.files.bytes(name)?)?;
+        let factors = TensorType::F32.decode(&self.header.bytes(name)?)?;
         Ok(Some(factors).filter(|factors| factors.iter().any(|factor| *factor != 1.0)))
     }
 
@@ -98,7 +98,7 @@ impl Keys<'_> {
     /// LongRoPE's factors, as config.json has them. `width`: elements that are turned.
     pub(super) fn long(&self, width: usize) -> Result<Option<Json>, ModelError> {
         let of = |name: &str| -> Result<Option<Vec<f64>>, ModelError> {
-            if self.files.tensor(name).is_none() {
+            if self.header.tensor(name).is_none() {
                 return Ok(None);
             }
             let factors = self.factors(name, width / 2)?.unwrap_or_else(|| vec![1.0; width / 2]);

@@ -1,11 +1,13 @@
 //! How the tensors of a model are made of those of a GGUF file: which ones, which of their rows in which
-//! order, and what is done to the numbers.
+//! order, and what is done to the numbers. `making/reverse.rs` goes the other way, for files that are written.
 
 use finetune_gguf::{FileSet, TensorType};
 
 use crate::config::family::Family;
 use crate::config::{LatentConfig, ModelConfig};
 use crate::gguf::architecture::{Architecture, GATED, in_layer, name_in_file, of_expert};
+
+mod reverse;
 
 /// Value heads in llama.cpp's order: the first of each key head, then the second of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +130,8 @@ impl Making {
 
 /// What decides how tensors are made.
 pub(super) struct Makings<'a> {
-    pub(super) files: &'a FileSet,
+    /// Whether the file has a tensor of this name, or is written with one.
+    pub(super) has: &'a dyn Fn(&str) -> bool,
     pub(super) config: &'a ModelConfig,
     pub(super) architecture: &'a Architecture,
 }
@@ -157,7 +160,7 @@ impl Makings<'_> {
             return Some(Making { sources, rows, change: Change::None });
         }
         let theirs = name_in_file(family, name)?;
-        if theirs.ends_with(".ffn_up.weight") && family.fused_gate_up && self.has(&blk("ffn_gate.weight")) {
+        if theirs.ends_with(".ffn_up.weight") && family.fused_gate_up && (self.has)(&blk("ffn_gate.weight")) {
             let half = vec![shape[0] / 2, shape[1]];
             let sources = vec![(blk("ffn_gate.weight"), half.clone()), (theirs, half)];
             return Some(Making { sources, rows: Rows::All, change: Change::None });
@@ -171,15 +174,11 @@ impl Makings<'_> {
         Some(self.changed(name, making))
     }
 
-    fn has(&self, name: &str) -> bool {
-        self.files.tensor(name).is_some()
-    }
-
     /// Without a norm of what attention adds, that of what the feed-forward part reads has its name in some
     /// architectures.
     fn norm(&self, family: &Family, layer: usize, theirs: String) -> String {
         let other = format!("blk.{layer}.post_attention_norm.weight");
-        let is_free = family.names.norms[1].is_none() && !self.has(&theirs) && self.has(&other);
+        let is_free = family.names.norms[1].is_none() && !(self.has)(&theirs) && (self.has)(&other);
         if theirs.ends_with(".ffn_norm.weight") && is_free { other } else { theirs }
     }
 
@@ -191,9 +190,9 @@ impl Makings<'_> {
             (format!("blk.{layer}.ffn_{part}_exps.{half}"), shape)
         };
         let (mut source, mut first) = (stack(GATED[place], shape[0]), 0);
-        if place < 2 && !self.has(&source.0) {
+        if place < 2 && !(self.has)(&source.0) {
             let both = stack("gate_up", 2 * shape[0]);
-            if self.has(&both.0) {
+            if (self.has)(&both.0) {
                 (source, first) = (both, place * shape[0]);
             }
         }
@@ -210,7 +209,7 @@ impl Makings<'_> {
     /// What makes keys and values of the short vector: as one matrix in older files, apart in newer ones.
     fn keys_and_values(&self, layer: usize, sizes: LatentConfig, shape: &[usize]) -> Making {
         let whole = format!("blk.{layer}.attn_kv_b.weight");
-        if self.has(&whole) {
+        if (self.has)(&whole) {
             return Making::whole(whole, shape);
         }
         let heads = self.config.heads;
@@ -314,20 +313,10 @@ pub(super) fn joined(keys: &[f32], values: &[f32], sizes: LatentConfig) -> Vec<f
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::place::interleave;
 
     /// The rows of tensors whose elements are their numbers.
     fn numbers(rows: Rows, counts: &[usize]) -> Vec<(usize, usize)> {
         rows.order(counts).expect("another order")
-    }
-
-    #[test]
-    fn halves_put_back_what_is_interleaved() {
-        let rows: Vec<f32> = (0..12).map(|row| row as f32).collect();
-        let mixed = interleave(&rows, 2, 1);
-        assert_ne!(mixed, rows);
-        let order = numbers(Rows::Halves { heads: 2 }, &[12]);
-        assert_eq!(gathered(&[(mixed, 1)], Some(&order)), rows);
     }
 
     /// Two key heads with three value heads each, of two rows: the file has the first of each, then the second.
