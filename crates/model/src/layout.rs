@@ -29,7 +29,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    pub(crate) fn push(&mut self, name: String, shape: Vec<usize>) {
+    /// Adds a tensor behind the others.
+    pub fn push(&mut self, name: String, shape: Vec<usize>) {
         let start = self.len();
         let range = start..start + shape.iter().product::<usize>();
         self.parameters.push(Parameter { name, shape, range });

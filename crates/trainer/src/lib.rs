@@ -31,6 +31,7 @@ mod loss_scale;
 mod memory;
 mod metrics;
 mod names;
+mod norm;
 pub mod numbers;
 mod objective;
 mod output_directory;

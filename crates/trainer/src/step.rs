@@ -7,12 +7,12 @@ use finetune_model::{Backward, Batch, LossSum, Part, Randomness};
 use finetune_recipe::{Recipe, WireChoice};
 use finetune_store::failpoint;
 
-use crate::adamw::{clip, norm};
 use crate::error::TrainError;
 use crate::evaluate::batch_row;
 use crate::events::Event;
 use crate::local_steps::LocalShares;
 use crate::metrics::{ExpertRow, RankRow, StepRow};
+use crate::norm::{clip, norm, squares};
 use crate::progress::Progress;
 use crate::ranks::Sums;
 use crate::run::Run;
@@ -65,7 +65,9 @@ impl Run {
             // slow computation does.
             tell(Event::Working { step: self.state.step + 1, seconds: progress.seconds(), saved: progress.saved });
             let step = self.forward_and_backward(assignment, start, gradients, local)?;
-            let overflow = step.sums.loss.is_finite() && !norm(&gradients[0]).is_finite();
+            // Without a scale nothing can be halved.
+            let has_scale = self.state.loss_scale.scale > 1.0;
+            let overflow = has_scale && step.sums.loss.is_finite() && !gradients[0].iter().all(|g| g.is_finite());
             if !overflow || !self.state.loss_scale.halve() {
                 self.state.loss_scale.passed(overflow);
                 return Ok(step);
@@ -146,7 +148,7 @@ impl Run {
         rows: &[(usize, f64)],
     ) -> Result<f64, TrainError> {
         divide(gradients, self.objective.normaliser(sums));
-        let grad_norm = norm(gradients);
+        let grad_norm = norm(&squares(self.model.layout(), gradients));
         self.ensure_finite(sums, grad_norm, rows)?;
         clip(gradients, grad_norm, self.recipe.train.max_grad_norm);
         let learning_rate = self.schedule.at(self.state.step);
@@ -170,11 +172,16 @@ impl Run {
         });
         // A NaN is the largest.
         let larger = |one: f64, other: f64| if one.total_cmp(&other.abs()).is_lt() { other.abs() } else { one };
-        let largest = gradients.iter().map(|gradients| norm(gradients)).fold(0.0, larger);
+        let layout = self.model.layout();
+        let norms: Vec<f64> = gradients.iter().map(|gradients| norm(&squares(layout, gradients))).collect();
+        let largest = norms.iter().copied().fold(0.0, larger);
         let largest = self.ranks.gather(&[largest])?.into_iter().fold(0.0, larger);
         self.ensure_finite(sums, largest, rows)?;
         let learning_rate = self.schedule.at(self.state.step);
-        local.update(gradients, self.recipe.train.max_grad_norm, learning_rate, &self.recipe.optimizer);
+        gradients.iter_mut().zip(norms).for_each(|(gradients, norm)| {
+            clip(gradients, norm, self.recipe.train.max_grad_norm);
+        });
+        local.update(gradients, learning_rate, &self.recipe.optimizer);
         if self.ranks.largest(i32::from(!local.are_finite()))? > 0 {
             return Err(self.not_finite("a parameter after the update", rows)?);
         }
