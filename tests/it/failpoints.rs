@@ -6,6 +6,9 @@ pub(crate) const OF_EVERY_RANK: &[&str] = &["train.step", "train.reduce", "train
 /// Points that a rank passes for each micro-batch and layer, where several hold the layers together.
 pub(crate) const OF_EVERY_STAGE: &[&str] = &["hops.send", "hops.receive"];
 
+/// The point before each piece of values and moments that a rank with other layers sends to rank 0 for a checkpoint.
+pub(crate) const OF_EVERY_PIECE: &str = "moments.send";
+
 /// The point before each layer that is read from the disk.
 pub(crate) const OF_EVERY_READ: &str = "layers.read";
 
@@ -17,6 +20,7 @@ pub(crate) const OF_RANK_0: &[&str] = &[
     "metrics.append",
     "checkpoint.begin",
     "checkpoint.file",
+    "checkpoint.tensor",
     "checkpoint.written",
     "checkpoint.synced",
     "checkpoint.renamed",

@@ -22,6 +22,7 @@ mod error;
 mod evaluate;
 mod events;
 mod examine;
+mod gathering;
 mod identity;
 mod initial_adapter;
 mod learning;

@@ -240,8 +240,9 @@ impl Planner<'_> {
         let groups = micro_batches.div_ceil(at_once);
         let read =
             sizings.iter().map(|sizing| if from_disk { self.read(sizing, groups) } else { 0 }).max().unwrap_or(0);
-        // Each rank sends all but its own part, twice: the sums of the parts, and the whole.
-        let gradients = 4 * self.trained * 2 * (hosts as u64 - 1) / hosts as u64;
+        // Each rank sends all but its own part of the gradients of its layers to those with the same layers, twice: the
+        // sums of the parts, and the whole.
+        let gradients = 4 * self.trained.div_ceil(stages as u64) * 2 * (replicas as u64 - 1) / replicas as u64;
         let alone = self.rates(replicas).map(|rates| self.alone(rates, replicas, again));
         let (hops, of_hops) = self.hops(stage.as_ref(), replicas, &recipe);
         let computing = match &stage {

@@ -66,8 +66,9 @@ impl Run {
             tell(Event::Working { step: self.state.step + 1, seconds: progress.seconds(), saved: progress.saved });
             let step = self.forward_and_backward(assignment, start, gradients, local)?;
             // Without a scale nothing can be halved.
-            let has_scale = self.state.loss_scale.scale > 1.0;
-            let overflow = has_scale && step.sums.loss.is_finite() && !gradients[0].iter().all(|g| g.is_finite());
+            let may_overflow = self.state.loss_scale.scale > 1.0 && step.sums.loss.is_finite();
+            let overflow =
+                may_overflow && self.ranks.of_any_stage(gradients[0].iter().any(|value| !value.is_finite()))?;
             if !overflow || !self.state.loss_scale.halve() {
                 self.state.loss_scale.passed(overflow);
                 return Ok(step);
@@ -77,7 +78,7 @@ impl Run {
     }
 
     /// Sums of loss and gradients over this step's rows, of all ranks. `gradients`: one vector for
-    /// each share of this rank. The first gets the sum. With `local`, each share has parameters of its own, and
+    /// each share of this rank, for the parameters that it has. The first gets the sum. With `local`, each share has parameters of its own, and
     /// keeps its gradients.
     fn forward_and_backward(
         &mut self,
@@ -148,7 +149,8 @@ impl Run {
         rows: &[(usize, f64)],
     ) -> Result<f64, TrainError> {
         divide(gradients, self.objective.normaliser(sums));
-        let grad_norm = norm(&squares(self.model.layout(), gradients));
+        let squares = squares(self.model.layout(), gradients);
+        let grad_norm = norm(&self.ranks.squares_of_all(self.model.spread(), squares)?);
         self.ensure_finite(sums, grad_norm, rows)?;
         clip(gradients, grad_norm, self.recipe.train.max_grad_norm);
         let learning_rate = self.schedule.at(self.state.step);
