@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::failpoints::{OF_EVERY_PIECE, OF_EVERY_READ, OF_EVERY_STAGE};
+use crate::failpoints::{OF_EVERY_PIECE, OF_EVERY_READ, OF_EVERY_STAGE, OF_EVERY_TENSOR};
 use crate::folder::{CRASH_RECIPE, Folder, RunResult, golden};
 use crate::program::{run, start};
 
@@ -166,8 +166,8 @@ fn a_kill_while_a_checkpoint_is_gathered_changes_no_bit() {
         ((3, 3), format!("{OF_EVERY_PIECE}:1@1"), (1, 1)),
         ((3, 3), format!("{OF_EVERY_PIECE}:3@2"), (2, 2)),
         ((4, 2), format!("{OF_EVERY_PIECE}:4@1"), (3, 3)),
-        ((2, 2), "checkpoint.tensor:20@0".to_owned(), (3, 3)),
-        ((3, 3), "checkpoint.tensor:90@0".to_owned(), (4, 2)),
+        ((2, 2), format!("{OF_EVERY_TENSOR}:20@0"), (3, 3)),
+        ((3, 3), format!("{OF_EVERY_TENSOR}:90@0"), (4, 2)),
     ] {
         let output = format!("{} {} {failpoint}", spread.0, spread.1);
         let ended = run(launch(&folder, spread, &output, &[]).env("FINETUNE_FAILPOINT", &failpoint));
