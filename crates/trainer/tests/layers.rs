@@ -278,3 +278,26 @@ fn the_best_checkpoint_is_that_of_one_process() {
         }
     }
 }
+
+/// Ranks are compared with those that hold the same layers: a bit that changes in the memory of one of them ends the run
+/// before anything is saved.
+#[test]
+fn ranks_with_the_same_layers_that_drift_apart_stop() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let output = folder.path().join("run");
+    let flip = |rank: usize, run: &mut finetune_trainer::Run| {
+        if rank == 3 {
+            let value =
+                run.state.parameters.iter_mut().find(|value| **value != 0.0).expect("a branch that is not zero");
+            *value = f32::from_bits(value.to_bits() ^ (1 << 10));
+        }
+    };
+    let recipe = |_| recipe(&output, &["model.device=cpu", "parallel.stages=2"]);
+    let (_, outcomes) = run_altered(4, None, &Resume::No, recipe, |_, _| 0, flip);
+    for outcome in outcomes {
+        let error = outcome.expect_err("a bit is another").to_string();
+        assert!(error.starts_with("after step 2 the ranks no longer have the same numbers: rank 3 ("), "{error}");
+        assert!(error.contains("has another state than rank 1"), "{error}");
+    }
+    assert_eq!(std::fs::read_dir(output.join("checkpoints")).expect("a directory").count(), 0, "nothing was saved");
+}
