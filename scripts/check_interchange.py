@@ -19,8 +19,9 @@ family under tests/goldens/models this script trains three steps with the binary
     bf16, f16   the base stored in 16 bits and in shards: losses with the adapter, and a merge that
                 equals PEFT's merge in f32 rounded once (at most one element in a thousand off, by
                 one unit)
-    mlx, gguf, several, pieces, smollm2
-                mlx-lm's and llama.cpp's files, several adapters: see interchange_formats.py
+    mlx         mlx-lm's adapters: see interchange_mlx.py
+    gguf, several, pieces, smollm2
+                llama.cpp's files, several adapters: see interchange_formats.py
 
 For each case under tests/goldens/adapters (DoRA, modules trained in full, LoRA on embedding and output
 layer), on the base that it names:
@@ -54,7 +55,9 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from interchange_formats import check_formats_of_case, check_gguf, check_mlx, check_pieces, check_several, check_smollm2, missing
+from interchange_formats import check_formats_of_case, check_gguf, check_pieces, check_several, check_smollm2
+from interchange_logits import missing
+from interchange_mlx import check_mlx
 from make_goldens import IGNORED, mean_loss
 
 TOLERANCE = 1e-5  # f32 differs from f64 by about 1e-7 in these losses; the goldens record it
@@ -111,8 +114,8 @@ class Family:
             path.write_text(lines[row] + "\n")
             self.files[str(row)] = (path, [json.loads(lines[row])])
 
-    def load(self):
-        return load_model(self.directory)
+    def load(self, directory=None):
+        return load_model(directory or self.directory)
 
 
 def run_finetune(binary, *arguments):
@@ -296,7 +299,7 @@ def check_family(binary, family, report):
     if absent := missing("mlx", "mlx_lm"):
         report.skipped(family.name, "mlx", absent)
     else:
-        check_mlx(run_finetune, our_loss, binary, family, report, run, peft_model)
+        check_mlx(run_finetune, our_loss, binary, family, report, run)
     check_gguf(run_finetune, binary, family, report, run, merged, peft_model)
     settings = json.loads((run / "adapter/adapter_config.json").read_text())
     # PEFT does not add up branches of parameters.

@@ -3,10 +3,11 @@
 
     scripts/check_page.py --finetune target/release/finetune --model target/smollm2 [--adapter NAME=DIR]
 
-`--model`: an instruct model's directory. `--browser`: a Chromium or Chrome; by default the first one in PATH, or one
-that Playwright has fetched (`playwright install chromium-headless-shell`). It is spoken to through a pipe, in the
-DevTools protocol, so Python needs nothing else. Prints a line for each check and exits with 1 if one did not hold;
-without a browser it prints SKIPPED and exits with 0.
+`--model`: an instruct model's directory. `--browser`: a Chromium or Chrome; by default the first that starts of those
+in PATH, in /Applications, and those that Playwright has fetched (`playwright install chromium-headless-shell`). It is
+spoken to through a pipe, in the DevTools protocol, so Python needs nothing else. `--seconds`: what all of it may take.
+Prints a line for each check and exits with 1 if one did not hold; without a browser that starts it prints SKIPPED and
+exits with 0.
 """
 
 import argparse
@@ -25,16 +26,35 @@ from serve_server import Failure, Server, require
 NAMES = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell",
          "chromium-headless-shell", "headless_shell"]
 SECONDS = 120
+START_SECONDS = 15
+last_moment = float("inf")
 TOKENS = 12
 
 
+def deadline():
+    """How long may be waited for the next thing."""
+    return min(last_moment, time.monotonic() + SECONDS)
+
+
+def starts(program):
+    """Whether it is a browser that runs here. Some distributions have a script by that name that says where to get one."""
+    try:
+        said = subprocess.run([program, "--version"], capture_output=True, timeout=START_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return said.returncode == 0 and any(word in said.stdout for word in (b"Chrom", b"HeadlessShell"))
+
+
 def find_browser():
-    """A browser's path, if there is one."""
-    in_path = next(filter(None, map(shutil.which, NAMES)), None)
-    fetched = Path(os.environ.get("PLAYWRIGHT_BROWSERS_PATH", Path.home() / ".cache/ms-playwright"))
-    names = ("chrome-headless-shell", "headless_shell", "chrome")
-    found = [path for name in names for path in fetched.glob(f"*/*/{name}")]
-    return in_path or (str(sorted(found)[-1]) if found else None)
+    """The path of a browser that starts, if there is one."""
+    in_path = filter(None, map(shutil.which, NAMES))
+    caches = [Path.home() / ".cache/ms-playwright", Path.home() / "Library/Caches/ms-playwright"]
+    named = os.environ.get("PLAYWRIGHT_BROWSERS_PATH")
+    fetched = [path for cache in ([Path(named)] if named else caches)
+               for name in ("chrome-headless-shell", "headless_shell", "chrome")
+               for path in sorted(cache.glob(f"*/*/{name}"), reverse=True)]
+    apps = [Path("/Applications") / f"{name}.app/Contents/MacOS/{name}" for name in ("Google Chrome", "Chromium")]
+    return next((str(path) for path in (*in_path, *fetched, *apps) if starts(path)), None)
 
 
 class Browser:
@@ -71,7 +91,7 @@ class Browser:
 
     def message(self):
         """The next message of the browser."""
-        until = time.monotonic() + SECONDS
+        until = deadline()
         while b"\0" not in self.rest:
             ready, _, _ = select.select([self.reading], [], [], max(0, until - time.monotonic()))
             read = os.read(self.reading, 1 << 20) if ready else b""
@@ -112,7 +132,7 @@ class Browser:
 
     def until(self, what, script):
         """Waits until the script gives something true."""
-        until = time.monotonic() + SECONDS
+        until = deadline()
         while not (value := self.value(script)):
             require(time.monotonic() < until, f"{what}: it does not come")
             time.sleep(0.05)
@@ -191,7 +211,7 @@ class Checks:
         self.browser.value("byId('send').click()")
         self.browser.until("the stop", "running === null")
         require([answer[2] for answer in self.said("assistant")] == ["stopped", "stopped"], "it does not say `stopped`")
-        until = time.monotonic() + SECONDS
+        until = deadline()
         while self.server.metrics()["finetune_requests_running"] > 0:
             require(time.monotonic() < until, "the server goes on with an answer that was stopped")
             time.sleep(0.05)
@@ -212,15 +232,19 @@ def main():
     parser.add_argument("--finetune", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--adapter", action="append", default=[])
-    parser.add_argument("--browser", default=find_browser())
+    parser.add_argument("--browser")
+    parser.add_argument("--seconds", type=float, default=600)
     options = parser.parse_args()
-    if not options.browser:
-        print("SKIPPED: there is no Chromium or Chrome; --browser names one")
+    browser = options.browser or find_browser()
+    if not browser:
+        print("SKIPPED: there is no Chromium or Chrome that starts; --browser names one")
         return 0
+    global last_moment
+    last_moment = time.monotonic() + options.seconds
     adapters = [word for adapter in options.adapter for word in ("--adapter", adapter)]
     failed = 0
-    with Server(options.finetune, options.model, *adapters) as server, Browser(options.browser) as browser:
-        checks = Checks(browser, server)
+    with Server(options.finetune, options.model, *adapters) as server, Browser(browser) as page:
+        checks = Checks(page, server)
         for check in (checks.opens, checks.both_sides_answer, checks.a_conversation_goes_on, checks.text_stays_text,
                       checks.an_answer_can_be_stopped, checks.a_new_conversation_is_empty, checks.nothing_went_wrong):
             name = check.__name__.replace("_", " ")
@@ -234,4 +258,7 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except Failure as problem:
+        sys.exit(f"FAILED  {problem}")

@@ -1,10 +1,8 @@
-"""The checks of check_interchange.py for mlx-lm, GGUF files and several adapters.
+"""The checks of check_interchange.py for GGUF files and several adapters. Those for mlx-lm are in interchange_mlx.py.
 
 Each compares logits of the same tokens, position by position: those of transformers with PEFT, and those of the other
 program with what `finetune export` wrote. Each prints its figure: the largest difference, and of what size.
 
-    mlx        PEFT's and mlx-lm's logits of the adapter of one run; an adapter that mlx-lm saved, read by `finetune`;
-               mlx -> peft -> mlx gives the same bytes
     gguf       the gguf package reads the files; the numbers are those of the merged export, in q8_0, bf16 and f16 the
                bytes that gguf-py makes of them; llama.cpp's logits with base + adapter, and merged
     several    two adapters with weights: PEFT's add_weighted_adapter (cat) has the same tensors, bit by bit, and the
@@ -13,21 +11,18 @@ program with what `finetune export` wrote. Each prints its figure: the largest d
     smollm2    with --smollm2 DIR: llama.cpp's tokens of texts, and its greedy answers, against `finetune generate`
 """
 
-import importlib.util
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.numpy import load_file as load_numpy
-from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-# Of the largest logit: f32 sums in another order give about 1e-6.
-LOGITS = 2e-5
+from interchange_logits import compare_logits, missing, refused, rows_of, torch_logits
+from interchange_mlx import mlx_case, mlx_logits
+
 WEIGHTS = (0.7, -0.4)
 PROBE = (
     "\n \n\n \n\n\n \t \t\t \t\n  \n   \n🚀 (normal) 😶‍🌫️ (multiple emojis) ✅ 🦙🦙 3 33 333 3333 3.3 3..3 កាន់តែពិសេសអាច😁 "
@@ -36,168 +31,6 @@ PROBE = (
 )
 PROMPTS = ("Hello!", "What is the capital of France?", "Write a Python function that adds 17 and 4.\n")
 NEW_TOKENS = 32
-
-
-def missing(*packages):
-    """Names the packages that a check needs and that are not there."""
-    return [name for name in packages if importlib.util.find_spec(name) is None]
-
-
-def rows_of(family):
-    """Token rows. Neither mlx-lm nor llama.cpp has Mistral's window, so its rows end there."""
-    config = json.loads((family.directory / "config.json").read_text())
-    window = config.get("sliding_window") if config["model_type"] == "mistral" else None
-    return [row["input_ids"][:window] for row in family.files["all"][1]]
-
-
-def torch_logits(model, rows):
-    with torch.no_grad():
-        return [model(torch.tensor([row])).logits[0].float().numpy() for row in rows]
-
-
-def compare_logits(report, family, check, theirs, ours, what):
-    largest = max(float(np.abs(a - b).max()) for a, b in zip(theirs, ours))
-    scale = max(float(np.abs(a).max()) for a in theirs)
-    same = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in zip(theirs, ours))
-    count = sum(len(a) for a in theirs)
-    wrong = not largest <= LOGITS * scale
-    text = f"{what}: logits differ by {largest:.1e} of {scale:.1f} at most, same best token at {same} of {count}"
-    report.note(family, check, text, wrong)
-
-
-# mlx-lm
-
-
-def mlx_logits(directory, adapter, rows):
-    import mlx.core as mx
-    from mlx_lm.tuner.utils import load_adapters
-    from mlx_lm.utils import load_model
-
-    mx.set_default_device(mx.cpu)  # the GPU multiplies f32 less exactly
-    model, _ = load_model(directory)
-    if adapter is not None:
-        model = load_adapters(model, str(adapter))
-    model.eval()
-    return [np.array(model(mx.array([row]))[0].astype(mx.float32)) for row in rows]
-
-
-KEYS = ["self_attn.q_proj", "mlp.down_proj", "linear_attn.out_proj", "conv.out_proj", "mlp.switch_mlp.down_proj"]
-
-
-def save_mlx_adapter(directory, output):
-    """An adapter as mlx-lm saves it: random values on the last layer, in mlx-lm's own settings."""
-    import mlx.core as mx
-    from mlx.utils import tree_flatten
-    from mlx_lm.tuner.utils import linear_to_lora_layers
-    from mlx_lm.utils import load_model, save_config
-
-    mx.set_default_device(mx.cpu)
-    mx.random.seed(3)
-    model, _ = load_model(directory)
-    settings = {"rank": 3, "scale": 7.0, "dropout": 0.0, "keys": KEYS}
-    model.freeze()
-    linear_to_lora_layers(model, 1, settings)
-    values = dict(tree_flatten(model.trainable_parameters()))
-    values = {name: 0.2 * mx.random.normal(value.shape) for name, value in values.items()}
-    output.mkdir()
-    mx.save_safetensors(str(output / "adapters.safetensors"), values)
-    config = {"model": str(directory), "fine_tune_type": "lora", "num_layers": 1, "lora_parameters": settings}
-    save_config(config, output / "adapter_config.json")
-
-
-# Model types whose keys mlx-lm wants in the older spelling, also where a golden has no config.hub.json.
-RENAMED = ("qwen3_moe",)
-# Families whose wrapper mlx-lm strips of `model.language_model` only: it is given the text part alone.
-TEXT_ONLY = ("muse_glimmer",)
-
-
-def in_hub_spelling(family):
-    """The model as mlx-lm reads it: `rope_scaling` and `rope_theta`, not transformers' newer `rope_parameters`."""
-    directory = family.work / "hub"
-    if family.name in TEXT_ONLY:
-        directory.mkdir(exist_ok=True)
-        shutil.copy(family.directory / "config.json", directory)
-        tensors = load_numpy(family.directory / "model.safetensors")
-        text = {name: value for name, value in tensors.items() if not name.startswith("model.vision_")}
-        save_numpy(text, directory / "model.safetensors", metadata={"format": "pt"})
-        return directory
-    config = family.directory / "config.hub.json"
-    if config.is_file():
-        spelt = json.loads(config.read_text())
-    else:
-        spelt = json.loads((family.directory / "config.json").read_text())
-        if spelt["model_type"] not in RENAMED:
-            return family.directory
-        spelt["rope_theta"] = spelt["rope_parameters"]["rope_theta"]
-        spelt["num_experts"] = spelt["num_local_experts"]
-        spelt.setdefault("head_dim", spelt["hidden_size"] // spelt["num_attention_heads"])
-    directory.mkdir(exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(spelt))
-    shutil.copy(family.directory / "model.safetensors", directory)
-    return directory
-
-
-# What mlx-lm 0.32 does not load, or computes in another way than transformers.
-MLX_DIFFERS = {
-    "gemma2": "it rounds the factor of embeddings to bf16",
-    "gemma3": "it rounds the factor of embeddings to bf16",
-    "gemma3_multimodal": "it has the vocabulary of the published sizes",
-    "gemma4": "it does not read per_layer_config, and has heads of 512 elements",
-    "gemma4_k_eq_v": "it does not read per_layer_config, and has heads of 512 elements",
-    "gemma4_moe": "it does not read per_layer_config, and has heads of 512 elements",
-    "gpt_oss": "it reads experts in MXFP4 only",
-    "gpt_oss_experts": "it reads experts in MXFP4 only",
-    "gpt_oss_mxfp4": "it rounds the range of YaRN, whatever `truncate` says",
-    "gpt_oss_mxfp4_experts": "it rounds the range of YaRN, whatever `truncate` says",
-    "granitemoehybrid": "it takes intermediate_size for the width",
-    "granitemoehybrid_rope": "it takes intermediate_size for the width",
-    "lfm2": "it wants keys that only older files have",
-    "ministral3": "it wants keys that only newer files have",
-    "phi3": "it has the factors of long rows for all rows",
-    "qwen3_5": "it knows the multimodal model only",
-    "qwen3_5_moe": "it knows the multimodal model only",
-}
-
-
-def refused(error, report, family, check, words):
-    """Whether an export was refused by name, which is noted."""
-    lines = [line for line in str(error).splitlines() if words in line]
-    if lines:
-        report.note(family.name, check, f"refused: {lines[:1]}")
-    return bool(lines)
-
-
-def check_mlx(run_finetune, our_loss, binary, family, report, run, peft_model):
-    if reason := MLX_DIFFERS.get(family.name):
-        return report.note(family.name, "mlx", f"SKIPPED: {reason}")
-    rows, base = rows_of(family), in_hub_spelling(family)
-    exported = family.work / "mlx"
-    try:
-        run_finetune(binary, "export", run, "--format", "mlx", "--output", exported)
-    except Exception as error:
-        if refused(error, report, family, "mlx", "mlx-lm"):
-            return None
-        raise
-    compare_logits(report, family.name, "mlx", torch_logits(peft_model, rows), mlx_logits(base, exported, rows),
-                   "PEFT and mlx-lm with one run's adapter")
-
-    saved = family.work / "mlx-saved"
-    save_mlx_adapter(base, saved)
-    back, again = family.work / "mlx-to-peft", family.work / "mlx-again"
-    run_finetune(binary, "export", family.directory, "--adapter", saved, "--format", "peft", "--output", back)
-    run_finetune(binary, "export", family.directory, "--adapter", back, "--format", "mlx", "--output", again)
-    one, other = load_numpy(saved / "adapters.safetensors"), load_numpy(again / "adapters.safetensors")
-    same = one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
-    settings = [json.loads((path / "adapter_config.json").read_text()) for path in (saved, again)]
-    parameters = [{key: each["lora_parameters"][key] for key in ("rank", "scale")} for each in settings]
-    same = same and parameters[0] == parameters[1]
-    report.note(family.name, "mlx", f"mlx-lm's adapter -> peft -> mlx: {len(one)} tensors, bit by bit the same",
-                wrong=not same)
-    peft = PeftModel.from_pretrained(family.load(), str(back)).eval()
-    compare_logits(report, family.name, "mlx", mlx_logits(base, saved, rows), torch_logits(peft, rows),
-                   "mlx-lm's own adapter, and PEFT with our form of it")
-    ours = our_loss(binary, family.directory, family.files["all"], saved)
-    report.compare(family.name, "mlx saved", "all", our_loss(binary, family.directory, family.files["all"], back), ours)
 
 
 # GGUF
@@ -330,7 +163,7 @@ def check_formats_of_case(run_finetune, binary, family, report, directory, peft_
             words = [line for line in str(error).splitlines() if "no place for" in line]
             report.note(directory.name, "mlx", f"refused: {words}", wrong=not words)
         else:
-            ours = mlx_logits(in_hub_spelling(family), exported, rows)
+            ours = mlx_logits(mlx_case(family).mlx, exported, rows)
             compare_logits(report, directory.name, "mlx", theirs, ours, "PEFT and mlx-lm")
     if absent := missing("gguf", "llama_cpp"):
         return report.skipped(directory.name, "gguf", absent)

@@ -6,7 +6,7 @@ Per family, under OUTPUT/<family>/:
 
     config.json, generation_config.json, model.safetensors
                             the base model, as transformers saves it, in f32
-    config.hub.json         (some families) the same config as most models on the hub spell it
+    config.hub.json         the same config as most models on the hub spell it, see hub_spelling.py
     adapter/                a LoRA adapter with A and B both non-zero, as PEFT saves it
     golden.safetensors      one right-padded micro-batch and its answers:
         input_ids, attention_mask, labels   [row, position], labels unshifted, -100 outside the loss
@@ -21,6 +21,7 @@ Per family, under OUTPUT/<family>/:
     final_clip_cosine.safetensors   the adapter after the last step of that run
     router_loss.json, router_loss.safetensors
                             (some mixtures) losses and gradients with the auxiliary loss of the routers, and a curve
+    generation.json         what transformers says greedily with its cache, see golden_generation.py
     adapter_stacked/        (Qwen3-MoE's experts) the same adapter as PEFT saves it again: one branch for all experts
 
 Branches of gpt-oss's experts are PEFT's own (`target_parameters`): adapter/ and the last step's have them as PEFT saves
@@ -66,6 +67,8 @@ from transformers import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from golden_float64 import NoFloat32, in_float64, inverse_frequencies_float64, operations_of, rotary_layer_types
+from golden_generation import answers
+from hub_spelling import hub_spelling, wraps
 
 IGNORED = -100
 VOCABULARY = 96
@@ -151,15 +154,14 @@ def gpt_oss(intermediate_size, experts=6, **more):
                 rope_parameters=dict(YARN_ROPE, truncate=False, original_max_position_embeddings=32),
             ),
             lora=dict(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
-            hub_config=True,
-        ),
+            ),
         **more,
     )
 
 
 # PEFT's branches of stacked parameters.
 GPT_OSS_EXPERTS = dict(
-    experts=4, hub_config=False,
+    experts=4,
     lora=dict(target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]),
 )
 
@@ -172,7 +174,6 @@ FAMILIES = {
             rope_parameters=dict(LLAMA3_ROPE), tie_word_embeddings=False,
         ),
         lora=dict(target_modules="all-linear"),
-        hub_config=True,
     ),
     "llama": dict(
         # Chosen: with rsLoRA's scale of 4, some seeds make curves that magnify rounding
@@ -192,7 +193,6 @@ FAMILIES = {
             rope_parameters=dict(PLAIN_ROPE, rope_theta=1000000.0), tie_word_embeddings=True,
         ),
         lora=dict(target_modules=["q_proj", "v_proj"]),
-        hub_config=True,
         full=True,
     ),
     "qwen3": dict(
@@ -221,7 +221,6 @@ FAMILIES = {
             pad_token_id=None, rope_parameters=dict(PLAIN_ROPE, rope_theta=2000000.0), tie_word_embeddings=True,
         ),
         lora=dict(target_modules="all-linear"),
-        hub_config=True,
         full=True,
     ),
     "gemma3": dict(
@@ -237,7 +236,6 @@ FAMILIES = {
             },
         ),
         lora=dict(target_modules="all-linear"),
-        hub_config=True,
         full=True,
     ),
     "qwen3_moe": dict(
@@ -249,7 +247,6 @@ FAMILIES = {
             rope_parameters=dict(PLAIN_ROPE, rope_theta=1000000.0), tie_word_embeddings=False,
         ),
         lora=dict(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
-        hub_config=True,
     ),
     "qwen3_moe_experts": dict(
         seed=9,
@@ -286,7 +283,6 @@ FAMILIES = {
             tie_word_embeddings=False,
         ),
         lora=dict(target_modules=["q_proj", "k_proj", "gate_proj"]),
-        hub_config=True,
     ),
     "granite": dict(
         seed=12,
@@ -296,7 +292,6 @@ FAMILIES = {
             rope_parameters=dict(PLAIN_ROPE), tie_word_embeddings=True,
         ),
         lora=dict(target_modules=["q_proj", "o_proj", "down_proj"]),
-        hub_config=True,
         full=True,
     ),
     "olmo3": dict(
@@ -309,7 +304,6 @@ FAMILIES = {
             tie_word_embeddings=False,
         ),
         lora=dict(target_modules=["q_proj", "v_proj", "up_proj"]),
-        hub_config=True,
         full=True,
     ),
     "qwen3_5": dict(
@@ -337,7 +331,6 @@ FAMILIES = {
             final_logit_softcapping=3.0, pad_token_id=None, tie_word_embeddings=True, rope_parameters=dict(PLAIN_ROPE),
         ),
         lora=dict(target_modules="all-linear"),
-        hub_config=True,
         full=True,
     ),
     "phi3": dict(
@@ -351,7 +344,6 @@ FAMILIES = {
                 "short_factor": [1.0, 1.25, 1.5, 2.0], "long_factor": [1.5, 2.5, 4.0, 9.0]},
         ),
         lora=dict(target_modules=["qkv_proj", "o_proj", "gate_up_proj", "down_proj"]),
-        hub_config=True,
         full=True,
     ),
     "gpt_oss": dict(seed=18, **gpt_oss(intermediate_size=24)),
@@ -367,7 +359,6 @@ FAMILIES = {
             rope_parameters=dict(YARN_ROPE, mscale=1.0, mscale_all_dim=0.8),
         ),
         lora=dict(target_modules=["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]),
-        hub_config=True,
     ),
     "deepseek_v3_plain": dict(
         seed=121,
@@ -385,7 +376,6 @@ FAMILIES = {
             rope_parameters=dict(PLAIN_ROPE, rope_theta=1000000.0),
         ),
         lora=dict(target_modules=["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]),
-        hub_config=True,
     ),
     "glm4_moe": dict(
         seed=24,
@@ -397,7 +387,6 @@ FAMILIES = {
             rope_parameters=dict(PLAIN_ROPE, partial_rotary_factor=0.5),
         ),
         lora=dict(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
-        hub_config=True,
     ),
     "gemma4": dict(
         seed=301,
@@ -441,7 +430,6 @@ FAMILIES = {
             rope_parameters=dict(PLAIN_ROPE, rope_theta=1000000.0),
         ),
         lora=dict(target_modules=["q_proj", "k_proj", "v_proj", "out_proj", "in_proj", "w1", "w2", "w3"]),
-        hub_config=True,
         full=True,
     ),
     "lfm2_moe": dict(
@@ -454,7 +442,6 @@ FAMILIES = {
             rope_parameters=dict(PLAIN_ROPE, rope_theta=1000000.0),
         ),
         lora=dict(target_modules=["q_proj", "in_proj", "out_proj"]),
-        hub_config=True,
     ),
     "qwen3_next": dict(
         seed=30,
@@ -464,20 +451,17 @@ FAMILIES = {
             num_experts_per_tok=2, moe_intermediate_size=12, shared_expert_intermediate_size=20, norm_topk_prob=True,
         ),
         lora=dict(target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "in_proj_qkvz", "in_proj_ba", "out_proj"]),
-        hub_config=True,
     ),
     "granitemoehybrid": dict(
         seed=31,
         config=lambda: GraniteMoeHybridConfig(**GRANITE4, num_key_value_heads=2, position_embedding_type="nope"),
         lora=dict(target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "input_linear", "output_linear"]),
-        hub_config=True,
         full=True,
     ),
     "granitemoehybrid_rope": dict(
         seed=33,
         config=lambda: GraniteMoeHybridConfig(**GRANITE4, num_key_value_heads=4, position_embedding_type="rope"),
         lora=dict(target_modules=["q_proj", "output_linear"]),
-        hub_config=True,
     ),
     "muse_glimmer": dict(
         seed=39,
@@ -504,7 +488,6 @@ FAMILIES = {
             rope_parameters=dict(PLAIN_ROPE, partial_rotary_factor=0.5),
         ),
         lora=dict(target_modules="all-linear"),
-        hub_config=True,
         full=True,
     ),
 }
@@ -803,71 +786,6 @@ def save_stacked(directory, batch):
     saved = json.loads(path.read_text())
     saved["target_parameters"].sort()
     path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
-
-
-# What files on the hub do not say, because the class computes it or is newer than they are.
-NOT_ON_HUB = {
-    "deepseek_v3": ("qk_head_dim", "rope_interleave"),
-    "glm4_moe_lite": ("qk_head_dim", "rope_interleave", "mlp_layer_types"),
-    "gpt_oss": ("swiglu_alpha",),
-    "granitemoehybrid": ("time_step_limit",),
-}
-# What they say besides.
-ONLY_ON_HUB = {
-    "deepseek_v3": dict(scoring_func="sigmoid", topk_method="noaux_tc", moe_layer_freq=1, ep_size=1),
-    "glm4_moe_lite": dict(topk_method="noaux_tc", first_k_dense_replace=1),
-    "gpt_oss": dict(experts_per_token=2, initial_context_length=32),
-    "qwen3_next": dict(full_attention_interval=2),
-    # Qwen2 files name a window and switch it off: a reader must not look at the number alone.
-    "qwen2": dict(sliding_window=5, use_sliding_window=False, max_window_layers=1),
-}
-
-
-def write_hub_config(directory):
-    """The spelling of Llama 3 and Qwen2 on the hub: before transformers 5, and 4.45's head_dim."""
-    config = json.loads((directory / "config.json").read_text())
-    kind = config["model_type"]
-    rope = dict(config.pop("rope_parameters"))
-    if kind == "olmo3":
-        rope = dict(rope["full_attention"])
-    if kind == "gemma3_text":
-        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
-        config["sliding_window_pattern"] = config["layer_types"].index("full_attention") + 1
-        config.pop("_sliding_window_pattern", None)
-        rope = dict(rope["full_attention"])
-    config["rope_theta"] = rope.pop("rope_theta")
-    if "partial_rotary_factor" in rope:
-        config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
-    if kind in ("phi3", "deepseek_v3"):
-        rope["type"] = rope.pop("rope_type")
-    if kind == "phi3":
-        rope.pop("original_max_position_embeddings")
-    config["rope_scaling"] = rope if rope.get("rope_type") != "default" and rope.get("type") != "default" else None
-    config["torch_dtype"] = config.pop("dtype")
-    config["transformers_version"] = "4.43.0"
-    layer_types = config.pop("layer_types", None)
-    head_dim = config.get("head_dim")
-    # These classes have a padding token of their own where config.json names none, and Gemma's a size of
-    # heads.
-    if kind not in ("smollm3", "gemma2", "gemma3_text", "glm4", "lfm2", "lfm2_moe", "olmo3", "ministral3", "phi3"):
-        config.pop("pad_token_id", None)
-    if kind not in ("gemma2", "gemma3_text", "glm4", "glm4_moe", "gpt_oss", "ministral3", "qwen3_next"):
-        config.pop("head_dim", None)
-    if kind == "qwen3_moe":
-        config["num_experts"] = config.pop("num_local_experts", config.get("num_experts"))
-        config["head_dim"] = head_dim
-    if kind in ("gpt_oss", "lfm2_moe"):
-        config["layer_types"] = layer_types
-    if kind == "granitemoehybrid":
-        config["layer_types"] = ["attention"] * len(layer_types)
-    if kind == "lfm2":
-        config["full_attn_idxs"] = [layer for layer, name in enumerate(layer_types) if name == "full_attention"]
-        config["block_ff_dim"] = config.pop("intermediate_size")
-        config["tie_embedding"] = config.pop("tie_word_embeddings")
-    for key in NOT_ON_HUB.get(kind, ()):
-        config.pop(key, None)
-    config.update(ONLY_ON_HUB.get(kind, {}))
-    (directory / "config.hub.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 # --- rows and losses ------------------------------------------------------------------------------
@@ -1229,6 +1147,22 @@ def write_router_loss(directory, micro_batch_rows, rows):
     return document
 
 
+# --- greedy answers -------------------------------------------------------------------------------
+
+
+def write_generation(directory):
+    """Returns how many prompts were not taken, because rounding might choose a token of their answers."""
+    base = load_base(directory, attention="eager")
+    adapted = with_adapter(load_base(directory, attention="eager"), directory / "adapter").eval()
+    document, passed_over = {}, 0
+    for name, model in (("base", base), ("adapter", adapted)):
+        last_logits = lambda tokens: forward(model, pad([{"input_ids": tokens, "labels": tokens}]))[0, -1]
+        document[name], more = answers(model, last_logits, VOCABULARY)
+        passed_over += more
+    write_json(directory / "generation.json", document)
+    return passed_over
+
+
 # --- checks and files -----------------------------------------------------------------------------
 
 
@@ -1259,13 +1193,24 @@ def check_gate_limit(directory, batch):
         layer.mlp.experts.limit = limited.config.swiglu_limit
 
 
+def write_hub_config(directory):
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.hub.json").write_text(json.dumps(hub_spelling(config), indent=2, sort_keys=True) + "\n")
+
+
 def check_hub_config(directory, batch):
+    """Checks that config.hub.json is the same model for transformers, with the names that files have beside it."""
     with tempfile.TemporaryDirectory() as temporary:
-        shutil.copy(directory / "config.hub.json", Path(temporary) / "config.json")
-        shutil.copy(directory / "model.safetensors", temporary)
+        temporary = Path(temporary)
+        shutil.copy(directory / "config.hub.json", temporary / "config.json")
+        tensors = load_file(directory / "model.safetensors")
+        if wraps(directory):
+            tensors = {name.replace("model.", "model.language_model.", 1): value for name, value in tensors.items()}
+        save_file(tensors, temporary / "model.safetensors", {"format": "pt"})
         with torch.no_grad():
-            same = torch.equal(forward(load_base(Path(temporary)), batch), forward(load_base(directory), batch))
-    assert same, "config.hub.json does not mean the same model"
+            difference = (forward(load_base(temporary), batch) - forward(load_base(directory), batch)).abs().max()
+    # Where a tensor lies in its file decides how it is aligned in memory, and so the order of some sums.
+    assert difference < 1e-5, f"config.hub.json does not mean the same model: logits differ by {difference}"
 
 
 def published_rope():
@@ -1298,6 +1243,8 @@ def main():
     default = Path(__file__).resolve().parent.parent / "tests" / "goldens" / "models"
     parser.add_argument("--output", type=Path, default=default, help="default: tests/goldens/models")
     parser.add_argument("--router-loss", action="store_true", help="only router_loss.*, of models that are there")
+    parser.add_argument("--generation", action="store_true", help="only generation.json, of models that are there")
+    parser.add_argument("--hub-config", action="store_true", help="only config.hub.json, of models that are there")
     parser.add_argument("--family", choices=list(FAMILIES), action="append", help="only this one; default: all")
     arguments = parser.parse_args()
 
@@ -1315,6 +1262,14 @@ def main():
                 rows = [json.loads(line) for line in (directory / "rows.jsonl").read_text().splitlines()]
                 print(family, write_router_loss(directory, micro_batch_rows, rows)["noise"])
             continue
+        if arguments.generation:
+            print(f"{family}: {write_generation(directory)} prompts not taken", flush=True)
+            continue
+        if arguments.hub_config:
+            write_hub_config(directory)
+            check_hub_config(directory, pad(json.loads((directory / "golden.json").read_text())["rows"]))
+            print(f"{family}: transformers computes the same with config.hub.json", flush=True)
+            continue
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         generator = torch.Generator().manual_seed(1000 + specification["seed"])
@@ -1325,9 +1280,8 @@ def main():
         save_base_model(specification, directory)
         save_adapter(specification, directory)
         batch = pad(micro_batch_rows)
-        if specification.get("hub_config"):
-            write_hub_config(directory)
-            check_hub_config(directory, batch)
+        write_hub_config(directory)
+        check_hub_config(directory, batch)
         if family in ("mistral", "gemma3", "olmo3", "gemma2", "gpt_oss", "gpt_oss_experts", "gemma4", "muse_glimmer"):
             check_sliding_window(directory, batch)
         if family.startswith("gpt_oss"):
@@ -1338,6 +1292,7 @@ def main():
         curves = write_curves(directory, rows, specification.get("full", False))
         if family in ROUTER_LOSS_FAMILIES:
             write_router_loss(directory, micro_batch_rows, rows)
+        write_generation(directory)
 
         noise = golden["noise"]
         print(f"{family}: logits {noise['logits_max_abs']:.1e} (of {noise['logits_largest']:.1f}), "

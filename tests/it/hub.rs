@@ -198,6 +198,15 @@ fn weights_in(folder: &Folder, cache: &str) -> Vec<usize> {
     numbers
 }
 
+/// Bytes of these files of weights in a cache.
+fn bytes_of(folder: &Folder, cache: &str, numbers: &[usize]) -> u64 {
+    let snapshots = folder.path(cache).join("models--acme--split/snapshots");
+    let mut entries = std::fs::read_dir(snapshots).expect("a folder");
+    let snapshot = entries.next().expect("a snapshot").expect("an entry").path();
+    let file = |number: &usize| snapshot.join(format!("model-{number:05}-of-00005.safetensors"));
+    numbers.iter().map(|number| std::fs::metadata(file(number)).expect("a file").len()).sum()
+}
+
 /// Losses and the adapter of a run.
 fn outcome(folder: &Folder, output: &str) -> (Vec<[Option<Value>; 2]>, Vec<u8>) {
     let losses = |row: &Value| ["loss", "eval_loss"].map(|key| row.get(key).cloned());
@@ -213,10 +222,15 @@ fn each_rank_fetches_the_files_of_its_layers() {
     run(&mut on_host(&server, &folder, "cache-one", &["run", "recipe.toml", "--output-dir", "one"])).expect(0);
     assert_eq!(weights_in(&folder, "cache-one"), [1, 2, 3, 4, 5]);
 
-    // A plan takes the headers.
-    let plan = ["plan", "recipe.toml", "--memory", "64G", "--json"];
-    run(&mut on_host(&server, &folder, "cache-plan", &plan)).expect(0);
+    // A plan takes the headers, and says how many bytes each rank will fetch.
+    let plan = ["plan", "recipe.toml", "--memory", "64G", "--hosts", "2", "--json"];
+    let plan = run(&mut on_host(&server, &folder, "cache-plan", &plan)).expect(0).json();
     assert!(weights_in(&folder, "cache-plan").is_empty());
+    for way in plan["ways"].as_array().expect("ways") {
+        let base = [0, 1].map(|rank| way["ranks"][rank]["base"].as_u64().expect("bytes"));
+        let files: [&[usize]; 2] = if way["stages"] == 2 { [&[1, 2, 4, 5], &[3, 5]] } else { [&[1, 2, 3, 4, 5]; 2] };
+        assert_eq!(base, files.map(|numbers| bytes_of(&folder, "cache-one", numbers)), "{way}");
+    }
 
     // Layers 0 and 2 are on rank 0, with embedding and output layer. The last norm is everywhere.
     let layers = ["--set", "parallel.layers=[2, 1]"];

@@ -94,6 +94,60 @@ fn uneven_layers_change_no_bit() {
     }
 }
 
+/// Layers next to each other, and in turn there and back: printed, recorded, and without influence on bits, also where
+/// a run goes on with another placement. The model has four layers.
+#[test]
+fn the_placement_changes_no_bit() {
+    let folder = folder_of("qwen3_5");
+    run(&mut launch(&folder, (1, 1), "one", &[])).expect(0);
+    let want = folder.result("one");
+    for (spread, placement, words, rank_of_layer) in [
+        ((2, 2), "contiguous", "2 and 2 of them next to each other;", [0, 0, 1, 1]),
+        ((3, 3), "contiguous", "2, 1 and 1 of them next to each other;", [0, 0, 1, 2]),
+        ((4, 2), "wave", "2 and 2 of them in turn there and back;", [0, 1, 1, 0]),
+    ] {
+        let set = format!("parallel.placement={placement}");
+        for residency in ["memory", "disk"] {
+            let output = format!("{placement} {} {residency}", spread.0);
+            let residency = format!("model.residency={residency}");
+            let ended = run(&mut launch(&folder, spread, &output, &["--set", &set, "--set", &residency])).expect(0);
+            ended.says(words);
+            expect_same(&folder.result(&output), &want, &output);
+            let facts = std::fs::read_to_string(folder.path(&output).join("run.json")).expect("run.json");
+            let facts: serde_json::Value = serde_json::from_str(&facts).expect("JSON");
+            assert_eq!(facts["rank_of_layer"], serde_json::json!(rank_of_layer), "{output}");
+        }
+        // Killed, and resumed in a ring.
+        let output = format!("killed {placement} {}", spread.0);
+        let ended =
+            run(launch(&folder, spread, &output, &["--set", &set]).env("FINETUNE_FAILPOINT", "hops.receive:9@1"));
+        ended.expect(3).says("was killed by signal 6");
+        run(&mut launch(&folder, (2, 2), &output, &["--resume"])).expect(0);
+        expect_same(&folder.result(&output), &want, &output);
+    }
+}
+
+/// A hostfile whose cables lead from each rank to the next one, and not from the last to the first, has layers next to
+/// each other; the recipe may say otherwise.
+#[test]
+fn cables_that_form_a_chain_are_seen() {
+    let folder = folder_of("qwen3_5");
+    run(&mut launch(&folder, (1, 1), "one", &[])).expect(0);
+    let chain = r#"[{"ssh": "localhost", "rdma": [null, "rdma_en2", null]},
+        {"ssh": "localhost", "rdma": ["rdma_en2", null, "rdma_en3"]}, {"ssh": "localhost", "rdma": [null, "rdma_en2", null]}]"#;
+    folder.write("chain.json", chain.as_bytes());
+    for (output, more, words) in [
+        ("chain", &[][..], "2, 1 and 1 of them next to each other, as the cables form a chain"),
+        ("disk", &["--set", "model.residency=disk"], "of them in turn there and back, as the cables form a chain"),
+        ("ring", &["--set", "parallel.placement=ring"], "layer n is on the (n mod 3)th"),
+    ] {
+        let words_of_run = [&SHARES[..], &["--set", "parallel.stages=3"], more].concat();
+        let ended = run(&mut folder.launch(&["--hostfile", "chain.json"], output, &words_of_run)).expect(0);
+        ended.says(words);
+        expect_same(&folder.result(output), &folder.result("one"), output);
+    }
+}
+
 /// Each rank is killed while it sends or receives. The run goes on with another number of ranks and stages, to the
 /// same bits.
 #[test]

@@ -52,24 +52,51 @@ macro_rules! for_each_reduction {
     };
 }
 
+/// A number that arrived: as such, or as its bytes where the transport holds them, which need not be
+/// aligned.
+pub(crate) trait Arrived: Copy {
+    fn value(self) -> f32;
+}
+
+impl Arrived for f32 {
+    #[inline(always)]
+    fn value(self) -> f32 {
+        self
+    }
+}
+
+impl Arrived for [u8; 4] {
+    #[inline(always)]
+    fn value(self) -> f32 {
+        f32::from_ne_bytes(self)
+    }
+}
+
+/// data = incoming
+pub(crate) fn store(data: &mut [f32], incoming: &[impl Arrived]) {
+    for (data, incoming) in data.iter_mut().zip(incoming) {
+        *data = incoming.value();
+    }
+}
+
 /// data = data ⊕ incoming
-pub(crate) fn add(reduction: Reduction, data: &mut [f32], incoming: &[f32]) {
-    for_each_reduction!(reduction, combine => for (data, &incoming) in data.iter_mut().zip(incoming) {
-        *data = combine(*data, incoming);
+pub(crate) fn add(reduction: Reduction, data: &mut [f32], incoming: &[impl Arrived]) {
+    for_each_reduction!(reduction, combine => for (data, incoming) in data.iter_mut().zip(incoming) {
+        *data = combine(*data, incoming.value());
     });
 }
 
 /// data = incoming ⊕ data
-pub(crate) fn add_before(reduction: Reduction, data: &mut [f32], incoming: &[f32]) {
-    for_each_reduction!(reduction, combine => for (data, &incoming) in data.iter_mut().zip(incoming) {
-        *data = combine(incoming, *data);
+pub(crate) fn add_before(reduction: Reduction, data: &mut [f32], incoming: &[impl Arrived]) {
+    for_each_reduction!(reduction, combine => for (data, incoming) in data.iter_mut().zip(incoming) {
+        *data = combine(incoming.value(), *data);
     });
 }
 
 /// data = (prefix ⊕ incoming) ⊕ data
-pub(crate) fn join(reduction: Reduction, data: &mut [f32], prefix: &[f32], incoming: &[f32]) {
-    for_each_reduction!(reduction, combine => for ((data, &prefix), &incoming) in data.iter_mut().zip(prefix).zip(incoming) {
-        *data = combine(combine(prefix, incoming), *data);
+pub(crate) fn join(reduction: Reduction, data: &mut [f32], prefix: &[f32], incoming: &[impl Arrived]) {
+    for_each_reduction!(reduction, combine => for ((data, &prefix), incoming) in data.iter_mut().zip(prefix).zip(incoming) {
+        *data = combine(combine(prefix, incoming.value()), *data);
     });
 }
 
@@ -129,11 +156,35 @@ mod tests {
     fn operands_keep_their_order() {
         // In f32 (1e8 + 1) - 1e8 is 0 and (-1e8 + 1e8) + 1 is 1: the order shows.
         let mut data = [-1e8_f32];
-        join(Reduction::Sum, &mut data, &[1e8], &[1.0]);
+        join(Reduction::Sum, &mut data, &[1e8], &[1.0_f32]);
         assert_eq!(data, [0.0]);
         let mut data = [1.0_f32];
-        join(Reduction::Sum, &mut data, &[1e8], &[-1e8]);
+        join(Reduction::Sum, &mut data, &[1e8], &[-1e8_f32]);
         assert_eq!(data, [1.0]);
+    }
+
+    /// Numbers are added as they lie in a transport's memory, at any address.
+    #[test]
+    fn bytes_give_the_bits_of_the_numbers() {
+        let numbers: Vec<f32> = (0..1000).map(|i| (i as f32 * 0.37).sin() * 1e3).chain([f32::NAN, -0.0]).collect();
+        let others: Vec<f32> = numbers.iter().map(|number| number.mul_add(0.7, -3.0)).collect();
+        let mut bytes = vec![0u8];
+        bytes.extend(others.iter().flat_map(|other| other.to_ne_bytes()));
+        let (unaligned, rest) = bytes[1..].as_chunks::<4>();
+        assert!(rest.is_empty());
+        let bits = |data: &[f32]| data.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        for reduction in [Reduction::Sum, Reduction::Max, Reduction::Min] {
+            let (mut a, mut b) = (numbers.clone(), numbers.clone());
+            add(reduction, &mut a, &others);
+            add(reduction, &mut b, unaligned);
+            add_before(reduction, &mut a, &others);
+            add_before(reduction, &mut b, unaligned);
+            join(reduction, &mut a, &numbers, &others);
+            join(reduction, &mut b, &numbers, unaligned);
+            assert_eq!(bits(&a), bits(&b), "{reduction}");
+            store(&mut b, unaligned);
+            assert_eq!(bits(&b), bits(&others));
+        }
     }
 
     #[test]

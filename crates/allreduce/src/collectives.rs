@@ -7,12 +7,12 @@ use bytemuck::{cast_slice, cast_slice_mut};
 
 use crate::arithmetic;
 use crate::choose::Reach;
-use crate::engine::{Engine, Network};
+use crate::engine::{Engine, Interrupted, Network};
 use crate::error::GroupError;
 use crate::frame::{Algorithm, Descriptor, Element, Kind, Reduction, WireDtype};
 use crate::group::{Inner, Reduce};
 use crate::operation::Buffers;
-use crate::plan::{self, segment};
+use crate::plan::{self, Plan, segment};
 
 /// Bytes per rank below which several links to a peer cost more frames than they save time.
 const BYTES_PER_LINK: usize = 128 << 10;
@@ -155,18 +155,50 @@ impl Inner {
         self.run(&mut engine, network, descriptor, Buffers { data: receive, input: send })
     }
 
-    pub(crate) fn message(&self, peer: usize, data: &mut [u8], input: &[u8], sending: bool) -> Result<(), GroupError> {
-        let mut engine = self.engine();
+    /// How the next message to (`sending`) or from `peer` travels: network, plan, number and descriptor.
+    fn next_message(
+        &self,
+        engine: &mut Engine,
+        peer: usize,
+        bytes: usize,
+        sending: bool,
+    ) -> (usize, Plan, u64, Descriptor) {
         let network = engine.network(Reach::Pairs);
-        let bytes = data.len().max(input.len());
-        let descriptor = Self::moving(Kind::Send, Algorithm::Direct, 0, bytes);
         let count = &mut engine.messages[peer];
         let count = if sending { &mut count.0 } else { &mut count.1 };
         let number = *count;
         *count += 1;
-        let transport = &engine.networks[network].transport;
-        let plan = plan::point_to_point(peer, sending, bytes, 1, &|remaining| transport.frame_bytes(remaining));
+        let Network { transport, wires, .. } = &engine.networks[network];
+        let links = (bytes / BYTES_PER_LINK).clamp(1, (*wires).max(1));
+        let plan = plan::point_to_point(peer, sending, bytes, links, &|remaining| transport.frame_bytes(remaining));
+        (network, plan, number, Self::message_descriptor(bytes))
+    }
+
+    /// What a message between two ranks is.
+    pub(crate) fn message_descriptor(bytes: usize) -> Descriptor {
+        Self::moving(Kind::Send, Algorithm::Direct, 0, bytes)
+    }
+
+    pub(crate) fn message(&self, peer: usize, data: &mut [u8], input: &[u8], sending: bool) -> Result<(), GroupError> {
+        let mut engine = self.engine();
+        let bytes = data.len().max(input.len());
+        let (network, plan, number, descriptor) = self.next_message(&mut engine, peer, bytes, sending);
         engine.run(network, plan, number, descriptor, Buffers { data, input })
+    }
+
+    /// The same beside the operations of this rank: see [`Engine::run_beside`].
+    pub(crate) fn message_beside(
+        &self,
+        peer: usize,
+        data: &mut [u8],
+        input: &[u8],
+        sending: bool,
+        goes_on: &mut dyn FnMut(bool) -> bool,
+    ) -> Result<(), Interrupted> {
+        let mut engine = self.engine();
+        let bytes = data.len().max(input.len());
+        let (network, plan, number, descriptor) = self.next_message(&mut engine, peer, bytes, sending);
+        engine.run_beside(network, plan, number, descriptor, Buffers { data, input }, goes_on)
     }
 
     pub(crate) fn barrier(&self) -> Result<(), GroupError> {

@@ -114,6 +114,15 @@ impl DeviceMatrix {
         Ok(Self { rows })
     }
 
+    /// The part of the matrix for some of the ranks, in this order.
+    ///
+    /// # Panics
+    /// If there is no such rank.
+    pub(crate) fn between(&self, ranks: &[usize]) -> DeviceMatrix {
+        let row = |from: &usize| ranks.iter().map(|to| self.rows[*from][*to].clone()).collect();
+        DeviceMatrix { rows: ranks.iter().map(row).collect() }
+    }
+
     /// Reads the text of a device file.
     pub fn parse(text: &str) -> Result<Self, DeviceMatrixError> {
         if text.len() > MAX_DEVICE_FILE_BYTES {
@@ -192,6 +201,19 @@ impl DeviceMatrix {
         let cables = |&(i, j): &(usize, usize)| [self.count(i, j), self.count(j, i)];
         let most = pairs.iter().flat_map(cables).max().unwrap_or(0).max(1);
         pairs.into_iter().filter(|pair| cables(pair).iter().any(|&count| count < most)).collect()
+    }
+
+    /// Whether each rank is wired to the next one, among each `length` ranks that follow each other, and somewhere the
+    /// last of them is not wired to the first: a ring would lead over a cable that is not there. Two ranks are each
+    /// other's neighbours both ways, and never a chain.
+    pub fn is_chain(&self, length: usize) -> bool {
+        let is_wired = |i: usize, j: usize| self.count(i, j) > 0 && self.count(j, i) > 0;
+        let firsts = || (0..self.world()).step_by(length.max(1));
+        let is_line = |first: usize| (first + 1..first + length).all(|rank| is_wired(rank - 1, rank));
+        length > 2
+            && self.world().is_multiple_of(length)
+            && firsts().all(is_line)
+            && !firsts().all(|first| is_wired(first + length - 1, first))
     }
 
     /// The cables of a pair in words, for messages about missing ones: "no cable between rank 1 and

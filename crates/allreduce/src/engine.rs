@@ -1,7 +1,7 @@
 //! Runs one operation after the other over the transports of a group.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::choose::{Choice, Reach};
 use crate::control::Control;
@@ -9,7 +9,7 @@ use crate::error::{GroupError, GroupFailure, Who};
 use crate::flight::Flight;
 use crate::frame::{Algorithm, Descriptor, Kind};
 use crate::group_status::GroupStatus;
-use crate::operation::{Buffers, Links, Operation};
+use crate::operation::{Buffers, Fault, Links, Operation, Polled};
 use crate::operation_driver::{Next, OperationDriver, Patience};
 use crate::plan::Plan;
 use crate::progress::CurrentOperation;
@@ -18,6 +18,9 @@ use crate::verdict::{Cause, Verdict};
 
 /// Rounds of waiting between two looks at the clock. One round takes 10 ms at most.
 const ROUNDS_PER_LOOK: u32 = 64;
+
+/// Links that have sent nothing for so long send something: Apple's RDMA queues go bad when idle for about 20 minutes.
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(300);
 
 /// What tells whether the group has failed.
 pub(crate) enum Membership {
@@ -53,6 +56,27 @@ pub(crate) struct GroupContext {
     pub(crate) operation_timeout: Duration,
     /// A silent rank is lost after this.
     pub(crate) timeout: Duration,
+}
+
+impl GroupContext {
+    /// How long operations and messages wait for others.
+    pub(crate) fn patience(&self) -> Patience {
+        Patience {
+            operation_timeout: self.operation_timeout,
+            timeout: self.timeout,
+            peers: self.who.len() - 1,
+            rounds_per_look: ROUNDS_PER_LOOK,
+        }
+    }
+}
+
+/// What ended a message that travels beside the operations.
+#[derive(Debug)]
+pub(crate) enum Interrupted {
+    /// It is of no more use, or the group has failed.
+    Stopped,
+    /// `begun`: a part of it has moved.
+    Fault { fault: Fault, begun: bool },
 }
 
 /// A transport, the state of its links, and what is known of its speed. A group has one or two of
@@ -174,13 +198,8 @@ impl Engine {
         let moved = self.moved();
         let Network { transport, links, .. } = &mut self.networks[network];
         let moved_elsewhere = moved.0 + moved.1 - links.bytes_sent - links.bytes_received;
-        let patience = Patience {
-            operation_timeout: context.operation_timeout,
-            timeout: context.timeout,
-            peers: context.who.len() - 1,
-            rounds_per_look: ROUNDS_PER_LOOK,
-        };
-        let mut driver = OperationDriver::new(operation, Arc::clone(&self.members), patience, moved_elsewhere);
+        let mut driver =
+            OperationDriver::new(operation, Arc::clone(&self.members), context.patience(), moved_elsewhere);
         loop {
             match driver.poll(&now, links, transport.as_mut(), buffers, status, &mut self.waited) {
                 Next::Done => return Ok(()),
@@ -196,6 +215,51 @@ impl Engine {
                     context.membership.report(context.rank, cause);
                     status.wait_for_verdict(context.timeout * 2);
                     return Err(());
+                }
+            }
+        }
+    }
+
+    /// Carries out `plan` beside what this rank computes: a rank that computes is not inside an operation, and waits
+    /// for nobody. So only what ends the group ends this, or that `goes_on` says no. It is asked whenever something has
+    /// moved, or nothing can.
+    pub(crate) fn run_beside(
+        &mut self,
+        network: usize,
+        plan: Plan,
+        number: u64,
+        descriptor: Descriptor,
+        mut buffers: Buffers<'_>,
+        goes_on: &mut dyn FnMut(bool) -> bool,
+    ) -> Result<(), Interrupted> {
+        let context = Arc::clone(&self.context);
+        let status = context.membership.status();
+        let Network { transport, links, .. } = &mut self.networks[network];
+        let mut operation = Operation::new(plan, number, descriptor);
+        let (mut wants, mut round, mut begun, mut kept_alive) = (Vec::new(), 0u32, false, Instant::now());
+        loop {
+            let polled = operation.poll(links, transport.as_mut(), &mut buffers);
+            match polled.map_err(|fault| Interrupted::Fault { fault, begun })? {
+                Polled::Done => {
+                    goes_on(true);
+                    return Ok(());
+                }
+                Polled::Moved => {
+                    (begun, round) = (true, 0);
+                    goes_on(true);
+                }
+                Polled::Idle => {
+                    if status.has_failed() || !goes_on(false) {
+                        return Err(Interrupted::Stopped);
+                    }
+                    if kept_alive.elapsed() > KEEP_ALIVE {
+                        // A broken link reports itself when it is to move something.
+                        let _ = transport.keep_alive(KEEP_ALIVE);
+                        kept_alive = Instant::now();
+                    }
+                    operation.wants(&mut wants);
+                    transport.idle(&wants, round);
+                    round = round.wrapping_add(1);
                 }
             }
         }

@@ -11,7 +11,7 @@ use crate::background::{Pending, TicketLock, Worker};
 use crate::choose::{Choice, MEASURED_BYTES, RANK_ORDERED, Reach};
 use crate::config::Config;
 use crate::control::Control;
-use crate::engine::{Engine, GroupContext, Membership, Network};
+use crate::engine::{Engine, GroupContext, KEEP_ALIVE, Membership, Network};
 use crate::error::{GroupError, Who};
 use crate::flight::FlightEntry;
 use crate::frame::{Algorithm, Reduction, WireDtype};
@@ -387,8 +387,8 @@ impl Group {
 
     /// Sends `data` to rank `to`, which calls [`Group::recv`] with a buffer of the same length.
     ///
-    /// Decision: `finetune` sends copies of checkpoints with this. Layers spread over machines will
-    /// send activations and their gradients with it.
+    /// Decision: `finetune` sends copies of checkpoints with this. What goes between layers on several
+    /// machines travels beside the computing: see [`Group::sender`].
     ///
     /// # Errors
     /// If the group has failed.
@@ -417,7 +417,7 @@ impl Group {
     pub fn keep_alive(&self) {
         for network in &mut self.engine().networks {
             // A broken link reports itself in the next operation.
-            let _ = network.transport.keep_alive(Duration::from_secs(300));
+            let _ = network.transport.keep_alive(KEEP_ALIVE);
         }
     }
 

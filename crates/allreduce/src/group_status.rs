@@ -21,6 +21,8 @@ pub(crate) struct GroupStatus {
     operation: AtomicU64,
     inside: AtomicBool,
     moved: AtomicU64,
+    /// Frames that lines have moved beside the operations.
+    moved_beside: AtomicU64,
     doing: Mutex<Option<CurrentOperation>>,
     /// Set together with `verdict`; cheap to look at.
     failed: AtomicBool,
@@ -47,6 +49,7 @@ impl GroupStatus {
             operation: AtomicU64::new(0),
             inside: AtomicBool::new(false),
             moved: AtomicU64::new(0),
+            moved_beside: AtomicU64::new(0),
             doing: Mutex::new(None),
             failed: AtomicBool::new(false),
             verdict: Mutex::new(None),
@@ -65,7 +68,7 @@ impl GroupStatus {
             step: self.step.load(Ordering::Relaxed),
             operation: self.operation.load(Ordering::Relaxed),
             inside: self.inside.load(Ordering::Relaxed),
-            moved: self.moved.load(Ordering::Relaxed),
+            moved: self.moved.load(Ordering::Relaxed).wrapping_add(self.moved_beside.load(Ordering::Relaxed)),
             doing: *self.doing.lock().unwrap_or_else(PoisonError::into_inner),
         }
     }
@@ -79,14 +82,24 @@ impl GroupStatus {
 
     /// The operation has ended. `moved` counts the bytes moved so far by all operations.
     pub(crate) fn leave(&self, moved: u64) {
+        self.stop_waiting();
+        self.set_moved(moved);
+    }
+
+    /// What began with [`GroupStatus::enter`] has ended, and has moved nothing itself.
+    pub(crate) fn stop_waiting(&self) {
         self.inside.store(false, Ordering::Relaxed);
         *self.doing.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.set_moved(moved);
     }
 
     /// `moved` counts the bytes moved so far by all operations.
     pub(crate) fn set_moved(&self, moved: u64) {
         self.moved.store(moved, Ordering::Relaxed);
+    }
+
+    /// A line has moved a frame, or a part of one.
+    pub(crate) fn add_moved_beside(&self) {
+        self.moved_beside.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Takes in what a peer says of itself.

@@ -10,6 +10,8 @@
 //! ```text
 //! group ── operation ──▶ plan ── frames in order ──▶ operation, operation_driver ──▶ transport
 //!   │
+//!   ├── line ── messages beside the operations ──▶ operation ──▶ transport
+//!   │
 //!   ├── join, calling, handshake, listener, connector: how ranks meet
 //!   │
 //!   └── control ── bytes ──▶ control_driver ── events ──▶ session ── records ──▶ verdict
@@ -29,9 +31,9 @@
 //! - **No hang.** All other ranks know of a killed rank within a second, and of one that is frozen
 //!   or cut off within [`Config::timeout`]. Ranks that do different things get an error at the
 //!   first frame. Every survivor names the same culprit ([`Verdict`]).
-//! - **Only holders of the token join** ([`Secret`]), and strangers do not disturb them. Data is
-//!   checksummed, not encrypted. On a network that others can read or write, use WireGuard or ssh
-//!   tunnels.
+//! - **Only holders of the token join** ([`Secret`]), and strangers do not disturb them. Data
+//!   is checksummed (except in memory of one machine), not encrypted. On a network that others
+//!   can read or write, use WireGuard or ssh tunnels.
 
 #![forbid(unsafe_code)]
 
@@ -57,6 +59,7 @@ mod interfaces;
 mod introduction;
 mod join;
 mod join_error;
+mod line;
 mod listener;
 mod mutations;
 mod notice;
@@ -64,6 +67,7 @@ mod operation;
 mod operation_driver;
 mod plan;
 mod progress;
+mod queue;
 mod random_bytes;
 mod rdma_group;
 mod roster;
@@ -90,6 +94,7 @@ pub use flight::FlightEntry;
 pub use frame::{Algorithm, Descriptor, Element, FrameError, Kind, PROTOCOL_VERSION, Reduction, WireDtype};
 pub use group::{Group, Reduce};
 pub use join_error::JoinError;
+pub use line::{Receiver, Sender};
 pub use notice::{Notice, Notices, no_notices};
 pub use plan::segment;
 pub use progress::{CurrentOperation, Progress};

@@ -1,15 +1,19 @@
 //! Carries out a plan over a transport, without ever waiting: [`Operation::poll`] moves what can be
 //! moved now.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use bytemuck::{cast_slice, cast_slice_mut};
 
-use crate::arithmetic;
-use crate::frame::{Descriptor, FrameError, HEADER_BYTES, Header, WireDtype, crc32c};
+use crate::arithmetic::{self, Arrived};
+use crate::frame::{Descriptor, FrameError, HEADER_BYTES, Header, Reduction, WireDtype, crc32c};
 use crate::mutations::Mutations;
 use crate::plan::{Action, After, Incoming, Outgoing, Plan, Source};
 use crate::transport::{Broken, Transport, Want};
+
+/// Bytes from which a checksum that is used again costs less than another.
+const REMEMBERED: usize = 4096;
 
 /// What ends an operation before its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,12 +109,15 @@ pub(crate) struct Operation {
     /// Frames sent and received, per channel.
     cursors: Vec<(usize, usize)>,
     remaining: usize,
+    /// Checksums of final frames, each of which goes to every rank.
+    checksums: HashMap<Range<usize>, u32>,
 }
 
 impl Operation {
     pub(crate) fn new(plan: Plan, number: u64, descriptor: Descriptor) -> Operation {
         let remaining = plan.channels.iter().map(|channel| channel.sends.len() + channel.receives.len()).sum();
-        Operation { cursors: vec![(0, 0); plan.channels.len()], remaining, plan, number, descriptor }
+        let cursors = vec![(0, 0); plan.channels.len()];
+        Operation { cursors, remaining, plan, number, descriptor, checksums: HashMap::new() }
     }
 
     /// Moves what can be moved now: at most one frame per direction of each link.
@@ -200,7 +207,14 @@ impl Operation {
         let header = match state.header_out {
             Some(header) => header,
             None => {
-                let crc = crc32c(payload);
+                let again = frame.is_final && frame.source == Source::Data && wire == WireDtype::Exact;
+                let crc = if !transport.checks_payloads(peer, link) {
+                    0
+                } else if again && length >= REMEMBERED && self.plan.channels.len() > 1 {
+                    *self.checksums.entry(frame.at.clone()).or_insert_with(|| crc32c(payload))
+                } else {
+                    crc32c(payload)
+                };
                 let header = self.header(rank, session, state.frames_sent, length, crc).encode();
                 state.header_out = Some(header);
                 header
@@ -233,6 +247,10 @@ impl Operation {
         let (element, wire) = (self.descriptor.element, self.descriptor.wire);
         let length = frame.at.len() * element.wire_bytes(wire);
         let fault = |error| Fault::Frame { peer, link, error };
+        let is_added = wire == WireDtype::Exact && frame.action != Action::Store;
+        if is_added && transport.holds(peer, link, length) {
+            return self.poll_held(index, length, links, transport, buffers);
+        }
 
         let mut scratch = std::mem::take(&mut links.scratch);
         let state = links.state(peer, link);
@@ -250,30 +268,100 @@ impl Operation {
         let mut complete = false;
         let result = received.map_err(Fault::from).and_then(|_| {
             if state.filled >= HEADER_BYTES && state.header_checked.is_none() {
-                let header = Header::decode(header).map_err(fault)?;
-                let due = self.header(peer, session, state.frames_received, length, header.payload_crc);
-                header.check(&due, mutations).map_err(fault)?;
-                state.header_checked = Some(header);
+                let sequence = state.frames_received;
+                let checked = self.checked(header, peer, session, sequence, length, mutations);
+                state.header_checked = Some(checked.map_err(fault)?);
             }
             if state.filled == HEADER_BYTES + length {
                 let header = state.header_checked.take().expect("checked before the payload");
-                header.check_payload(payload, mutations).map_err(fault)?;
+                if transport.checks_payloads(peer, link) {
+                    header.check_payload(&[payload], mutations).map_err(fault)?;
+                }
                 complete = true;
             }
             Ok(state.filled != before)
         });
         if complete {
-            state.filled = 0;
-            state.frames_received = state.frames_received.wrapping_add(1);
             let staging = std::mem::take(&mut state.staging_in);
             self.apply(frame, &staging, &mut scratch, &mut links.narrow, buffers);
             links.state(peer, link).staging_in = staging;
-            links.bytes_received += length as u64;
-            self.cursors[index].1 += 1;
-            self.remaining -= 1;
+            self.received(index, length, links);
         }
         links.scratch = scratch;
         result
+    }
+
+    /// Receives a frame that is added from where the transport holds it, so that its payload is
+    /// never copied.
+    fn poll_held(
+        &mut self,
+        index: usize,
+        length: usize,
+        links: &mut Links,
+        transport: &mut dyn Transport,
+        buffers: &mut Buffers<'_>,
+    ) -> Result<bool, Fault> {
+        let channel = &self.plan.channels[index];
+        let frame = &channel.receives[self.cursors[index].1];
+        let (peer, link) = (channel.peer, channel.link);
+        let (session, mutations) = (links.session, links.mutations);
+        let fault = |error| Fault::Frame { peer, link, error };
+        links.state(peer, link); // It is there from now on.
+        let Links { states, scratch, .. } = links;
+        let state = &mut states[peer][link];
+        let before = state.filled;
+        let header_in: &mut [u8; HEADER_BYTES] = state.header_in.as_mut_slice().try_into().expect("64 bytes");
+        if state.filled < HEADER_BYTES {
+            transport.receive(peer, link, header_in, &mut [], &mut state.filled)?;
+        }
+        if state.filled < HEADER_BYTES {
+            return Ok(state.filled != before);
+        }
+        let header = match state.header_checked {
+            Some(header) => header,
+            None => self.checked(header_in, peer, session, state.frames_received, length, mutations).map_err(fault)?,
+        };
+        state.header_checked = Some(header);
+        let mut sound = Ok(());
+        let checks = transport.checks_payloads(peer, link);
+        let came = transport.look(peer, link, length, &mut |parts| {
+            sound = if checks { header.check_payload(&parts, mutations) } else { Ok(()) };
+            if sound.is_ok() {
+                self.apply_parts(frame, parts, scratch, buffers);
+            }
+        })?;
+        let moved = came || state.filled != before;
+        sound.map_err(fault)?;
+        if came {
+            self.received(index, length, links);
+        }
+        Ok(moved)
+    }
+
+    /// Reads a header that arrived, and compares it with the one that is due.
+    fn checked(
+        &self,
+        bytes: &[u8; HEADER_BYTES],
+        peer: usize,
+        session: u64,
+        sequence: u32,
+        length: usize,
+        mutations: Mutations,
+    ) -> Result<Header, FrameError> {
+        let header = Header::decode(bytes)?;
+        header.check(&self.header(peer, session, sequence, length, header.payload_crc), mutations)?;
+        Ok(header)
+    }
+
+    /// Counts a frame that is dealt with.
+    fn received(&mut self, index: usize, length: usize, links: &mut Links) {
+        let channel = &self.plan.channels[index];
+        let state = links.state(channel.peer, channel.link);
+        (state.filled, state.header_checked) = (0, None);
+        state.frames_received = state.frames_received.wrapping_add(1);
+        links.bytes_received += length as u64;
+        self.cursors[index].1 += 1;
+        self.remaining -= 1;
     }
 
     /// Applies a complete frame as the plan says.
@@ -285,7 +373,7 @@ impl Operation {
         widened: &mut Vec<f32>,
         buffers: &mut Buffers<'_>,
     ) {
-        let (wire, reduction) = (self.descriptor.wire, self.descriptor.reduction);
+        let wire = self.descriptor.wire;
         let elements = frame.at.len();
         let in_place = wire == WireDtype::Exact && matches!(frame.action, Action::Store | Action::Scratch { .. });
         if in_place || elements == 0 {
@@ -300,14 +388,40 @@ impl Operation {
             }
         };
         let data: &mut [f32] = &mut cast_slice_mut(buffers.data)[frame.at.clone()];
-        match frame.action {
-            Action::Store => data.copy_from_slice(incoming),
-            Action::Add => arithmetic::add(reduction, data, incoming),
-            Action::AddBefore => arithmetic::add_before(reduction, data, incoming),
-            Action::Scratch { at } => scratch[at..at + elements].copy_from_slice(incoming),
-            Action::ScratchAdd { at } => arithmetic::add(reduction, &mut scratch[at..at + elements], incoming),
-            Action::Join { at } => arithmetic::join(reduction, data, &scratch[at..at + elements], incoming),
+        act(self.descriptor.reduction, frame.action, data, scratch, 0, incoming);
+    }
+
+    /// The same with a payload that lies in two places, each of whole elements.
+    fn apply_parts(&self, frame: &Incoming, parts: [&[u8]; 2], scratch: &mut [f32], buffers: &mut Buffers<'_>) {
+        let data: &mut [f32] = &mut cast_slice_mut(buffers.data)[frame.at.clone()];
+        let mut start = 0;
+        for part in parts {
+            let (incoming, _) = part.as_chunks::<4>();
+            let end = start + incoming.len();
+            act(self.descriptor.reduction, frame.action, &mut data[start..end], scratch, start, incoming);
+            start = end;
         }
+    }
+}
+
+/// Does with elements that arrived what the plan says. `before` elements of their frame came before
+/// them.
+fn act(
+    reduction: Reduction,
+    action: Action,
+    data: &mut [f32],
+    scratch: &mut [f32],
+    before: usize,
+    incoming: &[impl Arrived],
+) {
+    let of_scratch = |at: usize| at + before..at + before + incoming.len();
+    match action {
+        Action::Store => arithmetic::store(data, incoming),
+        Action::Add => arithmetic::add(reduction, data, incoming),
+        Action::AddBefore => arithmetic::add_before(reduction, data, incoming),
+        Action::Scratch { at } => arithmetic::store(&mut scratch[of_scratch(at)], incoming),
+        Action::ScratchAdd { at } => arithmetic::add(reduction, &mut scratch[of_scratch(at)], incoming),
+        Action::Join { at } => arithmetic::join(reduction, data, &scratch[of_scratch(at)], incoming),
     }
 }
 

@@ -10,15 +10,15 @@ use std::time::Duration;
 use crate::frame::FrameError;
 use crate::group_status::GroupStatus;
 use crate::operation::{Buffers, Fault, Links, Operation, Polled};
-use crate::transport::{Transport, Want};
+use crate::transport::{Broken, Transport, Want};
 use crate::verdict::Cause;
 
 /// How long a closed data connection is given to be explained by its rank's death.
-const EXPLANATION: Duration = Duration::from_millis(500);
+pub(crate) const EXPLANATION: Duration = Duration::from_millis(500);
 
 /// A gap between two looks at the clock that means that this process was stopped. Looks are 0.64 s
 /// apart at most.
-const OWN_STOP: Duration = Duration::from_secs(2);
+pub(crate) const OWN_STOP: Duration = Duration::from_secs(2);
 
 /// How long an operation waits for others.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +31,16 @@ pub(crate) struct Patience {
     pub(crate) peers: usize,
     /// Rounds of waiting between two looks at the clock.
     pub(crate) rounds_per_look: u32,
+}
+
+impl Patience {
+    /// Whether waiting on is of no use: the time is up, or all ranks are inside operations and none has moved a byte
+    /// for the timeout. Then a frame was lost, or the ranks wait for each other in operations that do not fit
+    /// together.
+    pub(crate) fn is_over(&self, now: Duration, idle: Duration, status: &GroupStatus) -> bool {
+        let Patience { operation_timeout, timeout, peers, .. } = *self;
+        idle > operation_timeout || (idle > timeout && status.is_standstill(now, peers, timeout))
+    }
 }
 
 /// What the caller of [`OperationDriver::poll`] does next.
@@ -133,7 +143,7 @@ impl OperationDriver {
             Some(_) if self.round.is_multiple_of(self.patience.rounds_per_look) => {
                 let now = now();
                 let idle = self.look(now);
-                if self.is_stuck(now, idle, status) {
+                if self.patience.is_over(now, idle, status) {
                     return Next::GiveUp(self.stalled(idle));
                 }
             }
@@ -153,14 +163,6 @@ impl OperationDriver {
         self.idle_since.map_or(Duration::ZERO, |since| now.saturating_sub(since))
     }
 
-    /// Whether waiting on is of no use: the operation's time is up, or all ranks are inside
-    /// operations and none has moved a byte for the timeout. Then a frame was lost, or the ranks
-    /// wait for each other in operations that do not fit together.
-    fn is_stuck(&self, now: Duration, idle: Duration, status: &GroupStatus) -> bool {
-        let Patience { operation_timeout, timeout, peers, .. } = self.patience;
-        idle > operation_timeout || (idle > timeout && status.is_standstill(now, peers, timeout))
-    }
-
     fn stalled(&self, idle: Duration) -> Cause {
         Cause::Stalled {
             waiting_for: self.wants.iter().map(|want| self.members[want.peer]).collect(),
@@ -175,36 +177,29 @@ impl OperationDriver {
         let closed = matches!(&fault, Fault::Broken(broken) if broken.closed);
         let since = *self.closed_since.get_or_insert(now);
         if !closed || now.saturating_sub(since) > EXPLANATION {
-            return Next::GiveUp(self.cause(fault));
+            return Next::GiveUp(cause_of(fault, &self.members));
         }
         // The peer's death may explain it, or what the peer sent on another link.
         if status.has_failed() { Next::Failed } else { Next::AwaitVerdict }
     }
 
-    fn cause(&self, fault: Fault) -> Cause {
-        match fault {
-            Fault::Broken(broken) => {
-                Cause::Broken { peer: self.members[broken.peer], link: broken.link, what: broken.what }
-            }
-            Fault::Frame { peer, link, error } => {
-                let peer = self.members[peer];
-                match error {
-                    FrameError::Diverged { mine_operation, mine, theirs_operation, theirs } => Cause::Diverged {
-                        peer,
-                        operation: mine_operation,
-                        mine,
-                        peer_operation: theirs_operation,
-                        theirs,
-                    },
-                    error => Cause::Damaged { peer, link, what: error.to_string() },
-                }
-            }
-        }
-    }
-
     /// Payload bytes that this rank has moved so far.
     fn moved(&self, links: &Links) -> u64 {
         self.moved_elsewhere + links.bytes_sent + links.bytes_received
+    }
+}
+
+/// What is reported of a fault. `members`: the group's ranks as ranks of the first group.
+pub(crate) fn cause_of(fault: Fault, members: &[usize]) -> Cause {
+    let (peer, link, error) = match fault {
+        Fault::Broken(Broken { peer, link, what, .. }) => return Cause::Broken { peer: members[peer], link, what },
+        Fault::Frame { peer, link, error } => (members[peer], link, error),
+    };
+    match error {
+        FrameError::Diverged { mine_operation, mine, theirs_operation, theirs } => {
+            Cause::Diverged { peer, operation: mine_operation, mine, peer_operation: theirs_operation, theirs }
+        }
+        error => Cause::Damaged { peer, link, what: error.to_string() },
     }
 }
 

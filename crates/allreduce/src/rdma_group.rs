@@ -3,16 +3,17 @@
 //!
 //! All ranks decide together: each tells the others over TCP what it has, and all draw the same
 //! conclusion. A rank that cannot have its device takes the whole group back to TCP, or to an error
-//! if RDMA was asked for.
+//! if RDMA was asked for. A group within a group that goes over RDMA does so too, with queue pairs of
+//! its own.
 
-use finetune_rdma::{Limits, Offer, Prepared, QueuePairKind, WireOptions};
+use finetune_rdma::{Limits, Offer, Prepared, QueuePairKind, WireDescription, WireOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::choose::Reach;
 use crate::config::{BackendChoice, Config};
 use crate::devices::{DeviceMatrix, Shape};
 use crate::engine::Network;
-use crate::error::GroupError;
+use crate::error::{GroupError, ranks};
 use crate::frame::Algorithm;
 use crate::group::Group;
 use crate::join_error::JoinError;
@@ -40,18 +41,66 @@ pub(crate) fn attach(group: &Group, session: u64, config: &Config) -> Result<(),
     if config.backend == BackendChoice::Tcp {
         return Ok(());
     }
-    let failed = JoinError::Group;
-    let fall_back = |why: String| match config.backend {
-        BackendChoice::Rdma => Err(JoinError::Rdma(why)),
-        _ => {
-            (config.notices)(Notice::FellBack { what: format!("data goes over TCP: {why}") });
+    let wired = match cabling(devices, config) {
+        Ok(cabling) => wire(group, session, config, cabling)?,
+        Err(why) => Err(why),
+    };
+    match wired {
+        Ok(network) => {
+            group.engine().networks.insert(0, network);
+            group.measure_algorithms().map_err(JoinError::Group)
+        }
+        Err(why) => fall_back(config, "data goes over TCP", why),
+    }
+}
+
+/// Whether RDMA is wanted and the cables of all ranks make no form for it, such as a chain: some ranks can use it.
+pub(crate) fn is_for_some(config: &Config) -> bool {
+    let devices = config.rdma.devices.as_ref().filter(|devices| devices.world() == config.world);
+    config.backend != BackendChoice::Tcp && devices.is_some_and(|devices| devices.shape() == Shape::Neither)
+}
+
+/// Uses RDMA for a group within a group, if its ranks are cabled to each other. `config`: that of the first group.
+///
+/// # Errors
+/// As [`attach`].
+pub(crate) fn attach_within(group: &Group, session: u64, config: &Config) -> Result<(), JoinError> {
+    let members = &group.inner.members;
+    let Some(devices) = config.rdma.devices.as_ref().map(|devices| devices.between(members)) else { return Ok(()) };
+    if devices.shape() == Shape::Neither {
+        return Ok(());
+    }
+    let (rank, world) = (group.rank(), group.world());
+    // Two ranks that reach each other are neighbours in any ring.
+    let topology = config.topology.filter(|_| world > 2);
+    let config = Config { rank, world, topology, ..config.clone() };
+    let wired = match cabling(&devices, &config) {
+        Ok(cabling) => wire(group, session, &config, cabling)?,
+        Err(why) => Err(why),
+    };
+    match wired {
+        Ok(network) => {
+            group.engine().networks.insert(0, network);
             Ok(())
         }
-    };
-    let cabling = match cabling(devices, config) {
-        Ok(cabling) => cabling,
-        Err(why) => return fall_back(why),
-    };
+        Err(why) => fall_back(&config, &format!("data between {} goes over TCP", ranks(members)), why),
+    }
+}
+
+fn fall_back(config: &Config, what: &str, why: String) -> Result<(), JoinError> {
+    if config.backend == BackendChoice::Rdma {
+        return Err(JoinError::Rdma(why));
+    }
+    (config.notices)(Notice::FellBack { what: format!("{what}: {why}") });
+    Ok(())
+}
+
+/// Connects the ranks of a group over RDMA, or says why they cannot: the same on all of them.
+///
+/// # Errors
+/// If the group fails.
+fn wire(group: &Group, session: u64, config: &Config, cabling: Cabling) -> Result<Result<Network, String>, JoinError> {
+    let failed = JoinError::Group;
     let options = WireOptions {
         kind: if config.rdma.reliable { QueuePairKind::Reliable } else { QueuePairKind::Unreliable },
         ..WireOptions::default()
@@ -64,30 +113,29 @@ pub(crate) fn attach(group: &Group, session: u64, config: &Config) -> Result<(),
     };
     let offers = match exchange(group, &outcome).map_err(failed)? {
         Ok(offers) => offers,
-        Err(why) => return fall_back(why),
+        Err(why) => return Ok(Err(why)),
     };
     let offers: Vec<Offer> = offers.into_iter().filter_map(|outcome| outcome.offer).collect();
     let connected = match prepared {
         Some(prepared) if offers.len() == config.world => prepared.connect(&offers, read_head),
-        _ => return fall_back("a rank made no offer".into()),
+        _ => return Ok(Err("a rank made no offer".into())),
     };
     let outcome = Outcome { offer: None, failed: connected.as_ref().err().map(ToString::to_string) };
     // After this exchange every rank has posted its receives.
-    let agreed = exchange(group, &outcome).map_err(failed)?;
-    match (agreed, connected) {
-        (Ok(_), Ok(connected)) => {
-            for wire in connected.descriptions() {
-                (config.notices)(Notice::Wired { wire: wire.to_string() });
-            }
-            let Cabling { reach, wires, .. } = cabling;
-            let rdma = Box::new(Rdma::new(connected));
-            let network = Network::new(rdma, config.rank, config.world, session, reach, wires, config.topology);
-            group.engine().networks.insert(0, network);
-            group.measure_algorithms().map_err(failed)
-        }
-        (Err(why), _) => fall_back(why),
-        (Ok(_), Err(error)) => fall_back(error.to_string()),
+    if let Err(why) = exchange(group, &outcome).map_err(failed)? {
+        return Ok(Err(why));
     }
+    let connected = match connected {
+        Ok(connected) => connected,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    for wire in connected.descriptions() {
+        let wire = WireDescription { peer: group.inner.members[wire.peer], ..wire.clone() };
+        (config.notices)(Notice::Wired { wire: wire.to_string() });
+    }
+    let Cabling { reach, wires, .. } = cabling;
+    let rdma = Box::new(Rdma::new(connected));
+    Ok(Ok(Network::new(rdma, config.rank, config.world, session, reach, wires, config.topology)))
 }
 
 /// What a rank could do.
@@ -109,6 +157,7 @@ fn exchange(group: &Group, mine: &Outcome) -> Result<Result<Vec<Outcome>, String
     group.all_gather(&padded, &mut all)?;
     let mut outcomes = Vec::new();
     for (rank, text) in all.chunks_exact(longest.max(1)).enumerate() {
+        let rank = group.inner.members[rank];
         let outcome: Outcome = match serde_json::from_slice(text) {
             Ok(outcome) => outcome,
             Err(error) => return Ok(Err(format!("what rank {rank} says of its devices makes no sense: {error}"))),
@@ -159,4 +208,28 @@ fn cabling(devices: &DeviceMatrix, config: &Config) -> Result<Cabling, String> {
         .map(|peer| if peer != rank && used(peer) { devices.wires(rank, peer)[..wires].to_vec() } else { Vec::new() })
         .collect();
     Ok(Cabling { reach, wires, mine })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    /// Where all ranks use RDMA, or none is to, it is not for some of them.
+    #[test]
+    fn a_chain_has_rdma_for_some() {
+        let chain = r#"[[null,"a",null],["a",null,"b"],[null,"b",null]]"#;
+        let mesh = r#"[[null,"a","b"],["a",null,"b"],["a","b",null]]"#;
+        for (devices, world, backend, want) in [
+            (Some(chain), 3, BackendChoice::Auto, true),
+            (Some(chain), 3, BackendChoice::Tcp, false),
+            (Some(chain), 2, BackendChoice::Auto, false),
+            (Some(mesh), 3, BackendChoice::Auto, false),
+            (None, 3, BackendChoice::Auto, false),
+        ] {
+            let mut config = Config { backend, ..Config::new(0, world, "", Secret::loopback()) };
+            config.rdma.devices = devices.map(|text| DeviceMatrix::parse(text).expect("a matrix"));
+            assert_eq!(is_for_some(&config), want, "{devices:?} {world} {backend:?}");
+        }
+    }
 }

@@ -14,12 +14,15 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
+use crate::frame::HEADER_BYTES;
 use crate::handshake::{HandshakeError, Trusted};
 use crate::join_error::JoinError;
 use crate::random_bytes::random_bytes;
+use crate::transport::tcp::MEMORY_FRAME;
 
-/// Bytes that a pipe holds in each direction. The pipes of eight ranks stay in a core's cache.
-const CAPACITY: usize = 64 << 10;
+/// Bytes that a pipe holds in each direction: a frame with its header, so that ranks that share a core
+/// pass on a whole one each time. The pipes of eight ranks stay in the processor's cache.
+const CAPACITY: usize = MEMORY_FRAME + HEADER_BYTES;
 
 /// Between two looks at whether the group has failed.
 const LOOK: Duration = Duration::from_millis(50);

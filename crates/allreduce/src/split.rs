@@ -14,8 +14,10 @@ use crate::group::Group;
 use crate::handshake::Purpose;
 use crate::join_error::JoinError;
 use crate::listener::Listener;
+use crate::rdma_group;
 use crate::roster::Member;
 use crate::same_machine::data_links;
+use crate::transport::Backend;
 use crate::transport::in_process::{self, InProcess};
 use crate::transport::tcp::Tcp;
 
@@ -52,14 +54,13 @@ impl SplitContext {
 
 impl Group {
     /// Splits the group: ranks that pass the same `color` form a new one, ordered by `key`, then by
-    /// rank. Every rank of this group must call it. The new group goes over TCP (or between
-    /// threads) and fails together with this one.
-    ///
-    /// Decision: `finetune` does not use this yet. It stays because layers spread over machines
-    /// will need groups within the group: the ranks that hold the same layers.
+    /// rank. Every rank of this group must call it. The new group goes over what this one goes over: RDMA between ranks
+    /// that are cabled to each other, otherwise TCP (or between threads). Where the cables of all ranks make neither a
+    /// mesh nor a ring, so that this group goes over TCP, ranks that are cabled to each other use RDMA all the same. It
+    /// fails together with this one.
     ///
     /// # Errors
-    /// If the group has failed, or the ranks of the new one cannot connect.
+    /// If the group has failed, or the ranks of the new one cannot connect, or they were to use RDMA and cannot.
     pub fn split(&self, color: u64, key: u64) -> Result<Group, JoinError> {
         let failed = JoinError::Group;
         let mut all = vec![[0u64; 2]; self.world()];
@@ -94,6 +95,12 @@ impl Group {
         let group = Group::assemble(rank, session, vec![network], members, context, split_context);
         if group.world() > 1 {
             group.barrier().map_err(failed)?;
+            // What all ranks of this group have agreed on.
+            if let SplitContext::Processes(processes) = &self.inner.split_context
+                && (self.backend() == Backend::Rdma || rdma_group::is_for_some(&processes.config))
+            {
+                rdma_group::attach_within(&group, session, &processes.config)?;
+            }
         }
         Ok(group)
     }

@@ -69,6 +69,11 @@ pub(crate) trait Transport: Send {
     /// multiple of 8 if less. Every rank of the group answers alike.
     fn frame_bytes(&self, remaining: usize) -> usize;
 
+    /// Whether payloads on this link have a checksum: all that leave this machine.
+    fn checks_payloads(&self, _peer: usize, _link: usize) -> bool {
+        true
+    }
+
     /// Goes on sending a frame of which `sent` bytes (header first) have left. Returns whether any
     /// more left now. The frame is done, and its memory may change, when `sent` is 64 plus the
     /// payload's length.
@@ -98,6 +103,29 @@ pub(crate) trait Transport: Send {
         payload: &mut [u8],
         filled: &mut usize,
     ) -> Result<bool, Broken>;
+
+    /// Whether a payload of `length` bytes on this link can be looked at where the transport holds
+    /// it, by [`Transport::look`] instead of `receive`, once its header was received.
+    fn holds(&self, _peer: usize, _link: usize, _length: usize) -> bool {
+        false
+    }
+
+    /// Calls `look` with the payload of the next frame where the transport holds it, if all of it
+    /// has come, and then lets go of it. The payload is in two parts, of which the first has a
+    /// multiple of 8 bytes unless the second is empty. Returns whether it had come. Asked only where
+    /// the transport [`holds`](Transport::holds) such payloads.
+    ///
+    /// # Errors
+    /// If the link is broken.
+    fn look(
+        &mut self,
+        _peer: usize,
+        _link: usize,
+        _length: usize,
+        _look: &mut dyn FnMut([&[u8]; 2]),
+    ) -> Result<bool, Broken> {
+        Ok(false)
+    }
 
     /// Sends something over links that have carried nothing for so long, if the transport needs
     /// that.

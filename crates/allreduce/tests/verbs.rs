@@ -3,7 +3,7 @@
 //!
 //! `on_soft_roce_devices` boots the kernel with `scripts/rdma-vm.sh` and runs `inside` there, which
 //! starts ranks: processes of this same test program that run `rank`. Results are compared, bit for
-//! bit, with TCP and with threads of one process. Without a kernel (`scripts/rdma-vm.sh --setup`
+//! bit, with TCP and with threads of one process. So are messages that travel over lines beside them. Without a kernel (`scripts/rdma-vm.sh --setup`
 //! fetches one) the test says so and is skipped.
 
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use finetune_allreduce::{
-    Algorithm, BackendChoice, Config, DeviceMatrix, Group, GroupError, Reduce, Reduction, Secret, WireDtype,
+    Algorithm, BackendChoice, Config, DeviceMatrix, Group, GroupError, Receiver as LineIn, Reduce, Reduction, Secret,
+    Sender as LineOut, WireDtype,
 };
 
 /// Set inside the kernel: which devices there are.
@@ -79,14 +80,14 @@ struct Task<'a> {
     reliable: bool,
     topology: &'a str,
     devices: &'a str,
-    /// All-reduces without end, rather than every operation once.
-    endless: bool,
+    /// "operations", "lines", or one of them "without end".
+    work: &'a str,
 }
 
 impl Task<'_> {
     fn text(&self) -> String {
-        let Task { rank, world, port, backend, reliable, topology, devices, endless } = self;
-        format!("{rank}|{world}|{port}|{backend}|{reliable}|{topology}|{devices}|{endless}")
+        let Task { rank, world, port, backend, reliable, topology, devices, work } = self;
+        format!("{rank}|{world}|{port}|{backend}|{reliable}|{topology}|{devices}|{work}")
     }
 
     fn topology(&self) -> Option<Algorithm> {
@@ -199,7 +200,7 @@ fn rank() {
         reliable: fields[4] == "true",
         topology: fields[5],
         devices: fields[6],
-        endless: fields[7] == "true",
+        work: fields[7],
     };
     let mut config = Config::new(task.rank, task.world, format!("127.0.0.1:{}", task.port), Secret::loopback());
     config.topology = task.topology();
@@ -213,20 +214,78 @@ fn rank() {
         Ok(group) => group,
         Err(error) => return println!("rank: error {error}"),
     };
-    if !task.endless {
-        return match work(&group, config.topology) {
-            Ok(digest) => println!("rank: digest {digest} over {}", group.backend()),
-            Err(error) => println!("rank: error {error}"),
-        };
+    let done = match task.work {
+        "operations" => work(&group, config.topology).map(|digest| format!("digest {digest} over {}", group.backend())),
+        "lines" => lines_around(&group).and_then(|lines| work_on_lines(&group, &lines)),
+        "lines without end" => lines_around(&group).and_then(|lines| {
+            println!("rank: ready");
+            loop {
+                work_on_lines(&group, &lines)?;
+            }
+        }),
+        _ => {
+            println!("rank: ready");
+            let mut data = vec![1f32; 300_000];
+            loop {
+                data.fill(1.0);
+                if let Err(error) = group.all_reduce(&mut data, Reduction::Sum) {
+                    break Err(error);
+                }
+            }
+        }
+    };
+    match done {
+        Ok(done) => println!("rank: {done}"),
+        Err(error) => println!("rank: error {error}"),
     }
-    println!("rank: ready");
-    let mut data = vec![1f32; 300_000];
-    loop {
-        data.fill(1.0);
-        if let Err(error) = group.all_reduce(&mut data, Reduction::Sum) {
-            return println!("rank: error {error}");
+}
+
+/// A line to the next rank and one from the rank before, around.
+fn lines_around(group: &Group) -> Result<(LineOut, LineIn), GroupError> {
+    let (rank, world) = (group.rank(), group.world());
+    let (mut out, mut into) = (None, None);
+    for from in 0..world {
+        let to = (from + 1) % world;
+        let (color, key) = match rank {
+            rank if rank == from => (0, 0),
+            rank if rank == to => (0, 1),
+            // In a group of its own.
+            rank => (1 + rank, 0),
+        };
+        let part = group.split(color as u64, key).unwrap_or_else(|error| panic!("{error}"));
+        if rank == from {
+            out = Some(part.sender(4).expect("a thread"));
+        } else if rank == to {
+            into = Some(part.receiver().expect("a thread"));
         }
     }
+    Ok((out.expect("a next rank"), into.expect("a rank before")))
+}
+
+/// Messages around the edges of slots, more of them than a lane is deep, while the ranks reduce. What carries the
+/// lines, and the digest of what came.
+fn work_on_lines(group: &Group, (out, into): &(LineOut, LineIn)) -> Result<String, GroupError> {
+    const BYTES: [usize; 9] = [0, 1, 4032, 4033, 16_129, 65_472, 65_473, 1_500_001, 8];
+    let (rank, world) = (group.rank(), group.world());
+    let message = |from: usize, round: usize, bytes: usize| -> Vec<u8> {
+        (0..bytes).map(|at| (at * 31 + from * 7 + round * 3 + at / 4096) as u8).collect()
+    };
+    let mut hasher = blake3::Hasher::new();
+    for round in 0..4 {
+        std::thread::scope(|scope| -> Result<(), GroupError> {
+            let sends = || BYTES.iter().try_for_each(|&bytes| out.send(message(rank, round, bytes)));
+            let sending = scope.spawn(sends);
+            let mut sum = vec![rank as f32; 20_000];
+            group.all_reduce(&mut sum, Reduction::Sum)?;
+            for bytes in BYTES {
+                let received = into.receive(bytes)?;
+                assert!(received == message((rank + world - 1) % world, round, bytes), "{bytes} bytes");
+                hasher.update(&received);
+            }
+            sending.join().expect("no panic")
+        })?;
+    }
+    Ok(format!("digest {} over {} and {}", &hasher.finalize().to_hex()[..16], out.backend(), into.backend()))
 }
 
 /// What all ranks of a world say at the end of a task.
@@ -255,7 +314,7 @@ fn inside() {
         reliable: false,
         topology,
         devices: "",
-        endless: false,
+        work: "operations",
     };
     let mut runs = 0;
     for (world, topology) in [(2, "mesh"), (2, "ring"), (3, "direct"), (3, "ring"), (4, "mesh"), (4, "ring")] {
@@ -274,28 +333,31 @@ fn inside() {
         }
     }
     println!("verbs: {layout}: {runs} runs over verbs gave the bits of TCP and of threads");
-    killed(&layout);
+    for (world, topology) in [(2, "mesh"), (3, "direct"), (3, "ring"), (4, "ring")] {
+        let task = Task { work: "lines", ..task(world, topology) };
+        let over_tcp = all_say(Task { backend: "tcp", ..task });
+        assert!(over_tcp.iter().all(|said| said.ends_with(" over tcp and tcp")), "{over_tcp:?}");
+        let over_rdma: Vec<String> = over_tcp.iter().map(|said| said.replace("tcp", "rdma")).collect();
+        let devices = matrix(world, &layout, topology == "ring");
+        for reliable in [false, true] {
+            let said = all_say(Task { reliable, devices: &devices, ..task });
+            assert_eq!(said, over_rdma, "{layout}: lines of {world} ranks, {topology}, reliable: {reliable}");
+        }
+    }
+    println!("verbs: {layout}: messages over lines are the same over verbs and over TCP");
+    ["operations without end", "lines without end"].iter().for_each(|work| killed(&layout, work));
     if layout == "veth" {
         lossy(task(2, "mesh"), &reference(2, Some(Algorithm::Mesh)));
     }
     println!("verbs: {layout}: all as it should be");
 }
 
-/// A rank is killed in the middle of an operation: the others say who.
-fn killed(layout: &str) {
+/// A rank is killed in the middle of its work: the others say who.
+fn killed(layout: &str, work: &str) {
     for reliable in [false, true] {
         let (world, victim) = (3, 2);
         let (devices, port) = (matrix(world, layout, false), free_port());
-        let task = Task {
-            rank: 0,
-            world,
-            port,
-            backend: "rdma",
-            reliable,
-            topology: "mesh",
-            devices: &devices,
-            endless: true,
-        };
+        let task = Task { rank: 0, world, port, backend: "rdma", reliable, topology: "mesh", devices: &devices, work };
         let mut ranks: Vec<Process> = (0..world).map(|rank| Process::start(&Task { rank, ..task })).collect();
         for process in &ranks {
             assert_eq!(process.hear(Duration::from_secs(60)), "rank: ready");
@@ -311,7 +373,8 @@ fn killed(layout: &str) {
         let took = began.elapsed();
         // The promise is one second; a kernel emulated on a busy machine gets more.
         assert!(took < Duration::from_secs(5), "{took:?}");
-        println!("verbs: {layout}: reliable {reliable}: a killed rank was known to all after {} ms", took.as_millis());
+        let took = took.as_millis();
+        println!("verbs: {layout}: reliable {reliable}, {work}: a killed rank was known to all after {took} ms");
     }
 }
 
@@ -336,5 +399,11 @@ fn lossy(task: Task<'_>, expected: &[String]) {
         }
     }
     println!("verbs: veth: with 1 % loss RC gave the same bits; UC {refused} of 6 ranks an error, none a wrong sum");
+    let lines = Task { work: "lines", devices: &devices, ..task };
+    let said = all_say(Task { reliable: true, ..lines });
+    assert!(said.iter().all(|said| said.ends_with(" over rdma and rdma")), "lines over RC with loss: {said:?}");
+    let said = all_say(lines);
+    let fine = said.iter().all(|said| said.starts_with("rank: error") || said.starts_with("rank: digest"));
+    assert!(fine, "lines over UC with loss: {said:?}");
     tc(&["qdisc", "del", "dev", "v0", "root"]);
 }

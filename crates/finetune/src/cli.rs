@@ -88,8 +88,9 @@ pub(crate) enum Command {
     ///   finetune plan recipe.toml --memory 16G --disk 2.8G
     ///   finetune plan recipe.toml --hosts 4 --link 10G
     ///
-    /// Each machine is one rank with a part of the rows. Seconds are those of this machine's CPU. Exits
-    /// with 5 if nothing fits.
+    /// Each machine is one rank with a part of the rows. Seconds are those of this machine's CPU. Below
+    /// the ways are memory and disk of each rank. A model without its weights, or a config.json
+    /// alone, is planned for too. Exits with 5 if nothing fits.
     #[command(verbatim_doc_comment)]
     Plan(PlanArguments),
     /// Show the tokens of a row, and which of them are trained on

@@ -26,6 +26,7 @@ mod progress;
 mod prometheus;
 mod rank_event;
 mod signals;
+mod size;
 mod sleep_inhibitor;
 mod source;
 mod stderr;

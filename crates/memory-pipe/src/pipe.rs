@@ -103,10 +103,25 @@ impl Pipe {
         self.incoming.read(parts)
     }
 
-    /// Says that this side sleeps until it can read, or write, or either. Returns whether it must
-    /// not, because it can now.
-    pub fn sleep(&mut self, until_readable: bool, until_writable: bool) -> bool {
-        let readable = until_readable && self.incoming.reader_sleeps();
+    /// Calls `look` with the next `bytes` bytes where they lie, if all of them are there, and then
+    /// counts them as read. They come in two parts: what lies before the end of the memory, a multiple
+    /// of 8 bytes if anything follows, and what lies behind its start.
+    ///
+    /// # Errors
+    /// If the memory is damaged.
+    pub fn read_in_place(&mut self, bytes: usize, look: impl FnOnce([&[u8]; 2])) -> Result<Moved, Damaged> {
+        self.incoming.read_in_place(bytes, look)
+    }
+
+    /// Bytes that each direction holds.
+    pub fn capacity(&self) -> usize {
+        self.incoming.capacity()
+    }
+
+    /// Says that this side sleeps until it can read so many bytes (0: it does not wait for any), or
+    /// write, or either. Returns whether it must not, because it can now.
+    pub fn sleep(&mut self, until_readable: usize, until_writable: bool) -> bool {
+        let readable = until_readable > 0 && self.incoming.reader_sleeps(until_readable);
         let writable = until_writable && self.outgoing.writer_sleeps();
         readable || writable
     }

@@ -14,6 +14,9 @@ const READ: usize = 64;
 const READER_SLEEPS: usize = 128;
 const WRITER_SLEEPS: usize = 192;
 
+/// What [`Ring::read_in_place`] shows is cut at multiples of so many bytes: never within a number.
+pub(crate) const CUT: usize = 8;
+
 /// The other side's count is not possible: the memory was changed by somebody else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Damaged;
@@ -44,6 +47,8 @@ pub(crate) struct Ring {
     mine: u64,
     /// Bytes that the other side had moved when this one last looked.
     theirs: u64,
+    /// Where a piece that lies around the end in an uneven way is put together.
+    bounce: Vec<u8>,
 }
 
 // SAFETY: the pointers lead into a mapping that lives as long as the pipe that owns the ring; all
@@ -55,7 +60,11 @@ impl Ring {
     /// `control` has [`CONTROL_BYTES`], `data` `capacity` bytes, for as long as the ring lives;
     /// `control` is aligned to 8 bytes. Only one writer and one reader are made of the same memory.
     pub(crate) unsafe fn new(control: *mut u8, data: *mut u8, capacity: usize) -> Ring {
-        Ring { control, data, capacity, mine: 0, theirs: 0 }
+        Ring { control, data, capacity, mine: 0, theirs: 0, bounce: Vec::new() }
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
     }
 
     fn count(&self, at: usize) -> &AtomicU64 {
@@ -142,6 +151,32 @@ impl Ring {
         Ok(self.published(moved, READ, WRITER_SLEEPS))
     }
 
+    /// Calls `look` with the next `bytes` bytes where they lie, if all of them are there, and then
+    /// counts them as read. They come in two parts, and are cut at a multiple of [`CUT`] bytes.
+    pub(crate) fn read_in_place(&mut self, bytes: usize, look: impl FnOnce([&[u8]; 2])) -> Result<Moved, Damaged> {
+        if self.filled(bytes)? < bytes {
+            return Ok(Moved::default());
+        }
+        let mut parts: [&[u8]; 2] = [&[]; 2];
+        let mut places = parts.iter_mut();
+        self.pieces(bytes, |from, length| {
+            // SAFETY: `from` has `length` bytes that the writer has counted and does not touch
+            // before it sees them read, which it cannot before `look` is done.
+            *places.next().expect("two pieces at most") = unsafe { std::slice::from_raw_parts(from, length) };
+        });
+        if parts[1].is_empty() || parts[0].len().is_multiple_of(CUT) {
+            look(parts);
+        } else {
+            let mut whole = std::mem::take(&mut self.bounce);
+            whole.clear();
+            parts.iter().for_each(|part| whole.extend_from_slice(part));
+            look([&whole, &[]]);
+            self.bounce = whole;
+        }
+        self.mine += bytes as u64;
+        Ok(self.published(bytes, READ, WRITER_SLEEPS))
+    }
+
     /// Shows the other side this side's count, and looks whether it sleeps.
     fn published(&self, bytes: usize, count: usize, sleeper: usize) -> Moved {
         if bytes == 0 {
@@ -155,11 +190,12 @@ impl Ring {
         Moved { bytes, wake: flag.load(Ordering::Relaxed) == 1 && flag.swap(0, Ordering::Relaxed) == 1 }
     }
 
-    /// The reader says that it sleeps. Returns whether it must not: there is something to read.
-    pub(crate) fn reader_sleeps(&mut self) -> bool {
+    /// The reader says that it sleeps until `bytes` bytes are there. Returns whether it must not:
+    /// they are.
+    pub(crate) fn reader_sleeps(&mut self, bytes: usize) -> bool {
         self.flag(READER_SLEEPS).store(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        self.filled(1) != Ok(0)
+        self.filled(bytes).map_or(true, |there| there == bytes)
     }
 
     /// The writer says that it sleeps. Returns whether it must not: there is room.

@@ -45,15 +45,59 @@ fn a_full_pipe_takes_no_more_and_an_empty_one_gives_none() {
 #[test]
 fn who_sleeps_is_woken_once() {
     let (mut a, mut b) = pair(64);
-    assert!(!b.sleep(true, false), "nothing to read");
+    assert!(!b.sleep(1, false), "nothing to read");
     assert_eq!(a.write(&[&[1]]), Ok(Moved { bytes: 1, wake: true }));
     assert_eq!(a.write(&[&[1]]), moved(1), "already woken");
-    assert!(b.sleep(true, false), "two bytes wait");
+    assert!(b.sleep(1, false), "two bytes wait");
     b.awake();
     assert_eq!(a.write(&[&[1; 62]]), moved(62), "b is awake");
-    assert!(!a.sleep(false, true), "no room");
+    assert!(!a.sleep(0, true), "no room");
     assert_eq!(b.read(&mut [&mut [0; 9]]), Ok(Moved { bytes: 9, wake: true }));
-    assert!(a.sleep(false, true), "room for nine");
+    assert!(a.sleep(0, true), "room for nine");
+}
+
+/// Looks at `bytes` bytes of the pipe. Returns them and the length of the first part, if they came.
+fn looked(pipe: &mut Pipe, bytes: usize) -> Option<(Vec<u8>, usize)> {
+    let mut seen = None;
+    let moved = pipe.read_in_place(bytes, |parts| seen = Some((parts.concat(), parts[0].len()))).expect("whole");
+    assert_eq!(moved.bytes, if seen.is_some() { bytes } else { 0 });
+    seen
+}
+
+#[test]
+fn what_is_looked_at_is_whole_and_in_order() {
+    let (mut a, mut b) = pair(64);
+    assert_eq!(looked(&mut b, 8), None, "nothing is there");
+    assert_eq!(a.write(&[&[1; 7]]), moved(7));
+    assert_eq!(looked(&mut b, 8), None, "one byte is missing");
+    assert_eq!(a.write(&[&[2; 49]]), moved(49));
+    assert_eq!(looked(&mut b, 8), Some(([[1; 7].as_slice(), &[2]].concat(), 8)));
+    assert_eq!(b.read(&mut [&mut [0; 40]]), moved(40), "the two ways of reading take turns");
+    let next: Vec<u8> = (0..56).collect();
+    assert_eq!(a.write(&[&next]), moved(56), "what was read has made room");
+    assert_eq!(looked(&mut b, 8), Some((vec![2; 8], 8)));
+    assert_eq!(looked(&mut b, 24), Some((next[..24].to_vec(), 8)), "around the end, cut at 8 bytes");
+}
+
+#[test]
+fn what_lies_around_the_end_is_never_cut_within_a_number() {
+    let (mut a, mut b) = pair(64);
+    assert_eq!(a.write(&[&[9; 61]]), moved(61));
+    assert_eq!(b.read(&mut [&mut [0; 61]]), moved(61));
+    let bytes: Vec<u8> = (0..64).collect();
+    assert_eq!(a.write(&[&bytes]), moved(64));
+    assert_eq!(looked(&mut b, 64), Some((bytes, 64)), "three bytes lie before the end: put together");
+    assert_eq!(looked(&mut b, 1), None);
+}
+
+#[test]
+fn who_sleeps_for_many_bytes_is_not_kept_awake_by_few() {
+    let (mut a, mut b) = pair(64);
+    assert_eq!(a.write(&[&[1; 20]]), moved(20));
+    assert!(!b.sleep(21, false), "20 of 21 are there");
+    assert_eq!(a.write(&[&[1]]), Ok(Moved { bytes: 1, wake: true }));
+    assert!(b.sleep(21, false), "all are there");
+    assert!(!b.sleep(0, false), "it waits for nothing");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 pub(crate) mod base_files;
 pub(crate) mod by_row;
 pub(crate) mod companions;
+pub(crate) mod config_alone;
 pub(crate) mod config_json;
 mod extra;
 pub(crate) mod fetch;

@@ -51,7 +51,8 @@ pub use decoder::cache::KeyValueCache;
 pub use decoder::expert_use::ExpertCounts;
 pub use decoder::kept::{LayerKept, kept_layers};
 pub use error::ModelError;
-pub use files::base_files::stored_type;
+pub use files::base_files::{stated_type, stored_type};
+pub use files::config_alone::states_packing;
 pub use files::floats::float_type;
 pub use files::packing::{BaseForm, LayerSizes, PackedSizes, scheme_named, scheme_word};
 pub use finetune_kernels::devices::{
@@ -80,5 +81,5 @@ pub use placement::Placement;
 pub use product_rates::{ProductRates, product_rates};
 pub use slice::{Slice, Sums, not_in_slices, slice_bytes};
 pub use spread::{Held, Spread, TrainedElements};
-pub use stage::{Hops, Pass, Seconds, Simulated, Stage, not_in_stages};
+pub use stage::{Arrangement, Hops, Order, Pass, Seconds, Simulated, Stage, not_in_stages};
 pub use tree::{LinearLayer, Role, Split, expected_tensors, linear_layers, linear_modules};

@@ -43,7 +43,7 @@ use crate::decoder::balance::Balance;
 use crate::error::ModelError;
 use crate::tree::Decoder;
 
-pub use self::schedule::{Pass, Seconds, Simulated};
+pub use self::schedule::{Order, Pass, Seconds, Simulated};
 
 /// What carries numbers between the processes that hold a model together. They are counted from 0.
 ///
@@ -60,6 +60,17 @@ pub trait Hops: Send + Sync {
     /// # Errors
     /// If the other process cannot be reached.
     fn receive(&self, from: usize, length: usize) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>>;
+}
+
+/// How the layers of a process lie among those of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrangement {
+    /// In turn: the last process hands on to the first one ([`Stage::dealt`]).
+    Ring,
+    /// Next to each other: each process hands on to the next one only ([`Stage::in_order`]).
+    Contiguous,
+    /// In turn there and back: each process hands on to the next one and to the one before ([`Stage::wave`]).
+    Wave,
 }
 
 /// Which process holds which layer of a model.
@@ -94,6 +105,39 @@ impl Stage {
         Stage { of_layer: (0..layers).map(|_| next()).collect(), mine }
     }
 
+    /// So many layers on each process as `counts` says, arranged in this way.
+    pub fn arranged(arrangement: Arrangement, counts: &[usize], mine: usize) -> Stage {
+        match arrangement {
+            Arrangement::Ring => Stage::dealt(counts, mine),
+            Arrangement::Contiguous => Stage::in_order(counts, mine),
+            Arrangement::Wave => Stage::wave(counts, mine),
+        }
+    }
+
+    /// So many layers on each process as `counts` says: from the first process to the last one, back to the first one
+    /// and so on, without a hop between any but neighbours. There are as many such ways as the process with the fewest
+    /// layers has, and a part of one more if those with one layer more are the first on it; otherwise a process with
+    /// more layers has several next to each other on some of them (Liu et al. 2023, "Hanayo: Harnessing Wave-like
+    /// Pipeline Parallelism").
+    pub fn wave(counts: &[usize], mine: usize) -> Stage {
+        let ways = counts.iter().copied().min().unwrap_or(0);
+        let order = |way: usize| -> Vec<usize> {
+            if way.is_multiple_of(2) { (0..counts.len()).collect() } else { (0..counts.len()).rev().collect() }
+        };
+        let more: Vec<usize> = order(ways).into_iter().take_while(|process| counts[*process] == ways + 1).collect();
+        let of_layer = if counts.iter().sum::<usize>() == ways * counts.len() + more.len() {
+            (0..ways).flat_map(order).chain(more).collect()
+        } else {
+            let on_ways = |process: usize, way: usize| counts[process] * way / ways.max(1);
+            let on_way = |way: usize| {
+                let count = move |process: usize| on_ways(process, way + 1) - on_ways(process, way);
+                order(way).into_iter().flat_map(move |process| std::iter::repeat_n(process, count(process)))
+            };
+            (0..ways).flat_map(on_way).collect()
+        };
+        Stage { of_layer, mine }
+    }
+
     /// As [`Stage::dealt`], with the last layer on process `last`, which has one at least.
     pub fn ending_on(last: usize, counts: &[usize], mine: usize) -> Stage {
         let but_last = |process: usize| counts[process] - usize::from(process == last);
@@ -107,8 +151,8 @@ impl Stage {
         (0..self.count()).map(of).collect()
     }
 
-    /// Layers next to each other on the same process, as many on each as on any other: few steps from one process
-    /// to the next, for answers that are made token by token.
+    /// Layers next to each other on the same process, as many on each as on any other: few hops, for answers that are
+    /// made token by token, and for processes of which only neighbours are cabled.
     pub fn contiguous(layers: usize, stages: usize, mine: usize) -> Stage {
         Stage { of_layer: (0..layers).map(|layer| layer * stages / layers.max(1)).collect(), mine }
     }
@@ -219,6 +263,14 @@ impl Decoder {
     /// Whether this process computes logits and losses.
     pub(crate) fn holds_head(&self) -> bool {
         self.layers.is_empty() || self.holds(self.layers.len() - 1)
+    }
+
+    /// What the schedule of all processes says of this one; of one that holds all layers, if there are no others.
+    pub(crate) fn of_stage<T>(&self, says: impl FnOnce(&Stage, usize) -> T) -> T {
+        match &self.stage {
+            Some(connected) => says(&connected.stage, connected.stage.mine),
+            None => says(&Stage::in_order(&[self.layers.len()], 0), 0),
+        }
     }
 
     /// The layers that this process computes, in their order.

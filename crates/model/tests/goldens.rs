@@ -223,33 +223,15 @@ fn merged_models_equal_their_adapters(family: &'static str) {
 
 of_each_family!(merged_models_equal_their_adapters);
 
-fn both_spellings_of_config_json_mean_the_same(family: &'static str) {
-    let path = directory(family).join("config.hub.json");
-    let hub =
-        ModelConfig::parse(&std::fs::read_to_string(&path).expect("config.hub.json"), &path).expect("hub spelling");
-    assert_eq!(hub, ModelConfig::load(&directory(family)).expect("newer spelling"), "{family}");
-}
-
-macro_rules! with_hub_spelling {
-    ($called:ident!($($arguments:tt)*)) => {
-        $called! { $($arguments)*
-            llama3 qwen2 smollm3 gemma3 qwen3_moe ministral3 granite olmo3 deepseek_v3 gemma2 glm4 glm4_moe
-            glm4_moe_lite gpt_oss gpt_oss_mxfp4 granitemoehybrid granitemoehybrid_rope lfm2 lfm2_moe phi3
-            qwen3_next }
-    };
-}
-
-with_hub_spelling!(of_each_family!(both_spellings_of_config_json_mean_the_same:));
-
-/// The names in `each_family.rs` and those above are the folders'.
+/// The names in `each_family.rs` are the folders'. Each has what its tests read.
 #[test]
 fn every_golden_model_is_listed() {
     let mut listed = with_families!(names_of!()).map(str::to_owned).to_vec();
     listed.sort();
     assert_eq!(listed, families::names());
-    let mut spelt_twice = with_hub_spelling!(names_of!()).map(str::to_owned).to_vec();
-    spelt_twice.sort();
-    assert_eq!(spelt_twice, families::folders_with(&families::models(), "config.hub.json"));
+    for file in ["config.hub.json", "generation.json"] {
+        assert_eq!(listed, families::folders_with(&families::models(), file), "{file}");
+    }
 }
 
 /// PEFT saves one branch for all experts of a layer. It is read as the branches that it was made of.

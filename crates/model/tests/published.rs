@@ -63,10 +63,19 @@ fn of_qwen_and_gemma() -> Vec<Published> {
         ("Qwen3.5-4B", 4.21, "qwen3_5_text", [2560, 9216, 32, 16, 4, 256, 248_320], tied()),
         ("Qwen3.5-9B", 8.95, "qwen3_5_text", [4096, 12_288, 32, 16, 4, 256, 248_320], none()),
         ("Qwen3.5-27B", 26.90, "qwen3_5_text", [5120, 17_408, 64, 24, 4, 256, 248_320], json!({"linear_num_value_heads": 48})),
-        // Qwen3.6-35B-A3B has the same shapes.
+        // The model card says 27 and the shapes; the files have 27.78, with a vision tower and a layer that predicts
+        // further tokens.
+        ("Qwen3.6-27B", 27.0, "qwen3_5_text", [5120, 17_408, 64, 24, 4, 256, 248_320], json!({"linear_num_value_heads": 48})),
+        // Its config.json has the values of Qwen3.6-27B's, key by key (the README of a fork of msmodelslim for Qwen3.8).
+        ("Qwen3.8-27B", 27.0, "qwen3_5_text", [5120, 17_408, 64, 24, 4, 256, 248_320], json!({"linear_num_value_heads": 48})),
         ("Qwen3.5-35B-A3B", 34.66, "qwen3_5_moe_text", [2048, 512, 40, 16, 2, 256, 248_320], qwen3_5_moe(256, 8, 512, 32)),
+        // The model card says the shapes; the hub counts 35.1 with a vision tower of 0.45.
+        ("Qwen3.6-35B-A3B", 34.65, "qwen3_5_moe_text", [2048, 512, 40, 16, 2, 256, 248_320], qwen3_5_moe(256, 8, 512, 32)),
         ("Qwen3.5-122B-A10B", 122.11, "qwen3_5_moe_text", [3072, 1024, 48, 32, 2, 256, 248_320], qwen3_5_moe(256, 8, 1024, 64)),
         ("Qwen3.5-397B-A17B", 396.35, "qwen3_5_moe_text", [4096, 1024, 60, 32, 2, 256, 248_320], qwen3_5_moe(512, 10, 1024, 64)),
+        // The name says 2.4 T. Shapes as in the registry of a trainer for Qwen3.8; layers and experts are NVIDIA's page's
+        // on AutoModel too. The files have 4.89 TB in bf16, with a layer that predicts further tokens.
+        ("Qwen3.8-2.4T-A95B", 2400.0, "qwen3_5_moe_text", [8192, 2048, 92, 64, 4, 256, 248_320], qwen3_5_moe(512, 10, 2048, 128)),
         ("gemma-2-2b", 2.614, "gemma2", [2304, 9216, 26, 8, 4, 256, 256_000], none()),
         ("gemma-2-9b", 9.242, "gemma2", [3584, 14_336, 42, 16, 8, 256, 256_000], none()),
         ("gemma-2-27b", 27.227, "gemma2", [4608, 36_864, 46, 32, 16, 128, 256_000], none()),
@@ -116,8 +125,11 @@ fn of_others() -> Vec<Published> {
         ("gpt-oss-20b", 20.915, "gpt_oss", [2880, 2880, 24, 64, 8, 64, 201_088], json!({"num_local_experts": 32})),
         ("gpt-oss-120b", 116.829, "gpt_oss", [2880, 2880, 36, 64, 8, 64, 201_088], json!({"num_local_experts": 128})),
         ("DeepSeek-V3", 671.026, "deepseek_v3", [7168, 18_432, 61, 128, 128, 64, 129_280], json!({"num_nextn_predict_layers": 1})),
-        // Kimi K2.5's text model is the same.
         ("Kimi-K2", 1026.4, "kimi_k2", [7168, 18_432, 61, 64, 64, 64, 163_840], deepseek(384, 1, none())),
+        // Text models that go on from K2's, with its shapes by their cards and config.json: 61 layers, the first dense, 384
+        // experts of 2,048 and a shared one, 64 heads, 163,840 tokens. The cards say 1 T, which is K2's count rounded.
+        ("Kimi-K2.5", 1026.4, "kimi_k2", [7168, 18_432, 61, 64, 64, 64, 163_840], deepseek(384, 1, none())),
+        ("Kimi-K2.6", 1026.4, "kimi_k2", [7168, 18_432, 61, 64, 64, 64, 163_840], deepseek(384, 1, none())),
         ("Moonlight-16B-A3B", 15.960, "deepseek_v3", [2048, 11_264, 27, 16, 16, 64, 163_840],
             deepseek(64, 1, json!({"q_lora_rank": null, "moe_intermediate_size": 1408, "n_shared_experts": 2, "num_experts_per_tok": 6}))),
         ("GLM-4.7-Flash", 29.94, "glm4_moe_lite", [2048, 10_240, 47, 20, 20, 64, 154_880], none()),
@@ -159,11 +171,15 @@ fn parameters_of_text_models_in_their_wrappers() {
     for (name, wrapper) in [
         ("Qwen3.5-4B", "qwen3_5"),
         ("Qwen3.5-35B-A3B", "qwen3_5_moe"),
+        ("Qwen3.6-27B", "qwen3_5"),
+        ("Qwen3.6-35B-A3B", "qwen3_5_moe"),
+        ("Qwen3.8-27B", "qwen3_5"),
         ("gemma-3-4b", "gemma3"),
         ("gemma-4-26B-A4B", "gemma4"),
         ("Ministral-3-3B", "mistral3"),
         ("Ministral-3-8B", "mistral3"),
-        ("Kimi-K2", "kimi_k25"),
+        ("Kimi-K2.5", "kimi_k25"),
+        ("Kimi-K2.6", "kimi_k25"),
     ] {
         let (_, _, model_type, sizes, more) = published.iter().find(|model| model.0 == name).expect("a model");
         let text = config(model_type, *sizes, more);

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::codes::Codes;
 use crate::matrix::{Decoder, Groups, PackedMatrix, Zeros};
-use crate::numbers::{Numbers, e4m3, e8m0, widen};
+use crate::numbers::{Numbers, e4m3, e8m0, each};
 use crate::simd::InstructionSet;
 use crate::values::{Each, Meaning, Piece};
 
@@ -221,7 +221,7 @@ impl Numbers {
         match self {
             Numbers::F32(values) => out.copy_from_slice(&values[start..end]),
             Numbers::F16(values) => values[start..end].convert_to_f32_slice(out),
-            Numbers::BF16(values) => each(&values[start..end], out, |value| widen(*value)),
+            Numbers::BF16(values) => InstructionSet::best().widen(&values[start..end], out),
             Numbers::E8M0(values) => each(&values[start..end], out, |power| e8m0(*power)),
             Numbers::E4M3(values) => each(&values[start..end], out, |code| e4m3(*code)),
             Numbers::Product { scales, factors, per } => {
@@ -236,12 +236,6 @@ impl Numbers {
                 }
             }
         }
-    }
-}
-
-fn each<T>(from: &[T], out: &mut [f32], value: impl Fn(&T) -> f32) {
-    for (out, from) in out.iter_mut().zip(from) {
-        *out = value(from);
     }
 }
 

@@ -14,7 +14,9 @@
 #![expect(clippy::needless_range_loop, reason = "indices over arrays of one length are the form that becomes vectors")]
 
 pub mod keys;
-mod rounded;
+pub mod rounded;
+#[cfg(target_arch = "x86_64")]
+mod rows_of_codes;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -25,20 +27,13 @@ use std::ops::Range;
 use half::bf16;
 
 use crate::matrix::PackedMatrix;
-#[cfg(target_arch = "x86_64")]
-use crate::matrix::{Decoder, Groups, Rounding};
 use crate::numbers::widen;
 use crate::simd::{InstructionSet, for_each_set};
-#[cfg(target_arch = "x86_64")]
-use crate::values::Piece;
 
 /// Elements that are added to all lanes once.
 pub const BLOCK: usize = 64;
 /// Elements whose neighbours are moved apart.
 const HALF: usize = BLOCK / 2;
-/// Scales that are read together, if each row has its own.
-#[cfg(target_arch = "x86_64")]
-const NUMBERS: usize = 256;
 /// Sums of a set.
 const LANES: usize = HALF / 2;
 
@@ -216,9 +211,13 @@ fn dot_numbers<T: Copy>(x: &[f32], w: &[T], value: impl Fn(T) -> f32) -> f32 {
 }
 
 #[cfg(target_arch = "x86_64")]
+use rows_of_codes::RowsOfCodes;
+#[cfg(target_arch = "x86_64")]
 use x86::avx2::{Tile256, bf16_avx2, f32_avx2, row_avx2, split_avx2};
 #[cfg(target_arch = "x86_64")]
-use x86::avx512::{Tile512, bf16_avx512, f32_avx512, row_avx512, split_avx512, split_bf16_avx512};
+use x86::avx512::{Tile512, bf16_avx512, f32_avx512, split_bf16_avx512};
+#[cfg(target_arch = "x86_64")]
+use x86::codes512::{dot_rows_avx512, split_avx512};
 
 impl InstructionSet {
     for_each_set! {
@@ -283,8 +282,12 @@ impl InstructionSet {
     for_each_set! {
         /// [`PackedMatrix::dot_rows`] of codes that are multiplied as they are unpacked.
         fn dot_codes(self, codes: &RowsOfCodes, rows: Range<usize>, x: &[f32], out: &mut [f32]) {
-            avx512: codes.dot(rows, x, out, |piece, factors, x| row_avx512(piece, factors, x)),
-            avx2: codes.dot(rows, x, out, |piece, factors, x| row_avx2(piece, factors, x)),
+            avx512: codes.dot(rows, x, out, |piece, factors, x, out| dot_rows_avx512(piece, factors, x, out)),
+            avx2: codes.dot(rows, x, out, |piece, factors, x, out| {
+                for (piece, out) in codes.rows_of(piece).zip(out) {
+                    *out = row_avx2(&piece, factors, x);
+                }
+            }),
             baseline: codes.matrix.dot_decoded(InstructionSet::Baseline, rows, x, out),
         }
     }
@@ -356,126 +359,6 @@ impl PackedMatrix {
         for (n, out) in rows.zip(out) {
             self.decode_row_with(set, n, 0..x.len(), &mut row);
             *out = set.dot_f32(x, &row);
-        }
-    }
-}
-
-/// A matrix whose codes are multiplied as they are unpacked: its groups are whole halves of a block.
-#[cfg(target_arch = "x86_64")]
-struct RowsOfCodes<'a> {
-    matrix: &'a PackedMatrix,
-    /// Elements of a group.
-    period: usize,
-    /// Groups of a row.
-    groups: usize,
-    /// Rows that share them.
-    sharing: usize,
-}
-
-#[cfg(target_arch = "x86_64")]
-impl<'a> RowsOfCodes<'a> {
-    /// `None` if its codes have to be decoded first.
-    fn of(matrix: &'a PackedMatrix) -> Option<RowsOfCodes<'a>> {
-        let [_, width] = matrix.shape;
-        let (period, sharing, is_whole) = match matrix.groups {
-            Groups::Blocks { rows, columns } => (columns.min(width), rows, true),
-            Groups::Flat { elements } => (elements, 1, width.is_multiple_of(elements)),
-            Groups::OfColumns { .. } => return None,
-        };
-        let is_table = matches!(matrix.decoder, Decoder::Table { .. });
-        let has_form = match matrix.codes.bits() {
-            4 => true,
-            8 => !is_table && matrix.rounding == Rounding::None,
-            _ => false,
-        };
-        let begins_with_a_byte = matrix.codes.row_bits().is_multiple_of(8);
-        let of_halves = is_whole && (period.is_multiple_of(HALF) || period == width);
-        let fits = has_form && begins_with_a_byte && of_halves && width >= BLOCK;
-        fits.then(|| RowsOfCodes { matrix, period, groups: width.div_ceil(period), sharing })
-    }
-
-    /// `sum` multiplies the whole blocks of a row.
-    #[inline(always)]
-    fn dot(&self, rows: Range<usize>, x: &[f32], out: &mut [f32], sum: impl Fn(&Piece, &[f32; 16], &[f32]) -> f32) {
-        let (whole, rest_of_x) = x.split_at(x.len() / BLOCK * BLOCK);
-        let mut rest = vec![0f32; rest_of_x.len()];
-        let first = rows.start;
-        self.each_row(rows, |n, piece, factors| {
-            out[n] = sum(piece, factors, whole);
-            if !rest.is_empty() {
-                self.matrix.decode_row(first + n, whole.len()..x.len(), &mut rest);
-                out[n] = add_rest(out[n], rest_of_x, rest.iter().copied());
-            }
-        });
-    }
-
-    /// `split` writes the whole blocks of a row.
-    #[inline(always)]
-    fn split(
-        &self,
-        rows: Range<usize>,
-        some: &mut [f32],
-        then: Then<'_>,
-        split: impl Fn(&Piece, &[f32; 16], &mut [f32]),
-    ) {
-        let [_, width] = self.matrix.shape;
-        let (whole, at_once) = (width / BLOCK * BLOCK, some.len() / width);
-        let (first, count) = (rows.start, rows.len());
-        self.each_row(rows, |n, piece, factors| {
-            let out = &mut some[n % at_once * width..][..width];
-            split(piece, factors, &mut out[..whole]);
-            if whole < width {
-                self.matrix.decode_row(first + n, whole..width, &mut out[whole..]);
-            }
-            if n % at_once + 1 == at_once || n + 1 == count {
-                let begin = n / at_once * at_once;
-                let codes = &self.matrix.codes;
-                let bytes = codes.bit(first + begin, 0) / 8..codes.bit(first + n + 1, 0) / 8;
-                let ahead = codes.bytes().get(bytes).map_or(Ahead::NONE, Ahead::of);
-                then(begin, &some[..(n - begin + 1) * width], ahead);
-            }
-        });
-    }
-
-    /// Calls `row` with the number of each row, counted from the first, its codes with their numbers, and the factors
-    /// of 4 bits.
-    #[inline(always)]
-    fn each_row(&self, rows: Range<usize>, mut row: impl FnMut(usize, &Piece, &[f32; 16])) {
-        let RowsOfCodes { matrix, period, groups, sharing } = *self;
-        // The numbers of several rows are read together: those of one may be fewer than a vector.
-        let most = if sharing == 1 { (NUMBERS / groups).max(1) } else { 1 };
-        let (mut scales, mut zeros, mut biases) =
-            (vec![0f32; most * groups], vec![0f32; most * groups], vec![-0f32; most * groups]);
-        let ((meaning, factor), codes, rounding) = (matrix.meaning(), &matrix.codes, matrix.rounding);
-        let piece_of_no_row = Piece {
-            codes,
-            bit: 0,
-            first: period,
-            period,
-            meaning,
-            rounding,
-            scales: &[],
-            zeros: &[],
-            biases: &[],
-            factor,
-        };
-        let factors = if codes.bits() == 4 { piece_of_no_row.factors() } else { [0.0; 16] };
-        for first in rows.clone().step_by(most) {
-            let count = most.min(rows.end - first);
-            let (group, numbers) = (first / sharing * groups, count * groups);
-            matrix.scales.read(group, &mut scales[..numbers]);
-            matrix.read_offsets(group, &mut zeros[..numbers], &mut biases[..numbers]);
-            for n in 0..count {
-                let of_row = n * groups..(n + 1) * groups;
-                let piece = Piece {
-                    bit: codes.bit(first + n, 0),
-                    scales: &scales[of_row.clone()],
-                    zeros: &zeros[of_row.clone()],
-                    biases: &biases[of_row],
-                    ..piece_of_no_row
-                };
-                row(first + n - rows.start, &piece, &factors);
-            }
         }
     }
 }

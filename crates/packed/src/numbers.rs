@@ -74,6 +74,14 @@ pub(crate) fn widen(number: bf16) -> f32 {
     f32::from_bits(u32::from(number.to_bits()) << 16)
 }
 
+/// The values of numbers, as many as there is room for.
+#[inline(always)]
+pub(crate) fn each<T>(from: &[T], out: &mut [f32], value: impl Fn(&T) -> f32) {
+    for (out, from) in out.iter_mut().zip(from) {
+        *out = value(from);
+    }
+}
+
 /// 2^(code - 127); NaN for 255.
 pub(crate) fn e8m0(code: u8) -> f32 {
     match code {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ use crate::layout::{MTU_4096, PORT_ACTIVE};
 use crate::library::library;
 use crate::offer::{QueuePairKind, address_text};
 use crate::slots::{FRAME_BYTES, LEAST_DEPTH, Lane};
-use crate::verbs::{Context, Failed, Memory, QueuePair, QueuePairShape};
+use crate::verbs::{Context, Domain, Failed, Memory, QueuePair, QueuePairShape};
 
 /// The most bytes that are registered at once: regions above 4 GiB were reported to corrupt data on
 /// macOS.
@@ -184,7 +184,7 @@ impl Drop for Share {
     }
 }
 
-/// An open device: one for each name and [`crate::Wires`]. Dropped after its queue pairs.
+/// What a [`crate::Wires`] has of a device. Dropped after its queue pairs.
 pub(crate) struct Device {
     pub(crate) name: String,
     pub(crate) port: Port,
@@ -195,11 +195,11 @@ pub(crate) struct Device {
 impl Device {
     /// Opens a device with the memory of all its queue pairs. Without `limits` its own hold.
     pub(crate) fn open(name: &str, demand: &Demand, limits: Option<&Limits>) -> Result<Device, RdmaError> {
-        let context = open(name)?;
-        let port = read_port(name, &context)?;
-        let limits = limits.copied().unwrap_or_else(|| Limits::of_device(&context, port.message_bytes));
+        let domain = domain(name)?;
+        let port = read_port(name, domain.context())?;
+        let limits = limits.copied().unwrap_or_else(|| Limits::of_device(domain.context(), port.message_bytes));
         let share = Share::take(name, &limits, demand)?;
-        let memory = Memory::register(context, demand.memory_bytes).map_err(|failed| failed_on(name, failed))?;
+        let memory = Memory::register(domain, demand.memory_bytes).map_err(|failed| failed_on(name, failed))?;
         Ok(Device { name: name.to_string(), port, memory, _share: share })
     }
 
@@ -251,6 +251,19 @@ const WHERE_DEVICES_COME_FROM: &str = if cfg!(target_os = "macos") {
     "it needs a network card with RDMA, or soft-RoCE (`modprobe rdma_rxe`, `rdma link add rxe0 type rxe netdev eth0`); or \
      use `tcp`"
 };
+
+/// The domain of the device of that name, which all wires of this process share: opening a device twice was
+/// reported to hang on macOS (mlx#3245), and it has about 11 domains until it restarts.
+fn domain(name: &str) -> Result<Arc<Domain>, RdmaError> {
+    static OPEN: Mutex<BTreeMap<String, Weak<Domain>>> = Mutex::new(BTreeMap::new());
+    let mut all = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(domain) = all.get(name).and_then(Weak::upgrade) {
+        return Ok(domain);
+    }
+    let domain = Domain::allocate(open(name)?).map_err(|failed| failed_on(name, failed))?;
+    all.insert(name.to_string(), Arc::downgrade(&domain));
+    Ok(domain)
+}
 
 fn open(name: &str) -> Result<Context, RdmaError> {
     let library = library()?;

@@ -32,7 +32,8 @@
 //! | --- | --- |
 //! | unreliable connected (UC) queue pairs, send and receive only | the default; nothing else is used |
 //! | at most 10 queue pairs a device | two a wire, counted per process before the driver is asked |
-//! | about 100 memory regions a device | one a device and rank |
+//! | about 100 memory regions a device | one a device and group of ranks |
+//! | a device must not be opened twice, and has about 11 protection domains | one of each a process, shared by its groups |
 //! | messages of at most 4095 × 4096 bytes | [`Limits::message_bytes`] |
 //! | depth counts frames of 4 KiB, not messages | counted in the same unit: [`Limits::frames_in_flight`] |
 //! | both ends post the same number of 4 KiB frames | a message is always a whole slot, however little is in it |

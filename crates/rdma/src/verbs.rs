@@ -1,7 +1,7 @@
 //! The objects of the verbs library, behind types that free them.
 //!
-//! This file owns what the library creates ([`Context`], [`Memory`], [`QueuePair`]) and frees each
-//! exactly once, in the right order. It knows nothing of limits or ranks; `device.rs` does.
+//! This file owns what the library creates ([`Context`], [`Domain`], [`Memory`], [`QueuePair`]) and
+//! frees each exactly once, in the right order. It knows nothing of limits or ranks; `device.rs` does.
 //!
 //! `ibv_post_send`, `ibv_post_recv` and `ibv_poll_cq` are no symbols but inline functions that call
 //! through a table in the context. This file calls them through the same table.
@@ -133,14 +133,45 @@ impl Drop for Context {
     }
 }
 
-/// A protection domain and its one piece of registered memory, given out in parts.
+/// A protection domain of an open device. All that a process has of a device may share it.
+pub(crate) struct Domain {
+    raw: NonNull<layout::Pd>,
+    context: Context,
+}
+
+// SAFETY: verbs objects may be used from any thread; nothing here hands out the pointer.
+unsafe impl Send for Domain {}
+// SAFETY: as above.
+unsafe impl Sync for Domain {}
+
+impl Domain {
+    pub(crate) fn allocate(context: Context) -> Result<Arc<Domain>, Failed> {
+        // SAFETY: the context is open.
+        let raw = NonNull::new(unsafe { (context.library.ibv_alloc_pd)(context.raw.as_ptr()) });
+        let raw = raw.ok_or_else(|| Failed::last("ibv_alloc_pd"))?;
+        Ok(Arc::new(Domain { raw, context }))
+    }
+
+    /// The device that it belongs to.
+    pub(crate) fn context(&self) -> &Context {
+        &self.context
+    }
+}
+
+impl Drop for Domain {
+    fn drop(&mut self) {
+        // SAFETY: memory and queue pairs hold the domain, so they are gone; the context closes after this.
+        unsafe { (self.context.library.ibv_dealloc_pd)(self.raw.as_ptr()) };
+    }
+}
+
+/// One piece of registered memory, given out in parts.
 pub(crate) struct Memory {
     start: NonNull<u8>,
     layout: Layout,
     region: NonNull<layout::Mr>,
-    domain: NonNull<layout::Pd>,
     given_out: Mutex<usize>,
-    context: Context,
+    domain: Arc<Domain>,
 }
 
 // SAFETY: verbs objects may be used from any thread; the bytes are only reached through parts, each
@@ -152,33 +183,22 @@ unsafe impl Sync for Memory {}
 impl Memory {
     /// Registers `bytes` of fresh, page-aligned, zeroed memory: the device may write where receives
     /// are posted, and no peer may address it.
-    pub(crate) fn register(context: Context, bytes: usize) -> Result<Arc<Memory>, Failed> {
+    pub(crate) fn register(domain: Arc<Domain>, bytes: usize) -> Result<Arc<Memory>, Failed> {
         let layout = Layout::from_size_align(bytes.max(1), PAGE_BYTES).expect("less than half the address space");
         // SAFETY: of more than no bytes.
         let start = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
-        let library = context.library;
-        // SAFETY: the context is open.
-        let domain = NonNull::new(unsafe { (library.ibv_alloc_pd)(context.raw.as_ptr()) });
-        let Some(domain) = domain else {
-            let failed = Failed::last("ibv_alloc_pd");
+        // SAFETY: the domain is open; the memory is ours and stays until the region is gone.
+        let region = unsafe {
+            let access = layout::ACCESS_LOCAL_WRITE;
+            (domain.context.library.ibv_reg_mr)(domain.raw.as_ptr(), start.as_ptr().cast(), layout.size(), access)
+        };
+        let Some(region) = NonNull::new(region) else {
+            let failed = Failed::last("ibv_reg_mr");
             // SAFETY: allocated above with this layout, used by nobody.
             unsafe { dealloc(start.as_ptr(), layout) };
             return Err(failed);
         };
-        // SAFETY: the domain is open; the memory is ours and stays until the region is gone.
-        let region = unsafe {
-            (library.ibv_reg_mr)(domain.as_ptr(), start.as_ptr().cast(), layout.size(), layout::ACCESS_LOCAL_WRITE)
-        };
-        let Some(region) = NonNull::new(region) else {
-            let failed = Failed::last("ibv_reg_mr");
-            // SAFETY: both made above and used by nobody.
-            unsafe {
-                (library.ibv_dealloc_pd)(domain.as_ptr());
-                dealloc(start.as_ptr(), layout);
-            }
-            return Err(failed);
-        };
-        Ok(Arc::new(Memory { start, layout, region, domain, given_out: Mutex::new(0), context }))
+        Ok(Arc::new(Memory { start, layout, region, given_out: Mutex::new(0), domain }))
     }
 
     /// The next `bytes` without an owner.
@@ -193,15 +213,13 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        let library = self.context.library;
-        // SAFETY: queue pairs hold the memory, so they are gone; each is given back once, the
-        // region before the domain. If the driver keeps the region, the memory stays too: it
-        // leaks, but nobody else gets it.
+        // SAFETY: queue pairs hold the memory, so they are gone; the region is given back once, before
+        // the domain. If the driver keeps the region, the memory stays too: it leaks, but nobody else
+        // gets it.
         unsafe {
-            if (library.ibv_dereg_mr)(self.region.as_ptr()) == 0 {
+            if (self.domain.context.library.ibv_dereg_mr)(self.region.as_ptr()) == 0 {
                 dealloc(self.start.as_ptr(), self.layout);
             }
-            (library.ibv_dealloc_pd)(self.domain.as_ptr());
         }
     }
 }
@@ -273,7 +291,8 @@ unsafe impl Send for QueuePair {}
 
 impl QueuePair {
     pub(crate) fn create(part: Part, shape: QueuePairShape) -> Result<QueuePair, Failed> {
-        let (library, context) = (part.memory.context.library, part.memory.context.raw.as_ptr());
+        let domain = &part.memory.domain;
+        let (library, context) = (domain.context.library, domain.context.raw.as_ptr());
         let entries = (shape.sends + shape.receives + 1) as c_int;
         // SAFETY: the context is open; no channel, no context of ours.
         let completions = unsafe { (library.ibv_create_cq)(context, entries, ptr::null_mut(), ptr::null_mut(), 0) };
@@ -294,7 +313,7 @@ impl QueuePair {
             sq_sig_all: 1,
         };
         // SAFETY: domain and completion queue are open, `attributes` outlives the call.
-        let raw = unsafe { (library.ibv_create_qp)(part.memory.domain.as_ptr(), &mut attributes) };
+        let raw = unsafe { (library.ibv_create_qp)(domain.raw.as_ptr(), &mut attributes) };
         let Some(raw) = NonNull::new(raw) else {
             let failed = Failed::last("ibv_create_qp");
             // SAFETY: made above, used by nobody.
@@ -305,12 +324,12 @@ impl QueuePair {
     }
 
     fn library(&self) -> &'static Library {
-        self.part.memory.context.library
+        self.part.memory.domain.context.library
     }
 
     fn operations(&self) -> &layout::ContextOps {
         // SAFETY: the context stays open as long as the memory that this queue pair holds.
-        unsafe { &self.part.memory.context.raw.as_ref().ops }
+        unsafe { &self.part.memory.domain.context.raw.as_ref().ops }
     }
 
     /// The number that the peer addresses.

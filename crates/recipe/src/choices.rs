@@ -160,6 +160,17 @@ choices! {
     }
     BackendChoice { Auto = "auto", Rdma = "rdma" ["jaccl"], Tcp = "tcp" ["ring", "gloo"] }
     TopologyChoice { Auto = "auto", Ring = "ring", Mesh = "mesh" }
+    /// How the layers lie of ranks that hold a model together.
+    PlacementChoice {
+        /// As the cables are.
+        Auto = "auto",
+        /// In turn: the last rank hands on to the first one.
+        Ring = "ring" ["in_turn", "round_robin", "looped", "interleaved", "interleaved1f1b", "loopedbfs"],
+        /// Next to each other.
+        Contiguous = "contiguous" ["blocks", "chain", "gpipe", "1f1b"],
+        /// In turn, there and back.
+        Wave = "wave" ["zigzag", "snake", "v", "zbv", "hanayo"],
+    }
     /// What sums of gradients are on the way between ranks.
     WireChoice {
         F32 = "f32" ["fp32", "float32"],

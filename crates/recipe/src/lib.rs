@@ -39,8 +39,9 @@ use std::io::Read;
 use std::path::Path;
 
 pub use choices::{
-    BackendChoice, DeviceChoice, DtypeChoice, EventFolder, Format, Method, OptimizerName, Overlong, Quantization,
-    ResidencyChoice, ResultChoice, ScheduleName, SharesChoice, StagesChoice, TopologyChoice, TrainOn, WireChoice,
+    BackendChoice, DeviceChoice, DtypeChoice, EventFolder, Format, Method, OptimizerName, Overlong, PlacementChoice,
+    Quantization, ResidencyChoice, ResultChoice, ScheduleName, SharesChoice, StagesChoice, TopologyChoice, TrainOn,
+    WireChoice,
 };
 pub use kind::COLUMN_KEYS;
 pub use path::{HUB_ROWS, is_hub_rows};

@@ -16,6 +16,8 @@ use crate::server::State;
 
 /// Longest name of an adapter, in bytes.
 const LONGEST_NAME: usize = 200;
+/// Models that there may be at a time, each of which takes memory.
+const MOST_MODELS: usize = 256;
 
 pub(crate) async fn load(Shared(state): Shared<Arc<State>>, body: Bytes) -> Result<Json<Value>, ApiError> {
     let directory = allowed(&state)?;
@@ -28,6 +30,10 @@ pub(crate) async fn load(Shared(state): Shared<Arc<State>>, body: Bytes) -> Resu
     let taken = || ApiError::field("lora_name", format!("there is a model `{name}` already"));
     if ready.catalog.has(&name) {
         return Err(taken());
+    }
+    if ready.catalog.count() >= MOST_MODELS {
+        let message = format!("there are {MOST_MODELS} models already: unload one first");
+        return Err(ApiError::field("lora_name", message));
     }
     let path = below(&directory, Path::new(path))?;
     let (loading, id) = (Arc::clone(&state), name.clone());
@@ -66,9 +72,13 @@ fn allowed(state: &State) -> Result<PathBuf, ApiError> {
 }
 
 fn name(fields: &Fields) -> Result<String, ApiError> {
-    match fields.text("lora_name")? {
-        Some(name) if !name.is_empty() && name.len() <= LONGEST_NAME => Ok(name.to_owned()),
-        _ => Err(ApiError::field("lora_name", format!("`lora_name` must have 1 to {LONGEST_NAME} bytes"))),
+    let is_name = |name: &&str| (1..=LONGEST_NAME).contains(&name.len()) && !name.contains(char::is_control);
+    match fields.text("lora_name")?.filter(is_name) {
+        Some(name) => Ok(name.to_owned()),
+        None => {
+            let message = format!("`lora_name` must have 1 to {LONGEST_NAME} bytes, and no control characters");
+            Err(ApiError::field("lora_name", message))
+        }
     }
 }
 

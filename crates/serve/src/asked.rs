@@ -89,6 +89,17 @@ impl Asked {
         })
     }
 
+    /// Refuses what names tokens that a model does not have.
+    pub(crate) fn check_tokens(&self, vocabulary: usize) -> Result<(), ApiError> {
+        match self.rules.logit_bias.iter().find(|(token, _)| *token as usize >= vocabulary) {
+            None => Ok(()),
+            Some((token, _)) => {
+                let message = format!("`logit_bias` has the token {token}, and the model has {vocabulary} tokens");
+                Err(ApiError::field("logit_bias", message))
+            }
+        }
+    }
+
     /// How tokens of each answer are chosen. What the request does not say is the model's default, and the seed is
     /// drawn. Each answer has the seed behind that of the one before.
     pub(crate) fn rules(&self, served: &Served) -> Result<Vec<TokenRules>, ApiError> {

@@ -109,6 +109,7 @@ pub(crate) fn ask(state: &State, asked: &Asked, question: &Question) -> Result<I
     let longest = settings.longest_answer(model, prompt.len()).max(1);
     let max_new_tokens = asked.max_tokens.unwrap_or(state.settings.max_tokens.min(longest));
     settings.check(model, prompt, max_new_tokens).map_err(|refusal| ApiError::of_refusal(&refusal, param))?;
+    asked.check_tokens(model.config.vocabulary)?;
     let most = settings.slots + settings.queue;
     if asked.choices > most {
         let message = format!("`n` is {}, and this server takes {most} answers at a time", asked.choices);
@@ -151,15 +152,17 @@ pub(crate) async fn read_grammar(
     trial: String,
     param: &'static str,
 ) -> Result<(Grammar, Arc<str>), ApiError> {
-    let served = Arc::clone(served);
+    let (text, model) = (Arc::<str>::from(text), Arc::clone(&served.model));
+    let (served, own) = (Arc::clone(served), Arc::clone(&text));
     let work = move || {
         let grammars = served.grammars()?;
         grammars.read(&trial)?.rehearse()?;
-        let grammar = grammars.read(&text)?;
-        Ok::<_, String>((grammar, Arc::<str>::from(text)))
+        let grammar = grammars.read(&own)?;
+        Ok::<_, String>((grammar, own))
     };
     // Reading cannot be stopped, and goes on with its place.
     let place = timeout(LONGEST_FORM, Arc::clone(&state.forms).acquire_owned()).await.map_err(|_| ApiError::busy())?;
+    state.ready()?.computing.announce(&model, &text);
     let done = timeout(LONGEST_FORM, on_thread_with(place, work)).await;
     let late = |_| refused_form(param, &format!("it is not read within {} seconds", LONGEST_FORM.as_secs()));
     done.map_err(late)??.map_err(|what: String| refused_form(param, &what))

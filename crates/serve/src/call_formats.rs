@@ -13,21 +13,49 @@ pub(crate) struct CallFormat {
     pub(crate) begins: &'static [&'static str],
     /// Marks that may be special tokens, whose text is left out otherwise.
     pub(crate) marks: &'static [&'static str],
+    /// How arguments are written.
+    pub(crate) notation: Notation,
     /// The calls that a text consists of, which one of `begins` begins. `None`: it is something else.
     pub(crate) read: fn(&str, &Tools) -> Option<Vec<ToolCall>>,
+}
+
+/// How the arguments of a call are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Notation {
+    /// As a JSON object.
+    Json,
+    /// Each between marks; this one stands in front of a key.
+    Tagged(&'static str),
+    /// As literals of Gemma 4.
+    Gemma,
+    /// As literals of Python.
+    Python,
 }
 
 /// The formats. Of several with the same beginning, the first one that fits is meant.
 static FORMATS: [CallFormat; 11] = [
     // Qwen, Hermes, Granite 4, SmolLM3: <tool_call>{"name", "arguments"}</tool_call>, as often as there are calls.
-    CallFormat { sign: "", begins: &["<tool_call>"], marks: &["<tool_call>", "</tool_call>"], read: tagged },
+    CallFormat {
+        sign: "",
+        begins: &["<tool_call>"],
+        marks: &["<tool_call>", "</tool_call>"],
+        notation: Notation::Json,
+        read: tagged,
+    },
     // Qwen3-Coder, Qwen3.5: <tool_call><function=NAME><parameter=KEY>VALUE</parameter></function></tool_call>.
-    CallFormat { sign: "<function=", begins: &["<tool_call>", "<function="], marks: &[], read: parameters },
+    CallFormat {
+        sign: "<function=",
+        begins: &["<tool_call>", "<function="],
+        marks: &[],
+        notation: Notation::Tagged("<parameter="),
+        read: parameters,
+    },
     // GLM-4.5 and later: <tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>.
     CallFormat {
         sign: "<arg_key>",
         begins: &["<tool_call>"],
         marks: &["<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"],
+        notation: Notation::Tagged("<arg_key>"),
         read: keys,
     },
     // Mistral: [TOOL_CALLS][{"name", "arguments"}, ...]; newer ones [TOOL_CALLS]NAME[ARGS]{...}.
@@ -35,12 +63,25 @@ static FORMATS: [CallFormat; 11] = [
         sign: "",
         begins: &["[TOOL_CALLS]"],
         marks: &["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"],
+        notation: Notation::Json,
         read: bracketed,
     },
     // Llama 3: {"name", "parameters"}, perhaps behind the mark.
-    CallFormat { sign: "", begins: &["<|python_tag|>"], marks: &["<|python_tag|>"], read: behind_mark },
+    CallFormat {
+        sign: "",
+        begins: &["<|python_tag|>"],
+        marks: &["<|python_tag|>"],
+        notation: Notation::Json,
+        read: behind_mark,
+    },
     // Granite 3, Phi-4: a list of {"name", "arguments"}.
-    CallFormat { sign: "", begins: &["<|tool_call|>"], marks: &["<|tool_call|>", "<|/tool_call|>"], read: behind_mark },
+    CallFormat {
+        sign: "",
+        begins: &["<|tool_call|>"],
+        marks: &["<|tool_call|>", "<|/tool_call|>"],
+        notation: Notation::Json,
+        read: behind_mark,
+    },
     // DeepSeek-V3 and R1: function, NAME and arguments as Markdown; V3.1: NAME and arguments.
     CallFormat {
         sign: "<｜tool▁calls▁begin｜>",
@@ -52,6 +93,7 @@ static FORMATS: [CallFormat; 11] = [
             "<｜tool▁call▁end｜>",
             "<｜tool▁calls▁end｜>",
         ],
+        notation: Notation::Json,
         read: deepseek,
     },
     // Kimi K2: functions.NAME:NUMBER and arguments.
@@ -65,6 +107,7 @@ static FORMATS: [CallFormat; 11] = [
             "<|tool_call_end|>",
             "<|tool_calls_section_end|>",
         ],
+        notation: Notation::Json,
         read: kimi,
     },
     // Gemma 4: <|tool_call>call:NAME{KEY:<|"|>VALUE<|"|>}<tool_call|>.
@@ -72,6 +115,7 @@ static FORMATS: [CallFormat; 11] = [
         sign: "<|tool_call>call:",
         begins: &["<|tool_call>"],
         marks: &["<|tool_call>", "<tool_call|>", QUOTE],
+        notation: Notation::Gemma,
         read: gemma,
     },
     // LFM2: [NAME(KEY=VALUE), ...] in Python.
@@ -79,10 +123,17 @@ static FORMATS: [CallFormat; 11] = [
         sign: "",
         begins: &["<|tool_call_start|>"],
         marks: &["<|tool_call_start|>", "<|tool_call_end|>"],
+        notation: Notation::Python,
         read: python,
     },
     // OLMo 3: NAME(KEY=VALUE) in Python, a line each.
-    CallFormat { sign: "<function_calls>", begins: &["<function_calls>"], marks: &["<function_calls>"], read: python },
+    CallFormat {
+        sign: "<function_calls>",
+        begins: &["<function_calls>"],
+        marks: &["<function_calls>"],
+        notation: Notation::Python,
+        read: python,
+    },
 ];
 
 /// The formats of a model, whose template has some texts.
@@ -104,10 +155,41 @@ fn between<'a>(rest: &mut &'a str, open: &str, close: &str) -> Option<&'a str> {
     Some(within)
 }
 
-/// The calls of blocks, each from a mark on to another. What stands outside of them is not looked at.
+/// Marks within a block that may be text of its arguments.
+const MOST_MARKS: usize = 64;
+
+/// The calls of blocks, each from a mark on to another. What stands outside of them is not looked at. A block ends at the
+/// first mark that leaves something to read: texts of arguments may have marks, too.
 fn blocks(text: &str, open: &str, close: &str, read: impl Fn(&str) -> Option<Vec<ToolCall>>) -> Option<Vec<ToolCall>> {
-    let blocks = text.split(open).skip(1).map(|block| block.split(close).next().unwrap_or_default());
-    some(blocks.map(read).collect::<Option<Vec<_>>>()?.concat())
+    let (mut calls, mut rest) = (Vec::new(), text);
+    while let Some((_, within)) = rest.split_once(open) {
+        let marks = [open, close].into_iter().flat_map(|mark| within.match_indices(mark).take(MOST_MARKS));
+        let mut ends: Vec<usize> = marks.map(|(place, _)| place).chain([within.len()]).collect();
+        ends.sort_unstable();
+        let (found, end) = ends.into_iter().find_map(|end| Some((read(&within[..end])?, end)))?;
+        calls.extend(found);
+        rest = &within[end..];
+    }
+    some(calls)
+}
+
+/// The value of an argument, which ends at a mark. The text goes on behind it. Values that are no texts may have the
+/// mark in texts of theirs.
+fn argument(rest: &mut &str, mark: &str, is_text: bool) -> Option<String> {
+    let begun = rest.trim_start();
+    if !is_text && begun.starts_with(['{', '[']) {
+        let mut values = Deserializer::from_str(begun).into_iter::<Value>();
+        if let Some(Ok(_)) = values.next()
+            && let Some((value, behind)) = begun.split_at_checked(values.byte_offset())
+            && let Some(behind) = behind.trim_start().strip_prefix(mark)
+        {
+            *rest = behind;
+            return Some(value.to_owned());
+        }
+    }
+    let (value, behind) = rest.split_once(mark)?;
+    *rest = behind;
+    Some(value.to_owned())
 }
 
 /// A call whose arguments are the text of a JSON object.
@@ -177,10 +259,9 @@ fn parameters(text: &str, tools: &Tools) -> Option<Vec<ToolCall>> {
         let name = between(&mut rest, "<function=", ">")?;
         let mut arguments = Map::new();
         while let Some(key) = between(&mut rest, "<parameter=", ">") {
-            let (value, behind) = rest.split_once("</parameter>")?;
-            rest = behind;
+            let value = argument(&mut rest, "</parameter>", tools.is_text(name, key.trim()))?;
             // The lines of the marks are not the value's.
-            let value = value.strip_prefix('\n').unwrap_or(value);
+            let value = value.strip_prefix('\n').unwrap_or(&value);
             let value = value.strip_suffix('\n').unwrap_or(value);
             arguments.insert(key.trim().to_owned(), tools.value(name, key.trim(), value));
         }
@@ -202,17 +283,24 @@ fn parameters(text: &str, tools: &Tools) -> Option<Vec<ToolCall>> {
 
 fn keys(text: &str, tools: &Tools) -> Option<Vec<ToolCall>> {
     let (mut calls, mut rest) = (Vec::new(), text.trim());
-    while rest.trim_start().starts_with("<tool_call>") {
-        let block = between(&mut rest, "<tool_call>", "</tool_call>")?;
-        let (name, mut block) = block.split_at(block.find("<arg_key>").unwrap_or(block.len()));
+    while let Some(behind) = rest.trim_start().strip_prefix("<tool_call>") {
+        let (name, behind) = behind.split_at(end_of_name(behind)?);
+        rest = behind;
         let mut arguments = Map::new();
-        while let Some(key) = between(&mut block, "<arg_key>", "</arg_key>") {
-            let value = between(&mut block, "<arg_value>", "</arg_value>")?;
-            arguments.insert(key.trim().to_owned(), tools.value(name.trim(), key.trim(), value));
+        while let Some(key) = between(&mut rest, "<arg_key>", "</arg_key>") {
+            rest = rest.trim_start().strip_prefix("<arg_value>")?;
+            let value = argument(&mut rest, "</arg_value>", tools.is_text(name.trim(), key.trim()))?;
+            arguments.insert(key.trim().to_owned(), tools.value(name.trim(), key.trim(), &value));
         }
+        rest = rest.trim_start().strip_prefix("</tool_call>")?;
         calls.push(of_map(name, arguments)?);
     }
     some(calls)
+}
+
+/// Where the name of GLM's call ends.
+fn end_of_name(text: &str) -> Option<usize> {
+    ["<arg_key>", "</tool_call>"].iter().filter_map(|mark| text.find(mark)).min()
 }
 
 fn deepseek(text: &str, _: &Tools) -> Option<Vec<ToolCall>> {
@@ -263,10 +351,9 @@ fn python(text: &str, _: &Tools) -> Option<Vec<ToolCall>> {
     some(calls)
 }
 
-/// A value that is written as it is if it is a text, and as JSON or Python if it is not. `schema`: what the tool's
-/// parameters say of it, if they do.
-pub(crate) fn typed(text: &str, schema: Option<&Value>) -> Value {
-    let kinds = schema.map(kinds).unwrap_or_default();
+/// A value that is written as it is if it is a text, and as JSON or Python if it is not. `kinds`: the types that the
+/// tool's parameters allow, if they say so.
+pub(crate) fn typed(text: &str, kinds: &[&str]) -> Value {
     let word = text.trim();
     let parsed = word_value(word).or_else(|| serde_json::from_str(word).ok()).filter(|value| !value.is_string());
     match parsed {
@@ -274,25 +361,6 @@ pub(crate) fn typed(text: &str, schema: Option<&Value>) -> Value {
         Some(value) if !kinds.contains(&"string") => value,
         _ => text.into(),
     }
-}
-
-/// The types of JSON that a schema allows, as far as it says so at its top.
-fn kinds(schema: &Value) -> Vec<&str> {
-    match schema.get("type") {
-        Some(Value::String(kind)) => return vec![kind],
-        Some(Value::Array(kinds)) => return kinds.iter().filter_map(Value::as_str).collect(),
-        _ => {}
-    }
-    if let Some(values) = schema.get("enum").and_then(Value::as_array) {
-        return if values.iter().all(Value::is_string) { vec!["string"] } else { Vec::new() };
-    }
-    let branches = ["anyOf", "oneOf"].iter().find_map(|key| schema.get(key)?.as_array());
-    // Where one branch does not say, nothing is known.
-    branches.and_then(|branches| branches.iter().map(kind_of).collect()).unwrap_or_default()
-}
-
-fn kind_of(schema: &Value) -> Option<&str> {
-    schema.get("type")?.as_str()
 }
 
 fn is_of(value: &Value, kind: &str) -> bool {

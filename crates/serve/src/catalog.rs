@@ -8,8 +8,8 @@ use finetune_dataset::ChatTokenizer;
 use finetune_model::Model;
 use serde_json::{Value, json};
 
+use crate::call_form::CallForm;
 use crate::error::ApiError;
-use crate::forms::CallForm;
 use crate::grammar::Grammars;
 use crate::harmony;
 use crate::marking::Marking;
@@ -75,12 +75,17 @@ impl Served {
     /// # Errors
     /// A sentence that says why there is none.
     pub(crate) fn grammars(&self) -> Result<&Grammars, String> {
-        self.grammars.get_or_init(|| Grammars::new(&self.tokenizer, &self.ends)).as_ref().map_err(Clone::clone)
+        let new = || {
+            let form = self.call_form().filter(|_| !self.marking.is_harmony());
+            let marks = form.map(|form| form.marks(self.marking.formats())).unwrap_or_default();
+            Grammars::new(&self.tokenizer, &self.ends, &marks)
+        };
+        self.grammars.get_or_init(new).as_ref().map_err(Clone::clone)
     }
 
     /// How its chat template writes calls of tools, if that is a form that can be kept.
     pub(crate) fn call_form(&self) -> Option<&CallForm> {
-        self.call_form.get_or_init(|| CallForm::of(&self.tokenizer)).as_ref()
+        self.call_form.get_or_init(|| CallForm::of(&self.tokenizer, self.marking.formats())).as_ref()
     }
 
     /// The model.
@@ -134,6 +139,11 @@ impl Catalog {
             let there: Vec<String> = all.iter().map(|served| served.id.clone()).collect();
             ApiError::no_model(id.unwrap_or_default(), &there)
         })
+    }
+
+    /// How many models there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Adds an adapter. False: the name is taken.

@@ -16,12 +16,13 @@ use crate::asking::{
     Question, Usage, ask, check_text, finish_reason, new_call_id, new_id, on_texts, on_thread, read_grammar,
     refused_form, token_text, whole,
 };
+use crate::call_form::CallForm;
 use crate::catalog::{Served, now};
 use crate::connection::Busy;
 use crate::error::ApiError;
 use crate::events::{self, Chunks};
 use crate::fields::Fields;
-use crate::forms::{CallForm, Calls, Thought, ToolChoice, grammar, trial};
+use crate::forms::{Calls, Thought, ToolChoice, grammar, trial};
 use crate::grammar::Grammar;
 use crate::messages::{Conversation, name_thinking, with_texts_of_arguments};
 use crate::parts::{PartReader, Parts};
@@ -100,16 +101,17 @@ impl Wanted<'_> {
         let schema = schema.filter(|_| !is_forced);
         let parameters = meant.iter().map(|tool| &tool["function"]["parameters"]);
         form_bounds::check(schema.into_iter().chain(parameters)).map_err(|what| refused_form(param, &what))?;
-        let trial = trial(schema, &meant);
-        let text = if served.marking.is_harmony() {
+        let unkept = |what: String| ApiError::unsupported(param, format!("`{param}` cannot be kept: {what}"));
+        let (trial, text) = if served.marking.is_harmony() {
             let text = harmony_forms::grammar(&served.tokenizer, opened, schema, &meant);
-            text.map_err(|what| ApiError::unsupported(param, format!("`{param}` cannot be kept: {what}")))?
+            (trial(schema, None, &meant).map_err(unkept)?, text.map_err(unkept)?)
         } else {
             let thought = Thought::of(&served.tokenizer, opened);
             let form = if meant.is_empty() { None } else { Some(call_form(state, served, param).await?) };
             let one = matches!(choice, ToolChoice::Named(_) | ToolChoice::Any { one: true });
+            let trial = trial(schema, form.as_ref(), &meant).map_err(unkept)?;
             let calls = form.as_ref().map(|form| Calls { form, tools: meant, one });
-            grammar(schema, calls.as_ref(), thought)
+            (trial, grammar(schema, calls.as_ref(), thought).map_err(unkept)?)
         };
         read_grammar(state, served, text, trial, param).await.map(Some)
     }
@@ -120,8 +122,7 @@ async fn call_form(state: &State, served: &Arc<Served>, param: &'static str) -> 
     let asked = Arc::clone(served);
     let form = on_thread(state, move || asked.call_form().cloned()).await?;
     form.ok_or_else(|| {
-        let what = "the chat template of this model writes calls of tools in another form than \
-             <tool_call>{\"name\", \"arguments\"}</tool_call> or gpt-oss's channels";
+        let what = "the chat template of this model writes no calls of tools, or in a form that is not known";
         ApiError::unsupported(param, format!("`{param}` cannot be kept with these `tools`: {what}"))
     })
 }

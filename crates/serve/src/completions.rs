@@ -53,7 +53,9 @@ pub(crate) async fn completions(
         None => None,
         Some(schema) => {
             form_bounds::check([schema]).map_err(|what| refused_form("response_format", &what))?;
-            let (text, trial) = (grammar(Some(schema), None, Thought::Not), trial(Some(schema), &[]));
+            let refused = |what: String| refused_form("response_format", &what);
+            let text = grammar(Some(schema), None, Thought::Not).map_err(refused)?;
+            let trial = trial(Some(schema), None, &[]).map_err(refused)?;
             Some(read_grammar(&state, &served, text, trial, "response_format").await?)
         }
     };

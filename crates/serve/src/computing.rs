@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use std::{io, thread};
 
-use finetune_model::{Engine, EngineCounts, EngineRequest, EngineSettings, Listener};
+use finetune_model::{Engine, EngineCounts, EngineRequest, EngineSettings, Listener, Model};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::error::ApiError;
@@ -30,10 +30,19 @@ pub(crate) struct Submitted {
     pub(crate) grammar: Option<Arc<str>>,
 }
 
+/// What the thread is told.
+enum Told {
+    Requests(Vec<Submitted>),
+    /// The text of a form that a request of this model will have, for other ranks.
+    Form(Arc<Model>, Arc<str>),
+}
+
 /// A handle of the thread.
 pub(crate) struct Computing {
     /// `None` once no more requests are taken.
-    requests: Mutex<Option<Sender<Vec<Submitted>>>>,
+    requests: Mutex<Option<Sender<Told>>>,
+    /// Whether other ranks hold parts of the models.
+    has_others: bool,
     settings: EngineSettings,
     /// One for each request that may run or wait. A listener holds it until it is dropped.
     places: Arc<Semaphore>,
@@ -51,6 +60,7 @@ impl Computing {
         let (sender, receiver) = channel();
         let counts: Arc<Mutex<EngineCounts>> = Arc::default();
         let shown = Arc::clone(&counts);
+        let has_others = others.is_some();
         let thread = thread::Builder::new().name("computing".to_owned()).stack_size(STACK);
         thread.spawn(move || {
             let work = || match &others {
@@ -67,7 +77,7 @@ impl Computing {
             }
         })?;
         let places = Arc::new(Semaphore::new(settings.slots + settings.queue));
-        Ok(Computing { requests: Mutex::new(Some(sender)), settings, places, counts })
+        Ok(Computing { requests: Mutex::new(Some(sender)), has_others, settings, places, counts })
     }
 
     pub(crate) fn settings(&self) -> EngineSettings {
@@ -81,9 +91,20 @@ impl Computing {
 
     /// Hands requests over, which were checked. Their listeners are dropped if the thread has ended.
     pub(crate) fn submit(&self, all: Vec<Submitted>) {
+        self.tell(Told::Requests(all));
+    }
+
+    /// A form is about to be read. Other ranks begin to read it, too.
+    pub(crate) fn announce(&self, model: &Arc<Model>, form: &Arc<str>) {
+        if self.has_others {
+            self.tell(Told::Form(Arc::clone(model), Arc::clone(form)));
+        }
+    }
+
+    fn tell(&self, told: Told) {
         if let Some(requests) = &*self.requests.lock().unwrap_or_else(PoisonError::into_inner) {
             // A listener that is dropped tells its client.
-            let _ = requests.send(all);
+            let _ = requests.send(told);
         }
     }
 
@@ -104,15 +125,15 @@ impl Computing {
 }
 
 /// Computes until the other end of the channel is gone.
-fn compute(mut engine: Engine, requests: &Receiver<Vec<Submitted>>, shown: &Mutex<EngineCounts>) {
+fn compute(mut engine: Engine, requests: &Receiver<Told>, shown: &Mutex<EngineCounts>) {
     loop {
         if engine.is_idle() {
-            let Ok(submitted) = requests.recv() else { return };
-            take(&mut engine, submitted);
+            let Ok(told) = requests.recv() else { return };
+            take(&mut engine, told);
         }
         loop {
             match requests.try_recv() {
-                Ok(submitted) => take(&mut engine, submitted),
+                Ok(told) => take(&mut engine, told),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return,
             }
@@ -126,7 +147,7 @@ fn compute(mut engine: Engine, requests: &Receiver<Vec<Submitted>>, shown: &Mute
 fn compute_together(
     mut engine: Engine,
     settings: EngineSettings,
-    requests: &Receiver<Vec<Submitted>>,
+    requests: &Receiver<Told>,
     shown: &Mutex<EngineCounts>,
     others: &Others,
 ) -> Result<(), String> {
@@ -134,7 +155,14 @@ fn compute_together(
     let mut looks = 0u64;
     loop {
         let mut orders = Orders { has_step: true, ..Orders::default() };
-        let mut order = |engine: &mut Engine, all: Vec<Submitted>| {
+        let mut order = |engine: &mut Engine, told: Told| {
+            let all = match told {
+                Told::Requests(all) => all,
+                Told::Form(model, text) => {
+                    orders.forms.extend(others.number(&model).map(|number| (number, text.to_string())));
+                    return;
+                }
+            };
             for Submitted { request, listener, grammar } in all {
                 let order = others.order(&request, grammar.as_deref());
                 if engine.submit(request, listener).is_ok() {
@@ -144,7 +172,7 @@ fn compute_together(
         };
         if engine.is_idle() {
             match requests.recv_timeout(LOOK) {
-                Ok(submitted) => order(&mut engine, submitted),
+                Ok(told) => order(&mut engine, told),
                 Err(RecvTimeoutError::Timeout) => {
                     (others.check)()?;
                     looks += 1;
@@ -158,7 +186,7 @@ fn compute_together(
         }
         loop {
             match requests.try_recv() {
-                Ok(submitted) => order(&mut engine, submitted),
+                Ok(told) => order(&mut engine, told),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return end_together(&mut engine, others),
             }
@@ -180,7 +208,8 @@ fn end_together(engine: &mut Engine, others: &Others) -> Result<(), String> {
     Ok(())
 }
 
-fn take(engine: &mut Engine, all: Vec<Submitted>) {
+fn take(engine: &mut Engine, told: Told) {
+    let Told::Requests(all) = told else { return };
     for Submitted { request, listener, .. } in all {
         // It was checked, and it has a place, so it is not refused. If it were, its client would hear
         // that the listener is gone.

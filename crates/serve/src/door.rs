@@ -9,15 +9,21 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
 
 use crate::connection::{Busy, Connection};
 use crate::error::ApiError;
 use crate::server::State;
 
+/// Bodies count by pieces of so many bytes. The first piece of each is free, as most have no more.
+pub(crate) const PIECE: usize = 256 << 10;
+
 /// Lets a request in, with its whole body.
 pub(crate) async fn enter(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
     let response = match admitted(&state, request).await {
-        Ok(request) => {
+        // The room is taken until there is an answer, as what was read of the body is kept that long.
+        Ok((request, _room)) => {
             // A stream keeps a clone of it.
             let _busy = request.extensions().get::<Arc<Busy>>().cloned();
             next.run(request).await
@@ -28,7 +34,7 @@ pub(crate) async fn enter(Shared(state): Shared<Arc<State>>, request: Request, n
     response
 }
 
-async fn admitted(state: &State, request: Request) -> Result<Request, ApiError> {
+async fn admitted(state: &State, request: Request) -> Result<(Request, Room<'_>), ApiError> {
     let (mut parts, body) = request.into_parts();
     check_host(&parts.headers, &state.settings.host)?;
     if let Some(key) = &state.settings.key
@@ -41,15 +47,36 @@ async fn admitted(state: &State, request: Request) -> Result<Request, ApiError> 
     if announced.is_some_and(|length| length > most as u64) {
         return Err(too_large(most));
     }
-    let body = read(body, most).await?;
+    let mut room = Room { state, pieces: Vec::new() };
+    let body = read(body, most, &mut room).await?;
     if let Some(ConnectInfo(connection)) = parts.extensions.get::<ConnectInfo<Connection>>() {
         let busy = Arc::new(connection.busy());
         parts.extensions.insert(busy);
     }
-    Ok(Request::from_parts(parts, Body::from(body)))
+    Ok((Request::from_parts(parts, Body::from(body)), room))
 }
 
-async fn read(body: Body, most: usize) -> Result<Bytes, ApiError> {
+/// Room for a body among those of all requests.
+struct Room<'a> {
+    state: &'a State,
+    pieces: Vec<OwnedSemaphorePermit>,
+}
+
+impl Room<'_> {
+    /// Waits for room for so many bytes, for as long as a request may take to come.
+    async fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
+        while bytes > (self.pieces.len() + 1) * PIECE {
+            let piece = Arc::clone(&self.state.bodies).acquire_owned();
+            match timeout(self.state.settings.bounds.request, piece).await {
+                Ok(Ok(piece)) => self.pieces.push(piece),
+                _ => return Err(ApiError::busy()),
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn read(body: Body, most: usize, room: &mut Room<'_>) -> Result<Bytes, ApiError> {
     let mut stream = body.into_data_stream();
     let mut bytes = Vec::new();
     while let Some(piece) = stream.next().await {
@@ -57,6 +84,7 @@ async fn read(body: Body, most: usize) -> Result<Bytes, ApiError> {
         if bytes.len() + piece.len() > most {
             return Err(too_large(most));
         }
+        room.grow(bytes.len() + piece.len()).await?;
         bytes.extend_from_slice(&piece);
     }
     Ok(bytes.into())
@@ -73,12 +101,14 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
 /// Refuses pages of other hosts. A name that somebody lets point here (DNS rebinding) is not ours,
 /// and a page of another origin names itself.
 fn check_host(headers: &HeaderMap, own: &str) -> Result<(), ApiError> {
-    let Some(host) = text(headers, header::HOST) else { return Ok(()) };
+    // Letters that no name has are not read, and are no name of ours.
+    let Some(host) = headers.get(header::HOST) else { return Ok(()) };
+    let host = host.to_str().unwrap_or("?");
     if !is_ours(host, own) {
         let message = format!("the name `{host}` is not this server's: use its address, localhost or its --host");
         return Err(ApiError::new(StatusCode::FORBIDDEN, message));
     }
-    let origin = text(headers, header::ORIGIN);
+    let origin = headers.get(header::ORIGIN).map(|origin| origin.to_str().unwrap_or("?"));
     let is_own = |origin: &str| origin.split_once("://").is_some_and(|(_, name)| name.eq_ignore_ascii_case(host));
     match origin {
         Some(origin) if !is_own(origin) => {

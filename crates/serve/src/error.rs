@@ -37,6 +37,9 @@ pub enum ServeError {
     },
 }
 
+/// Letters of a message, which may show what a request has.
+const LONGEST_MESSAGE: usize = 2000;
+
 /// An error in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ApiError {
@@ -50,7 +53,12 @@ pub(crate) struct ApiError {
 
 impl ApiError {
     pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> ApiError {
-        ApiError { status, message: message.into(), param: None, code: None, retry_after: None }
+        let mut message = message.into();
+        if let Some((end, _)) = message.char_indices().nth(LONGEST_MESSAGE) {
+            message.truncate(end);
+            message.push_str(" ...");
+        }
+        ApiError { status, message, param: None, code: None, retry_after: None }
     }
 
     /// A field with a value that cannot be.

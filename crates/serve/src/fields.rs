@@ -6,11 +6,17 @@ use serde_json::{Map, Value};
 
 use crate::error::ApiError;
 
+/// Values of a body. Each takes tens of bytes in memory, however short it is. A prompt of tokens is one of each.
+const MOST_VALUES: usize = 1 << 20;
+
 /// The fields of an object.
 pub(crate) struct Fields(Map<String, Value>);
 
 impl Fields {
     pub(crate) fn read(body: &[u8]) -> Result<Fields, ApiError> {
+        if has_more_values(body, MOST_VALUES) {
+            return Err(ApiError::field("body", format!("the body has more than {MOST_VALUES} values")));
+        }
         match serde_json::from_slice(body) {
             Ok(Value::Object(fields)) => Ok(Fields(fields)),
             Ok(other) => Err(ApiError::field("body", format!("a JSON object is expected, not {}", kind(&other)))),
@@ -77,6 +83,22 @@ impl Fields {
     }
 }
 
+/// Whether JSON has more values than these, before any of them is read: each but the first stands behind one of `[`, `{`,
+/// `,` and `:`.
+fn has_more_values(body: &[u8], most: usize) -> bool {
+    let (mut count, mut in_text, mut is_escaped) = (0, false, false);
+    for byte in body {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if in_text => is_escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' | b',' | b':' if !in_text => count += 1,
+            _ => {}
+        }
+    }
+    count > most
+}
+
 /// The error for a value of another type.
 pub(crate) fn wrong(name: &str, value: &Value, wanted: &str) -> ApiError {
     ApiError::field(name, format!("`{name}` must be {wanted}, not {}", kind(value)))
@@ -91,5 +113,24 @@ pub(crate) fn kind(value: &Value) -> &'static str {
         Value::String(_) => "a string",
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_counted_outside_of_texts() {
+        for (body, most, want) in [
+            (r#"{"a": [1, 2]}"#, 4, false),
+            (r#"{"a": [1, 2]}"#, 3, true),
+            (r#"{"a": ",[,[,["}"#, 2, false),
+            (r#"{"a": "\",["}"#, 2, false),
+            (r#"{"a": "\\",["#, 3, true),
+            ("", 0, false),
+        ] {
+            assert_eq!(has_more_values(body.as_bytes(), most), want, "{body} {most}");
+        }
     }
 }

@@ -2,16 +2,16 @@
 //! grammar (`grammar.rs`).
 
 use finetune_dataset::{ChatTokenizer, REASONING_TAGS};
-use serde_json::{Deserializer, Value, json};
+use serde_json::{Value, json};
 
+use crate::call_form::CallForm;
+use crate::call_grammar::{self, Rules};
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
-use crate::grammar::CALL;
+use crate::text_grammar::escaped;
 
 /// White space between the parts of JSON. Without a bound some models write nothing else.
 const SPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
-/// A tool of the conversation that shows how a template writes calls.
-const SAMPLE: &str = "sample_name";
 
 /// The schema of what `response_format` asks for. `None`: any text.
 pub(crate) fn response_format(fields: &Fields) -> Result<Option<Value>, ApiError> {
@@ -77,44 +77,6 @@ impl ToolChoice {
     }
 }
 
-/// How a template writes a call of a tool: what stands before the name, between name and arguments, and behind them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct CallForm {
-    before: String,
-    between: String,
-    behind: String,
-}
-
-impl CallForm {
-    /// Of a template that writes `<tool_call>{"name": ..., "arguments": ...}</tool_call>`, as those of Hermes and Qwen
-    /// do. `None`: it writes them in another way.
-    pub(crate) fn of(tokenizer: &ChatTokenizer) -> Option<CallForm> {
-        let function = json!({"name": SAMPLE, "arguments": {"key": "value"}});
-        let called =
-            json!({"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]});
-        let tool = json!({"type": "function", "function": {"name": SAMPLE, "description": "", "parameters": {}}});
-        let messages = [json!({"role": "user", "content": "x"}), called];
-        let rendered = tokenizer.render(&messages, Some(&json!([tool])), false).ok()?;
-        CallForm::in_text(&rendered.text)
-    }
-
-    fn in_text(text: &str) -> Option<CallForm> {
-        let (open, close) = CALL;
-        let text = &text[text.rfind(open)?..];
-        let text = &text[..text.find(close)? + close.len()];
-        let call: Value = serde_json::from_str(text[open.len()..].strip_suffix(close)?).ok()?;
-        if call != json!({"name": SAMPLE, "arguments": {"key": "value"}}) {
-            return None;
-        }
-        let (before, rest) = text.split_once(&format!("\"{SAMPLE}\""))?;
-        let (between, rest) = rest.split_at(rest.find('{')?);
-        let mut values = Deserializer::from_str(rest).into_iter::<Value>();
-        values.next()?.ok()?;
-        let behind = rest.get(values.byte_offset()..)?;
-        Some(CallForm { before: before.to_owned(), between: between.to_owned(), behind: behind.to_owned() })
-    }
-}
-
 /// Reasoning in front of what has a form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Thought {
@@ -148,7 +110,10 @@ pub(crate) struct Calls<'a> {
 }
 
 /// The text of a grammar: JSON of a schema, or calls, or what the model likes of both.
-pub(crate) fn grammar(schema: Option<&Value>, calls: Option<&Calls<'_>>, thought: Thought) -> String {
+///
+/// # Errors
+/// A sentence that says what of the tools cannot be kept in the form of this model's calls.
+pub(crate) fn grammar(schema: Option<&Value>, calls: Option<&Calls<'_>>, thought: Thought) -> Result<String, String> {
     let body = match (schema.is_some(), calls.is_some()) {
         (true, true) => "@answer | calls",
         (false, true) => "calls",
@@ -168,33 +133,42 @@ pub(crate) fn grammar(schema: Option<&Value>, calls: Option<&Calls<'_>>, thought
         others.push(json!({"name": "answer", "json_schema": with_space(schema)}));
     }
     if let Some(Calls { form, tools, one }) = calls {
-        rules += if *one { "calls: call\n" } else { "calls: call (\"\\n\" call)*\n" };
-        let mut alternatives = Vec::new();
-        for (n, tool) in tools.iter().enumerate() {
-            let name = tool["function"]["name"].to_string();
-            let CallForm { before, between, behind } = form;
-            let [before, behind] = [format!("{before}{name}{between}"), behind.clone()].map(|text| quoted(&text));
-            alternatives.push(format!("{before} @tool{n} {behind}"));
-            others.push(json!({"name": format!("tool{n}"), "json_schema": arguments(tool)}));
-        }
-        rules += &format!("call: {}\n", alternatives.join(" | "));
+        let Rules { text, grammars } = call_grammar::calls(form, tools, *one)?;
+        rules += &text;
+        others.extend(grammars);
     }
-    let main = json!({"name": "main", "lark_grammar": rules});
-    others.insert(0, main);
+    Ok(with_main(rules, others))
+}
+
+fn with_main(rules: String, mut others: Vec<Value>) -> String {
+    others.insert(0, json!({"name": "main", "lark_grammar": rules}));
     json!({"grammars": others}).to_string()
 }
 
 /// The text of a grammar that a form is tried with: JSON of a schema, or arguments of tools, and nothing around them.
-pub(crate) fn trial(schema: Option<&Value>, tools: &[&Value]) -> String {
-    let mut others = Vec::new();
-    others.extend(schema.map(|schema| json!({"name": "answer", "json_schema": with_space(schema)})));
-    let of_tool = |(n, tool): (usize, &&Value)| json!({"name": format!("tool{n}"), "json_schema": arguments(tool)});
-    others.extend(tools.iter().enumerate().map(of_tool));
-    let names: Vec<String> =
-        others.iter().map(|grammar| format!("@{}", grammar["name"].as_str().unwrap_or_default())).collect();
-    let rules = format!("start: {}\n", names.join(" | "));
-    others.insert(0, json!({"name": "main", "lark_grammar": rules}));
-    json!({"grammars": others}).to_string()
+/// `form`: how the model writes arguments; `None`: as JSON.
+///
+/// # Errors
+/// As [`grammar`].
+pub(crate) fn trial(schema: Option<&Value>, form: Option<&CallForm>, tools: &[&Value]) -> Result<String, String> {
+    let Rules { mut text, mut grammars } = match form {
+        Some(form) => call_grammar::arguments_of(form, tools)?,
+        None => {
+            let mut rules = Rules::default();
+            for (n, tool) in tools.iter().enumerate() {
+                let body = rules.add_json(&format!("tool{n}"), arguments(tool));
+                rules.add(&format!("arguments{n}"), &body);
+            }
+            rules
+        }
+    };
+    let answer = schema.map(|schema| {
+        grammars.push(json!({"name": "answer", "json_schema": with_space(schema)}));
+        "@answer".to_owned()
+    });
+    let all: Vec<String> = answer.into_iter().chain((0..tools.len()).map(|n| format!("arguments{n}"))).collect();
+    text += &format!("start: {}\n", all.join(" | "));
+    Ok(with_main(text, grammars))
 }
 
 /// The schema of a tool's arguments, which are an object in any case.
@@ -221,15 +195,6 @@ pub(crate) fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-/// A text as a regular expression between slashes.
-fn escaped(text: &str) -> String {
-    let letter = |letter: char| match letter.is_ascii_alphanumeric() {
-        true => letter.to_string(),
-        false => format!("\\x{{{:X}}}", u32::from(letter)),
-    };
-    text.chars().map(letter).collect()
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use std::path::Path;
@@ -239,7 +204,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::grammar::Grammars;
 
-    fn tokenizer() -> ChatTokenizer {
+    pub(crate) fn tokenizer() -> ChatTokenizer {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/quickstart/base");
         ChatTokenizer::load(&directory, None).expect("a tokenizer")
     }
@@ -267,7 +232,7 @@ pub(crate) mod tests {
 
     #[test]
     fn answers_that_fit_schemas() {
-        let grammars = Grammars::new(&tokenizer(), &[0]).expect("a vocabulary of bytes");
+        let grammars = Grammars::new(&tokenizer(), &[0], &[]).expect("a vocabulary of bytes");
         let object = json!({"type": "object"});
         let person = json!({
             "type": "object",
@@ -296,16 +261,19 @@ pub(crate) mod tests {
             (&colour, "\"red\"", true),
             (&colour, "\"blue\"", false),
         ] {
-            let grammar = grammar(Some(schema), None, Thought::Not);
+            let grammar = grammar(Some(schema), None, Thought::Not).expect("a grammar");
             assert_eq!(fits_tiny(&grammars, &grammar, text), want, "{schema}: {text}");
         }
         let space = format!("{{{}\"a\": 1}}", " ".repeat(60));
-        assert!(!fits_tiny(&grammars, &grammar(Some(&object), None, Thought::Not), &space), "white space has a bound");
+        assert!(
+            !fits_tiny(&grammars, &grammar(Some(&object), None, Thought::Not).expect("a grammar"), &space),
+            "white space has a bound"
+        );
     }
 
     #[test]
     fn reasoning_stands_before_an_answer() {
-        let grammars = Grammars::new(&tokenizer(), &[0]).expect("a vocabulary of bytes");
+        let grammars = Grammars::new(&tokenizer(), &[0], &[]).expect("a vocabulary of bytes");
         let object = json!({"type": "object"});
         let may = Thought::May("<think>", "</think>");
         let opened = Thought::Opened("[/THINK]");
@@ -319,63 +287,14 @@ pub(crate) mod tests {
             (opened, "hm\n[/THINK]{}", true),
             (opened, "[/THINK]\n{}", true),
         ] {
-            let grammar = grammar(Some(&object), None, thought);
+            let grammar = grammar(Some(&object), None, thought).expect("a grammar");
             assert_eq!(fits_tiny(&grammars, &grammar, text), want, "{thought:?}: {text}");
         }
     }
 
     #[test]
-    fn calls_of_tools() {
-        let grammars = Grammars::new(&tokenizer(), &[0]).expect("a vocabulary of bytes");
-        let rendered = "<tool_call>\n{\"name\": <function-name>}\n</tool_call><|im_start|>assistant\n\
-             <tool_call>\n{\"name\": \"sample_name\", \"arguments\": {\"key\": \"value\"}}\n</tool_call><|im_end|>";
-        let form = CallForm::in_text(rendered).expect("calls as JSON");
-        let parts = [&form.before, &form.between, &form.behind].map(String::as_str);
-        assert_eq!(parts, ["<tool_call>\n{\"name\": ", ", \"arguments\": ", "}\n</tool_call>"]);
-        let zone = json!({"type": "object", "properties": {"zone": {"type": "integer"}}, "required": ["zone"]});
-        let now = json!({"type": "function", "function": {"name": "now", "parameters": zone}});
-        let quit = json!({"type": "function", "function": {"name": "quit"}});
-        let of_now = "<tool_call>\n{\"name\": \"now\", \"arguments\": {\"zone\": 1}}\n</tool_call>";
-        let of_quit = "<tool_call>\n{\"name\": \"quit\", \"arguments\": {}}\n</tool_call>";
-        let two = format!("{of_now}\n{of_quit}");
-        for (tools, one, schema, text, want) in [
-            (vec![&now, &quit], false, false, of_now, true),
-            (vec![&now, &quit], false, false, of_quit, true),
-            (vec![&now, &quit], false, false, two.as_str(), true),
-            (vec![&now, &quit], true, false, two.as_str(), false),
-            (vec![&now], true, false, of_now, true),
-            (vec![&now], true, false, of_quit, false),
-            (vec![&now], true, false, "{}", false),
-            (vec![&now], true, false, "Hello", false),
-            (vec![&now], true, true, "{}", true),
-            (vec![&now], true, true, of_now, true),
-            (
-                vec![&now],
-                true,
-                false,
-                "<tool_call>\n{\"name\": \"now\", \"arguments\": {\"zone\": \"x\"}}\n</tool_call>",
-                false,
-            ),
-        ] {
-            let calls = Calls { form: &form, tools, one };
-            let object = json!({"type": "object"});
-            let grammar = grammar(schema.then_some(&object), Some(&calls), Thought::Not);
-            assert_eq!(fits_tiny(&grammars, &grammar, text), want, "{text}");
-        }
-        for other in [
-            "no call",
-            "<tool_call>\n<function=sample_name>\n<parameter=key>\nvalue\n</parameter>\n</function>\n</tool_call>",
-            "<tool_call>\n{\"name\": \"sample_name\", \"parameters\": {\"key\": \"value\"}}\n</tool_call>",
-            "<tool_call>{\"name\": \"sample_name\"",
-        ] {
-            assert_eq!(CallForm::in_text(other), None, "{other}");
-        }
-        assert_eq!(CallForm::of(&tokenizer()), None, "its template knows no tools");
-    }
-
-    #[test]
     fn schemas_that_cannot_be_kept_are_refused() {
-        let grammars = Grammars::new(&tokenizer(), &[0]).expect("a vocabulary of bytes");
+        let grammars = Grammars::new(&tokenizer(), &[0], &[]).expect("a vocabulary of bytes");
         for (schema, words) in [
             (json!({"not": {}}), "not"),
             (json!({"type": "array", "uniqueItems": true}), "uniqueItems"),
@@ -385,10 +304,10 @@ pub(crate) mod tests {
             (json!({"$ref": "#"}), ""),
             (json!({"oneOf": [{"$ref": "#"}, {"$ref": "#"}]}), ""),
         ] {
-            let refused = grammars.read(&grammar(Some(&schema), None, Thought::Not)).map(drop);
+            let refused = grammars.read(&grammar(Some(&schema), None, Thought::Not).expect("a grammar")).map(drop);
             let error = refused.expect_err("it cannot be kept");
             assert!(error.contains(words) && !error.contains('\n') && error.len() < 1000, "{schema}: {error}");
         }
-        assert!(Grammars::new(&tokenizer(), &[]).is_err_and(|error| error.contains("no token that ends")));
+        assert!(Grammars::new(&tokenizer(), &[], &[]).is_err_and(|error| error.contains("no token that ends")));
     }
 }

@@ -11,9 +11,6 @@ use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 use llguidance::{Matcher, ParserFactory};
 
-/// Marks of calls that an answer may have to have. Other tokens that were added to a vocabulary are no text of answers
-/// with a form.
-pub(crate) const CALL: (&str, &str) = ("<tool_call>", "</tool_call>");
 /// Bytes of the longest token that has a place in the vocabulary.
 const LONGEST_TOKEN: usize = 200;
 /// The part of a tag that is a token, of a tag that is a token and a word.
@@ -52,14 +49,15 @@ pub(crate) struct Grammars {
 }
 
 impl Grammars {
-    /// `ends`: the tokens that end an answer.
+    /// `ends`: the tokens that end an answer. `marks`: those of calls that an answer may have to have. Other tokens that
+    /// were added to a vocabulary are no text of answers with a form.
     ///
     /// # Errors
     /// A sentence that says why this model's answers cannot have a form.
-    pub(crate) fn new(tokenizer: &ChatTokenizer, ends: &[u32]) -> Result<Grammars, String> {
+    pub(crate) fn new(tokenizer: &ChatTokenizer, ends: &[u32], marks: &[&str]) -> Result<Grammars, String> {
         let &first = ends.first().ok_or("the model has no token that ends an answer")?;
-        let tags = REASONING_TAGS.iter().chain([&CALL]).flat_map(|(open, close)| [*open, *close]).chain([CHANNEL]);
-        let mut words = tokenizer.token_bytes(&tags.collect::<Vec<_>>())?;
+        let tags = REASONING_TAGS.iter().flat_map(|(open, close)| [*open, *close]).chain([CHANNEL]);
+        let mut words = tokenizer.token_bytes(&tags.chain(marks.iter().copied()).collect::<Vec<_>>())?;
         for &end in ends {
             let word = words.get_mut(end as usize).ok_or("an end token is not in the vocabulary")?;
             *word = None;

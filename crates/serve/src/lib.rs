@@ -9,13 +9,15 @@
 //! - a request: `fields.rs` (typed values), `asked.rs` (settings), `messages.rs` (a conversation);
 //! - the form that an answer has to have: `forms.rs`, `harmony_forms.rs` (of gpt-oss),
 //!   `form_bounds.rs` (what is too large), `grammar.rs` (which tokens fit);
+//! - calls that it has to have: `call_form.rs` (how the template writes them), `call_grammar.rs`, `value_grammar.rs`
+//!   (arguments that are not JSON), `text_grammar.rs`, `schema_kinds.rs`;
 //! - which model: `catalog.rs`, `adapters.rs` (loaded and unloaded while it runs);
 //! - on the way to computing and back: `asking.rs`;
 //! - computing: `computing.rs` (the thread), `answering.rs` (tokens to text, on that thread);
 //! - what an answer consists of: `marking.rs` (how the model's template marks it), `parts.rs` (reasoning, text,
 //!   calls), `harmony.rs` (gpt-oss), `tool_calls.rs`, `call_formats.rs` (calls of the families), `literals.rs`;
 //! - an answer: `chat.rs`, `completions.rs`, `events.rs` (as a stream);
-//! - other ranks that hold layers of the model: `others.rs`;
+//! - other ranks that hold layers of the model: `others.rs`, `others_forms.rs`;
 //! - what went wrong: `error.rs`; numbers: `metrics.rs`; the page: `page.rs`.
 
 #![forbid(unsafe_code)]
@@ -25,7 +27,9 @@ mod adapters;
 mod answering;
 mod asked;
 mod asking;
+mod call_form;
 mod call_formats;
+mod call_grammar;
 mod catalog;
 mod chat;
 mod completions;
@@ -45,11 +49,15 @@ mod marking;
 mod messages;
 mod metrics;
 mod others;
+mod others_forms;
 mod page;
 mod parts;
+mod schema_kinds;
 mod server;
 mod settings;
+mod text_grammar;
 mod tool_calls;
+mod value_grammar;
 
 pub use catalog::{Loader, Served};
 pub use error::ServeError;

@@ -32,6 +32,11 @@ impl Marking {
         self.is_harmony
     }
 
+    /// How calls may be written.
+    pub(crate) fn formats(&self) -> &[&'static CallFormat] {
+        &self.formats
+    }
+
     /// What the template has put in front of the answer that the reader has to know.
     pub(crate) fn opened_by<'a>(&self, prompt: &'a str) -> Option<&'a str> {
         if self.is_harmony { harmony::opened_by(prompt) } else { opened_by(prompt) }

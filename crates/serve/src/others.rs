@@ -3,11 +3,13 @@
 //! engine does.
 
 use std::sync::Arc;
+use std::thread;
 
 use finetune_model::{Engine, EngineEvent, EngineRequest, EngineSettings, Hops, Listener, Model, Sampling, TokenRules};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::Served;
+use crate::others_forms::Forms;
 
 /// Whether all ranks are there; otherwise what has happened.
 pub type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -34,6 +36,9 @@ pub(crate) struct Orders {
     pub(crate) settings: Option<[usize; 5]>,
     #[serde(default)]
     pub(crate) requests: Vec<Order>,
+    /// Forms that requests will have, each with the number of its model: the first rank begins to read them.
+    #[serde(default)]
+    pub(crate) forms: Vec<(usize, String)>,
     #[serde(default)]
     pub(crate) gone: Vec<u64>,
     #[serde(default)]
@@ -69,9 +74,8 @@ impl Others {
     pub(crate) fn order(&self, request: &EngineRequest, grammar: Option<&str>) -> Order {
         let TokenRules { sampling, top_k, min_p, repetition_penalty, presence_penalty, frequency_penalty, .. } =
             request.rules;
-        let model = self.models.iter().position(|model| Arc::ptr_eq(model, &request.model));
         Order {
-            model: model.expect("only these models are served"),
+            model: self.number(&request.model).expect("only these models are served"),
             prompt: request.prompt.clone(),
             max_new_tokens: request.max_new_tokens,
             temperature: sampling.temperature,
@@ -85,6 +89,11 @@ impl Others {
             logprobs: request.rules.logprobs,
             grammar: grammar.map(str::to_owned),
         }
+    }
+
+    /// The number of a model among those that all ranks have.
+    pub(crate) fn number(&self, model: &Arc<Model>) -> Option<usize> {
+        self.models.iter().position(|other| Arc::ptr_eq(other, model))
     }
 
     /// Tells all others.
@@ -134,6 +143,10 @@ impl Listener for Nobody {
 /// # Errors
 /// If it is lost, or says what makes no sense.
 pub fn follow(served: &[Served], hops: &dyn Hops, rest: &dyn Fn()) -> Result<(), String> {
+    thread::scope(|scope| compute(served, &mut Forms::start(scope, served), hops, rest))
+}
+
+fn compute(served: &[Served], forms: &mut Forms, hops: &dyn Hops, rest: &dyn Fn()) -> Result<(), String> {
     let mut engine: Option<Engine> = None;
     loop {
         let heard = hear(hops)?;
@@ -146,8 +159,13 @@ pub fn follow(served: &[Served], hops: &dyn Hops, rest: &dyn Fn()) -> Result<(),
             return Ok(());
         }
         let engine = engine.as_mut().ok_or("the first rank has not said how it computes")?;
+        // Only whoever chooses tokens needs forms.
+        let chooses = |model: usize| served.get(model).is_some_and(|served| served.model().chooses());
+        for (model, text) in heard.forms.into_iter().filter(|(model, _)| chooses(*model)) {
+            forms.announce(model, text);
+        }
         for order in heard.requests {
-            engine.submit(request(order, served)?, Box::new(Nobody)).map_err(|refusal| refusal.to_string())?;
+            engine.submit(request(order, served, forms)?, Box::new(Nobody)).map_err(|refusal| refusal.to_string())?;
         }
         match heard.has_step {
             true => engine.step_without(&heard.gone),
@@ -170,7 +188,7 @@ fn hear(hops: &dyn Hops) -> Result<Orders, String> {
     serde_json::from_slice(&receive(length as usize)?).map_err(|error| error.to_string())
 }
 
-fn request(order: Order, served: &[Served]) -> Result<EngineRequest, String> {
+fn request(order: Order, served: &[Served], forms: &mut Forms) -> Result<EngineRequest, String> {
     let Order { model, grammar, prompt, max_new_tokens, temperature, top_p, seed, top_k, min_p, penalties, .. } = order;
     let [repetition_penalty, presence_penalty, frequency_penalty] = penalties;
     let sampling = Sampling { temperature, top_p, seed };
@@ -184,11 +202,8 @@ fn request(order: Order, served: &[Served]) -> Result<EngineRequest, String> {
         logprobs: order.logprobs,
         ..TokenRules::from(sampling)
     };
-    let served = served.get(model).ok_or("the first rank has other models")?;
-    let form = match grammar {
-        Some(grammar) => Some(served.grammars()?.read(&grammar)?.begin()),
-        None => None,
-    };
-    let model = served.model();
+    let number = model;
+    let model = served.get(number).ok_or("the first rank has other models")?.model();
+    let form = grammar.filter(|_| model.chooses()).map(|grammar| forms.announce(number, grammar));
     Ok(EngineRequest { model, prompt, max_new_tokens, rules, end_ids: order.end_ids, form })
 }

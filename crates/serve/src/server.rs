@@ -27,7 +27,7 @@ use crate::chat::chat;
 use crate::completions::completions;
 use crate::computing::Computing;
 use crate::connection::{Connection, Door};
-use crate::door::enter;
+use crate::door::{PIECE, enter};
 use crate::error::{ApiError, ServeError};
 use crate::metrics::Metrics;
 use crate::others::{Check, Others};
@@ -49,6 +49,8 @@ pub(crate) struct State {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) texts: Arc<Semaphore>,
     pub(crate) forms: Arc<Semaphore>,
+    /// One for each piece of the bodies of requests under way.
+    pub(crate) bodies: Arc<Semaphore>,
     /// Held while an adapter is read.
     pub(crate) loading: Mutex<()>,
     ready: OnceLock<Ready>,
@@ -129,6 +131,7 @@ impl Server {
             metrics: Arc::default(),
             texts: Arc::new(Semaphore::new(TEXTS)),
             forms: Arc::new(Semaphore::new(FORMS)),
+            bodies: Arc::new(Semaphore::new(bounds.bodies / PIECE)),
             loading: Mutex::new(()),
             ready: OnceLock::new(),
             stopping: AtomicBool::new(false),

@@ -35,11 +35,13 @@ pub struct Bounds {
     pub turn: Duration,
     /// The most bytes of a request's body.
     pub body: usize,
+    /// The most bytes of all bodies whose requests are under way.
+    pub bodies: usize,
 }
 
 impl Default for Bounds {
     fn default() -> Bounds {
         let [request, stall, turn] = [30, 30, 600].map(Duration::from_secs);
-        Bounds { connections: 512, request, stall, turn, body: 16 << 20 }
+        Bounds { connections: 512, request, stall, turn, body: 16 << 20, bodies: 128 << 20 }
     }
 }

@@ -7,6 +7,7 @@ use finetune_dataset::beginning;
 use serde_json::Value;
 
 use crate::call_formats::{CallFormat, json_calls, typed};
+use crate::schema_kinds::{kinds, resolved};
 
 /// A call of a tool.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,10 +43,21 @@ impl Tools {
         self.function(name).is_some()
     }
 
+    /// The types that an argument may have. None: its schema does not say.
+    fn kinds(&self, tool: &str, key: &str) -> Vec<&str> {
+        let Some(root) = self.function(tool).and_then(|tool| tool.get("parameters")) else { return Vec::new() };
+        let schema = resolved(root, root).and_then(|schema| schema.get("properties")?.get(key));
+        schema.map(|schema| kinds(schema, root)).unwrap_or_default()
+    }
+
+    /// Whether an argument can be nothing but a text.
+    pub(crate) fn is_text(&self, tool: &str, key: &str) -> bool {
+        self.kinds(tool, key) == ["string"]
+    }
+
     /// The value of an argument that is written as a text.
     pub(crate) fn value(&self, tool: &str, key: &str, text: &str) -> Value {
-        let schema = self.function(tool).and_then(|tool| tool.get("parameters")?.get("properties")?.get(key));
-        typed(text, schema)
+        typed(text, &self.kinds(tool, key))
     }
 }
 

@@ -101,18 +101,131 @@ fn json_mode_gives_objects() {
 
 /// The tiny model with a template that writes calls as Hermes and Qwen do.
 fn calling() -> Served {
-    let template = "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' }}\
-        {% if message.tool_calls %}{% for call in message.tool_calls %}\
+    calling_as(
+        "{% for call in message.tool_calls %}\
         {{ '<tool_call>\\n{\"name\": \"' + call.function.name + '\", \"arguments\": ' }}\
-        {{ call.function.arguments | tojson }}{{ '}\\n</tool_call>' }}{% endfor %}\
-        {% else %}{{ message['content'] }}{% endif %}{{ '<|end|>' }}{% endfor %}\
-        {% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}";
+        {{ call.function.arguments | tojson }}{{ '}\\n</tool_call>' }}{% endfor %}",
+    )
+}
+
+/// The same with other calls.
+fn calling_as(calls: &str) -> Served {
+    let template = format!(
+        "{{% for message in messages %}}{{{{ '<|' + message['role'] + '|>\\n' }}}}\
+        {{% if message.tool_calls %}}{calls}{{% else %}}{{{{ message['content'] }}}}{{% endif %}}{{{{ '<|end|>' }}}}{{% endfor %}}\
+        {{% if add_generation_prompt %}}{{{{ '<|assistant|>\\n' }}}}{{% endif %}}"
+    );
     let folder = tempfile::tempdir().expect("a directory");
     let file = folder.path().join("calling.jinja");
     std::fs::write(&file, template).expect("written");
     let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/quickstart/base");
     let tokenizer = ChatTokenizer::load(&directory, Some(&file)).expect("a tokenizer");
     Served::new("tiny".to_owned(), None, tiny(), tokenizer, (0.0, 1.0))
+}
+
+/// How the templates of families write calls: with marks around each argument, between marks, and with literals.
+const CALLS: [(&str, &str); 7] = [
+    (
+        "Qwen3-Coder",
+        "{% for call in message.tool_calls %}{{ '<tool_call>\\n<function=' + call.function.name + '>\\n' }}\
+        {% for key, value in call.function.arguments | items %}{{ '<parameter=' + key + '>\\n' }}\
+        {{ value if value is string else value | tojson }}{{ '\\n</parameter>\\n' }}{% endfor %}\
+        {{ '</function>\\n</tool_call>' }}{% endfor %}",
+    ),
+    (
+        "GLM",
+        "{% for call in message.tool_calls %}{{ '\\n<tool_call>' + call.function.name + '\\n' }}\
+        {% for key, value in call.function.arguments | items %}{{ '<arg_key>' + key + '</arg_key>\\n<arg_value>' }}\
+        {{ value if value is string else value | tojson }}{{ '</arg_value>\\n' }}{% endfor %}\
+        {{ '</tool_call>' }}{% endfor %}",
+    ),
+    (
+        "DeepSeek",
+        "{{ '<｜tool▁calls▁begin｜>' }}{% for call in message.tool_calls %}\
+        {{ '<｜tool▁call▁begin｜>function<｜tool▁sep｜>' + call.function.name + '\\n```json\\n' }}\
+        {{ call.function.arguments | tojson }}{{ '\\n```<｜tool▁call▁end｜>' }}{% endfor %}{{ '<｜tool▁calls▁end｜>' }}",
+    ),
+    (
+        "Kimi",
+        "{{ '<|tool_calls_section_begin|>' }}{% for call in message.tool_calls %}\
+        {{ '<|tool_call_begin|>' + call.id + '<|tool_call_argument_begin|>' }}\
+        {{ call.function.arguments | tojson }}{{ '<|tool_call_end|>' }}{% endfor %}{{ '<|tool_calls_section_end|>' }}",
+    ),
+    (
+        "Gemma 4",
+        "{% for call in message.tool_calls %}{{ '<|tool_call>call:' + call.function.name + '{' }}\
+        {% for key, value in call.function.arguments | dictsort %}{{ key + ':' }}\
+        {% if value is string %}{{ '<|\"|>' + value + '<|\"|>' }}{% else %}{{ value }}{% endif %}\
+        {% if not loop.last %}{{ ',' }}{% endif %}{% endfor %}{{ '}<tool_call|>' }}{% endfor %}",
+    ),
+    (
+        "LFM2",
+        "{{ '<|tool_call_start|>[' }}{% for call in message.tool_calls %}{{ call.function.name + '(' }}\
+        {% for key, value in call.function.arguments | items %}{{ key + '=' }}\
+        {% if value is string %}{{ \"'\" + value + \"'\" }}{% else %}{{ value }}{% endif %}\
+        {% if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}{{ ')' }}{% if not loop.last %}{{ ', ' }}{% endif %}\
+        {% endfor %}{{ ']<|tool_call_end|>' }}",
+    ),
+    (
+        "Llama 3",
+        "{% for call in message.tool_calls %}{{ '{\"name\": \"' + call.function.name + '\", \"parameters\": ' }}\
+        {{ call.function.arguments | tojson }}{{ '}' }}{% endfor %}",
+    ),
+];
+
+/// Of a model that never saw a call, in the notation of each family: whole and as a stream.
+#[test]
+fn calls_of_every_family_can_be_forced() {
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "minLength": 1, "maxLength": 4},
+            "count": {"type": "integer", "minimum": 0, "maximum": 99},
+            "colour": {"enum": ["red", "green"]},
+            "flags": {"type": "array", "items": {"type": "boolean"}, "maxItems": 2},
+        },
+        "required": ["name", "colour"],
+        "additionalProperties": false,
+    });
+    let tools = json!([
+        {"type": "function", "function": {"name": "order", "parameters": schema}},
+        {"type": "function", "function": {"name": "quit"}},
+    ]);
+    let named = json!({"type": "function", "function": {"name": "order"}});
+    for (family, template) in CALLS {
+        let server = Running::start(settings(), ENGINE, vec![calling_as(template)]);
+        for seed in 0..4 {
+            let more = json!({"tools": tools, "tool_choice": named});
+            let asked = with(question(seed), more);
+            let response = server.post(CHAT, &asked);
+            assert_eq!(response.status, 200, "{family}: {}", response.body);
+            let whole = response.json();
+            assert_eq!(whole["choices"][0]["finish_reason"], "tool_calls", "{family}: {whole}");
+            let calls = whole["choices"][0]["message"]["tool_calls"].as_array().expect("a list").clone();
+            assert_eq!((calls.len(), &calls[0]["function"]["name"]), (1, &json!("order")), "{family}: {whole}");
+            let text = calls[0]["function"]["arguments"].as_str().expect("a text");
+            let arguments: Value =
+                serde_json::from_str(text).unwrap_or_else(|error| panic!("{family}: {error}: {text}"));
+            let name = arguments["name"].as_str().unwrap_or_else(|| panic!("{family}: {text}"));
+            assert!((1..=4).contains(&name.chars().count()), "{family}: {text}");
+            assert!(arguments["colour"] == "red" || arguments["colour"] == "green", "{family}: {text}");
+            let count = &arguments["count"];
+            assert!(count.is_null() || count.as_u64().is_some_and(|count| count <= 99), "{family}: {text}");
+            let flags = &arguments["flags"];
+            let are_flags = |flags: &Vec<Value>| flags.len() <= 2 && flags.iter().all(Value::is_boolean);
+            assert!(flags.is_null() || flags.as_array().is_some_and(are_flags), "{family}: {text}");
+            let objects = server.stream(CHAT, &with(asked, json!({"stream": true}))).objects();
+            let streamed = objects.iter().find_map(|object| object["choices"][0]["delta"]["tool_calls"].as_array());
+            assert_eq!(streamed.expect("calls")[0]["function"], calls[0]["function"], "{family}");
+        }
+        // What the notation cannot keep is named.
+        let unkept = json!({"type": "object", "properties": {"a": {"not": {}}}});
+        let tools = json!([{"type": "function", "function": {"name": "order", "parameters": unkept}}]);
+        let refused = server.post(CHAT, &with(question(0), json!({"tools": tools, "tool_choice": "required"})));
+        let error = refused.json()["error"].clone();
+        assert_eq!((refused.status, &error["param"]), (400, &json!("tool_choice")), "{family}: {error}");
+        assert!(error["message"].as_str().is_some_and(|message| message.contains("not")), "{family}: {error}");
+    }
 }
 
 #[test]

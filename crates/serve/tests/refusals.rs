@@ -86,7 +86,89 @@ fn what_is_wrong_is_named_in_openais_form() {
     assert_eq!(server.get(CHAT).status, 405);
 }
 
-/// A text that cannot fit is refused before it is read, which would take long and much memory.
+/// What a client may send to take time or memory, or to leave a range: (body, status, field, words of the message).
+#[test]
+fn hostile_bodies_are_refused_by_name() {
+    let server = Running::tiny(settings());
+    let of = |field: &str| format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"Hi\"}}], {field}}}");
+    let biases: Vec<String> = (0..2000).map(|token| format!("\"{token}\": 1")).collect();
+    let unknown = "x".repeat(1 << 20);
+    for (body, status, param, words) in [
+        (format!("{{\"a\": {}", "[".repeat(100_000)), 400, "body", "recursion limit"),
+        (of(&format!("\"tools\": {}1{}", "[".repeat(200), "]".repeat(200))), 400, "body", "recursion limit"),
+        (of(&format!("\"x\": [{}1]", "1,".repeat(1 << 20))), 400, "body", "1048576 values"),
+        (of("\"temperature\": 1e999"), 400, "body", "out of range"),
+        (of("\"temperature\": NaN"), 400, "body", "not JSON"),
+        (of("\"temperature\": \"NaN\""), 400, "temperature", "a number"),
+        (of("\"temperature\": -0.1"), 400, "temperature", "from 0"),
+        (of("\"top_p\": -1"), 400, "top_p", "from 0"),
+        (of("\"seed\": 1e300"), 400, "seed", "a whole number"),
+        (of("\"n\": -1"), 400, "n", "128"),
+        (of("\"n\": 1000000000"), 400, "n", "128"),
+        (of("\"max_tokens\": 1000000000000000000"), 400, "messages", "positions"),
+        (of("\"top_k\": -5"), 400, "top_k", "-1"),
+        (of("\"stop\": [\"a\", \"b\", \"c\", \"d\", \"e\"]"), 400, "stop", "4 strings"),
+        (of(&format!("\"logit_bias\": {{{}}}", biases.join(", "))), 400, "logit_bias", "1024 tokens"),
+        (of("\"logit_bias\": {\"4000000000\": 1}"), 400, "logit_bias", "4000000000"),
+        (of("\"logit_bias\": {\"-1\": 1}"), 400, "logit_bias", "-1"),
+        (of("\"logprobs\": true, \"top_logprobs\": 21"), 400, "top_logprobs", "20"),
+        (of("\"logprobs\": true, \"top_logprobs\": -1"), 400, "top_logprobs", "0"),
+        (of(&format!("\"model\": \"{unknown}\"")), 404, "model", "..."),
+        (of("\"tools\": [{\"type\": \"function\"}]"), 400, "tools[0]", "a tool is"),
+        (of("\"tool_choice\": {\"function\": {\"name\": 7}}"), 400, "tool_choice", "names no function"),
+        (of("\"chat_template_kwargs\": [1]"), 400, "chat_template_kwargs", "an object"),
+    ] {
+        let response = ask(server.address, "POST", CHAT, &[], &body);
+        let shown: String = body.chars().take(120).collect();
+        let error = response.json()["error"].clone();
+        assert_eq!((response.status, &error["param"]), (status, &json!(param)), "{shown}: {error}");
+        assert!(error["message"].as_str().is_some_and(|message| message.contains(words)), "{shown}: {error}");
+        assert!(response.body.len() < 10_000, "{shown}: {} bytes", response.body.len());
+    }
+    // It is still there, and as many likely tokens as may be asked for are more than nothing.
+    let asked = of("\"logprobs\": true, \"top_logprobs\": 20, \"max_tokens\": 1");
+    assert_eq!(ask(server.address, "POST", CHAT, &[], &asked).status, 200);
+}
+
+/// Heads that are too long or too many, and a name of no letters.
+#[test]
+fn hostile_heads_are_refused() {
+    let server = Running::tiny(settings());
+    let many: String = (0..500).map(|n| format!("X-{n}: a\r\n")).collect();
+    let long = format!("X: {}\r\n", "a".repeat(2 << 20));
+    for (head, status) in [
+        (format!("GET /health HTTP/1.1\r\nHost: localhost\r\n{many}\r\n"), "431"),
+        (format!("GET /health HTTP/1.1\r\nHost: localhost\r\n{long}\r\n"), "431"),
+        ("GET /health HTTP/1.1\r\nHost: \u{e4}vil\r\n\r\n".to_owned(), "403"),
+        ("GET /health HTTP/1.1\r\nHost: localhost\r\nOrigin: http://\u{e4}vil\r\n\r\n".to_owned(), "403"),
+        ("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n".to_owned(), "400"),
+        ("GET /v1/models/../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned(), "404"),
+    ] {
+        let mut socket = connect(server.address);
+        // A server that refuses a head may close before it has read all of it.
+        let _ = socket.write_all(head.as_bytes());
+        let mut answer = [0; 12];
+        let shown: String = head.chars().take(80).collect();
+        socket.read_exact(&mut answer).unwrap_or_else(|error| panic!("{shown}: {error}"));
+        assert_eq!(String::from_utf8_lossy(&answer[9..]), status, "{shown}");
+    }
+    assert_eq!(server.get("/health").status, 200);
+}
+
+/// Bodies of all requests together have a bound: who finds no room hears that it is too many.
+#[test]
+fn bodies_share_their_room() {
+    let bounds = Bounds { bodies: 256 << 10, request: Duration::from_secs(2), ..Bounds::default() };
+    let server = Running::tiny(Settings { bounds, ..settings() });
+    let large = json!({"prompt": "Hi", "max_tokens": 1, "user": "x".repeat(400 << 10)});
+    assert_eq!(server.post(TEXT, &large).status, 200, "one piece beside the free one");
+    let too_large = json!({"prompt": "Hi", "max_tokens": 1, "user": "x".repeat(512 << 10)});
+    let refused = server.post(TEXT, &too_large);
+    assert!(refused.status == 429 && refused.head.contains("retry-after: "), "{} {}", refused.status, refused.body);
+    // The room is free again.
+    assert_eq!(server.post(TEXT, &large).status, 200);
+}
+
 /// The models continue text, and whoever asks for vectors hears so instead of getting some.
 #[test]
 fn embeddings_are_refused_by_name() {
@@ -100,6 +182,7 @@ fn embeddings_are_refused_by_name() {
     }
 }
 
+/// A text that cannot fit is refused before it is read, which would take long and much memory.
 #[test]
 fn a_text_that_is_far_too_long_is_refused() {
     let mut model = tiny();
@@ -270,6 +353,10 @@ fn adapters_come_and_go() {
     let unload = |name: &str| server.post("/v1/unload_lora_adapter", &json!({"lora_name": name})).status;
     let answers = |name: &str| server.post(TEXT, &json!({"model": name, "prompt": "Hi", "max_tokens": 1})).status;
     assert_eq!((load("x", "bad"), load("x", "nowhere"), load("x", "/"), load("", "good")), (400, 400, 400, 400));
+    for path in ["..", "../..", "good/../..", "/etc", "good/../../../etc", "\0", "good\0", "./.", "//", "~"] {
+        assert_eq!(load("x", path), 400, "{path}");
+    }
+    assert_eq!((load("a\nb", "good"), load(&"x".repeat(201), "good")), (400, 400));
     assert_eq!((answers("x"), load("x", "good"), answers("x")), (404, 200, 200));
     assert_eq!(load("x", "good"), 400, "the name is taken");
     let models = server.get("/v1/models").json();

@@ -159,6 +159,11 @@ impl TensorSet {
         self.files.iter().filter_map(TensorFile::opened)
     }
 
+    /// Each file and its bytes, those too of which only the header is here.
+    pub fn lengths(&self) -> impl Iterator<Item = (&Path, u64)> {
+        self.files.iter().map(|file| (file.path(), file.length()))
+    }
+
     /// Bytes of all files, with those of which only the header is here.
     pub fn length(&self) -> u64 {
         self.files.iter().map(TensorFile::length).sum()

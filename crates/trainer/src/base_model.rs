@@ -58,6 +58,14 @@ pub fn model_directory(recipe: &Recipe) -> Result<PathBuf, TrainError> {
     }
 }
 
+/// The directory of a config.json that a recipe names in the place of a model. Sizes need no more.
+pub(crate) fn directory_of_config(recipe: &Recipe) -> Option<PathBuf> {
+    let path = Path::new(&recipe.model.path);
+    let is_config = path.file_name().is_some_and(|name| name == "config.json") && path.is_file();
+    let directory = path.parent().filter(|_| is_config)?;
+    Some(if directory.as_os_str().is_empty() { PathBuf::from(".") } else { directory.to_owned() })
+}
+
 /// What adapter_config.json calls the base model: what the recipe calls it. A hub id comes with the
 /// revision that was read.
 pub(crate) fn base_name(recipe: &Recipe, directory: &Path) -> BaseName {

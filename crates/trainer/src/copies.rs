@@ -37,7 +37,7 @@ const PIECE: usize = 4 << 20;
 
 /// The ranks that keep copies: the first rank of each host other than rank 0's, at most `copies` of
 /// them.
-fn holders<'a>(hosts: impl Iterator<Item = &'a str>, copies: usize) -> Vec<usize> {
+pub(crate) fn holders<'a>(hosts: impl Iterator<Item = &'a str>, copies: usize) -> Vec<usize> {
     let (mut seen, mut holders) = (Vec::new(), Vec::new());
     for (rank, host) in hosts.enumerate() {
         if !seen.contains(&host) {

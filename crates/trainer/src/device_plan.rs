@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use finetune_allreduce::DeviceMatrix;
 use finetune_model::processor::bf16_kernel;
 use finetune_model::{DeviceKind, Family, FloatType, FoundDevice, HAS_GPU_BACKEND, Placement, gpus, scheme_named};
 use finetune_recipe::{DeviceChoice, DtypeChoice, Model, Recipe};
@@ -19,6 +20,8 @@ pub struct ThisHost {
     pub local_rank: usize,
     /// The number of ranks on the host.
     pub local_world: usize,
+    /// Which ranks are cabled to which, if a hostfile or a launcher says it.
+    pub cables: Option<DeviceMatrix>,
     /// Bytes free where the run is written, if they can be told.
     pub disk: Option<u64>,
     /// The file that the recipe was read from. The run is never written over it.

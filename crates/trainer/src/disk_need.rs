@@ -70,6 +70,11 @@ impl DiskNeed {
         DiskNeed { checkpoint, checkpoints, result, records, total, there: bytes_there(&recipe.output_dir), free }
     }
 
+    /// Bytes that a rank needs which keeps copies of the checkpoints.
+    pub(crate) fn of_copies(&self) -> u64 {
+        self.checkpoint.saturating_mul(self.checkpoints).saturating_add(self.records)
+    }
+
     /// Bytes that have to be free for the run now.
     pub fn missing(&self) -> u64 {
         // One checkpoint is written before an older one is removed.

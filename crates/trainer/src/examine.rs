@@ -1,15 +1,17 @@
 //! What a run is made of, examined before it begins: model, device, rows, targets, memory.
 //! `validate` and `run` both use this one function, and each adds its own part.
 
+mod base;
+
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use finetune_dataset::{ChatTokenizer, Dataset, DatasetError, Plan, resolve_files};
-use finetune_model::{Adaptation, BaseForm, FloatType, Model, ModelConfig, PackedSizes};
-use finetune_recipe::{Length, Method, Recipe, ResultChoice};
-use finetune_store::{Holding, human_bytes, recognize};
+use finetune_model::{Adaptation, BaseForm, FloatType, ModelConfig};
+use finetune_recipe::{Length, Recipe, ResultChoice};
+use finetune_store::{Holding, recognize};
 
-use crate::base_model::{has_weights, stored_type};
+use crate::assumed;
 use crate::device_plan::{DevicePlan, ThisHost};
 use crate::error::TrainError;
 use crate::initial_adapter::InitialAdapter;
@@ -18,8 +20,7 @@ use crate::limits;
 use crate::memory::{self, Estimate, Sizing, Subject};
 use crate::ranks::Ranks;
 use crate::residency;
-use crate::router_loss;
-use crate::rows::{RowReader, open_tokenizer, rows_notices, vocabulary};
+use crate::rows::{RowReader, rows_notices};
 use crate::stages;
 
 /// How far an examination goes.
@@ -30,6 +31,8 @@ pub(crate) enum Extent {
     Run,
     /// To the end. One problem does not hide another, and all weights are read.
     Validate,
+    /// As for a run, where only sizes are asked for: weights and tokenizer need not be here.
+    Plan,
 }
 
 /// What was found. A part is `None` if a problem prevented it.
@@ -45,6 +48,8 @@ pub(crate) struct Examined {
     pub(crate) tokenizer: Option<Option<ChatTokenizer>>,
     pub(crate) train: Option<Dataset>,
     pub(crate) eval: Option<Dataset>,
+    /// What stands for `train` where the rows cannot be read, because neither weights nor tokenizer are here.
+    pub(crate) assumed_rows: Option<Dataset>,
     /// `Some(None)`: all weights are trained.
     pub(crate) start: Option<Option<InitialAdapter>>,
     pub(crate) plan: Option<Plan>,
@@ -56,6 +61,8 @@ pub(crate) struct Examined {
     pub(crate) estimate: Option<Estimate>,
     /// What a user should know, in the order in which it was found.
     pub(crate) notices: Vec<String>,
+    /// What is not here, and what was assumed in its place.
+    pub(crate) assumptions: Vec<String>,
     /// What `run` refuses, in the order in which it was found.
     pub(crate) problems: Vec<TrainError>,
 }
@@ -87,7 +94,7 @@ impl Examined {
             directory: self.directory.expect(whole),
             device_plan: self.device_plan.expect(whole),
             tokenizer: self.tokenizer.expect(whole),
-            train: self.train.expect(whole),
+            train: self.train.or(self.assumed_rows).expect(whole),
             eval: self.eval,
             start: self.start.expect(whole),
             plan: self.plan.expect(whole),
@@ -132,8 +139,17 @@ pub(crate) fn examine(
     ranks: Option<&Ranks>,
     progress: &dyn Fn(u64),
 ) -> Examined {
-    let mut examiner =
-        Examiner { recipe, host, extent, ranks, progress, stored: FloatType::F32, has_new_rows: false, found };
+    let mut examiner = Examiner {
+        recipe,
+        host,
+        extent,
+        ranks,
+        progress,
+        has_no_weights: false,
+        stored: FloatType::F32,
+        has_new_rows: false,
+        found,
+    };
     let stages: [fn(&mut Examiner<'_>); 6] = [
         |examiner| examiner.look_at_settings(),
         |examiner| examiner.look_at_model(),
@@ -144,7 +160,7 @@ pub(crate) fn examine(
     ];
     examiner.found.directory = examiner.found.keep(model);
     for stage in stages {
-        if extent == Extent::Run && !examiner.found.problems.is_empty() {
+        if extent != Extent::Validate && !examiner.found.problems.is_empty() {
             break;
         }
         stage(&mut examiner);
@@ -159,6 +175,8 @@ struct Examiner<'a> {
     extent: Extent,
     ranks: Option<&'a Ranks>,
     progress: &'a dyn Fn(u64),
+    /// Whether the base has a config and no weights, and is none to make fresh ones for.
+    has_no_weights: bool,
     /// The number type of the base model's file, once there is a config.
     stored: FloatType,
     /// Whether embedding and output layer get rows for new tokens.
@@ -172,94 +190,6 @@ impl Examiner<'_> {
         if let Some(notices) = self.found.keep(check_available(self.recipe)) {
             self.found.notices.extend(notices);
         }
-    }
-
-    /// Config, names and shapes of the weights, the device, the tokenizer.
-    fn look_at_model(&mut self) {
-        let Some(directory) = self.found.directory.clone() else { return };
-        let checked = if self.recipe.train.method == Method::Full && !has_weights(&directory) {
-            ModelConfig::load(&directory).map_err(TrainError::from)
-        } else if self.extent == Extent::Validate {
-            Model::check(&directory).map_err(TrainError::from_base)
-        } else {
-            Model::check_shapes(&directory).map_err(TrainError::from_base)
-        };
-        self.found.config = self.found.keep(checked);
-        if let Some(config) = &self.found.config {
-            self.found.notices.extend(config.notices.iter().cloned());
-        }
-        if let Some(config) = &self.found.config {
-            let has_only_lora = config.delta.is_some() || config.per_layer.is_some();
-            let only_lora = match (&config.experts, &config.wrapper) {
-                (Some(_), _) => Some(format!("the experts of {} are trained", config.family.architecture)),
-                (None, Some(wrapper)) => Some(format!("the text model of {} is trained", wrapper.class)),
-                (None, None) if has_only_lora => Some(format!("{} is trained", config.family.architecture)),
-                (None, None) => None,
-            };
-            if let Some(what) = only_lora.filter(|_| self.recipe.train.method == Method::Full) {
-                self.found.problems.push(TrainError::OnlyLora { what });
-            }
-            let of_routers = kept(&mut self.found.problems, router_loss::check(self.recipe, config));
-            self.found.notices.extend(of_routers.flatten());
-            self.stored = stored_type(&directory);
-            let device_plan = DevicePlan::choose(&self.recipe.model, self.host, self.stored, config.family);
-            self.found.device_plan = self.found.keep(device_plan);
-        }
-        if let Some(device_plan) = &self.found.device_plan {
-            self.found.notices.extend(device_plan.notices.iter().cloned());
-        }
-        self.look_at_form(&directory);
-        self.found.tokenizer = self.found.keep(open_tokenizer(self.recipe, &directory));
-        if let Some(Some(tokenizer)) = &self.found.tokenizer {
-            self.found.notices.extend(tokenizer.notices().iter().cloned());
-            if let Some(config) = &mut self.found.config {
-                let rows = vocabulary(self.recipe, config, Some(tokenizer));
-                self.has_new_rows = rows != config.vocabulary;
-                config.vocabulary = rows;
-            }
-        }
-    }
-
-    /// How the base's matrices are packed, in its files or while they are loaded.
-    fn look_at_form(&mut self, directory: &Path) {
-        let Some(device_plan) = self.found.device_plan.as_ref().filter(|_| has_weights(directory)) else { return };
-        let form = Model::form(directory, device_plan.placement.quantization()).map_err(TrainError::from_base);
-        let Some(form) = self.found.keep(form) else { return };
-        if let Some(words) = &form.words {
-            let path = directory.display();
-            match self.recipe.model.quantization.filter(|_| form.is_packed_in_files) {
-                None => self.found.notices.push(format!("{path}: {words}")),
-                Some(quantization) => self.found.notices.push(format!(
-                    "{path}: {words}; model.quantization = {} changes nothing, as the base is packed already",
-                    quantization.as_str()
-                )),
-            }
-            if self.recipe.train.method == Method::Full {
-                let (path, form) = (directory.to_owned(), words.clone());
-                self.found.problems.push(TrainError::PackedBase { path, form });
-            }
-        }
-        self.found.form = Some(form);
-    }
-
-    /// Sizes of the packed matrices. Embedding and output layer with new rows are decoded.
-    fn packed_sizes(&mut self) -> PackedSizes {
-        let (Some(form), Some(device_plan)) = (&self.found.form, &self.found.device_plan) else {
-            return PackedSizes::default();
-        };
-        let BaseForm { packed, vocabulary, .. } = form;
-        if !self.has_new_rows || vocabulary.elements == 0 {
-            return *packed;
-        }
-        let compute = device_plan.placement.compute();
-        let decoded = vocabulary.elements * compute.bytes() as u64;
-        self.found.notices.push(format!(
-            "data.add_tokens: the embedding is packed; with rows for new tokens it is held in {} and takes {} instead of {}",
-            compute.name(),
-            human_bytes(decoded),
-            human_bytes(vocabulary.bytes)
-        ));
-        PackedSizes { bytes: packed.bytes - vocabulary.bytes + decoded, ..*packed }
     }
 
     /// The rows, tokenized.
@@ -286,13 +216,20 @@ impl Examiner<'_> {
                 if apart.is_empty() { vec![error] } else { apart }
             })
         };
-        let train = read(&train_files, &|files| reader.train(files));
+        let mut train = read(&train_files, &|files| reader.train(files));
         let eval_files = reader.files_to_evaluate(&train_files, eval_files);
         let eval = if train.is_ok() || self.extent == Extent::Validate {
             read(&eval_files, &|files| reader.eval(files))
         } else {
             Ok(None)
         };
+        if self.has_no_weights && train.as_ref().is_err_and(|problems| problems.iter().any(lacks_tokenizer)) {
+            found.assumed_rows = assumed::longest_rows(self.recipe, &train_files);
+        }
+        if found.assumed_rows.is_some() {
+            found.assumptions.push(assumed::no_tokenizer(self.recipe));
+            train = if self.extent == Extent::Plan { Ok(None) } else { train };
+        }
         for (rows, kept) in [(train, &mut found.train), (eval, &mut found.eval)] {
             match rows {
                 Ok(rows) => *kept = rows,
@@ -362,7 +299,8 @@ impl Examiner<'_> {
     /// Steps, and what is odd about rows and settings together.
     fn look_at_plan(&mut self) {
         let (recipe, found) = (self.recipe, &mut self.found);
-        let (Some(config), Some(train)) = (&found.config, &found.train) else { return };
+        let train = found.train.as_ref().or(found.assumed_rows.as_ref());
+        let (Some(config), Some(train)) = (&found.config, train) else { return };
         let eval = found.eval.as_ref();
         let mut notices: Vec<String> = length_notice(train, config).into_iter().collect();
         if train.counts.unmasked == train.rows.len() && train.rows.iter().any(|row| !row.prompt_text.is_empty()) {
@@ -370,7 +308,9 @@ impl Examiner<'_> {
         }
         let plan = train.plan(recipe.train.global_batch_size, recipe.seed, recipe.data.shuffle);
         let steps = total_steps(recipe, &plan);
-        notices.extend(learning_notices(recipe, train, eval, &plan, steps, config));
+        if found.train.is_some() {
+            notices.extend(learning_notices(recipe, train, eval, &plan, steps, config));
+        }
         let result = check_result(recipe, eval.is_some());
         (found.plan, found.steps) = (Some(plan), Some(steps));
         found.notices.extend(notices);
@@ -384,7 +324,8 @@ impl Examiner<'_> {
         let (Some(config), Some(device_plan)) = (&found.config, &found.device_plan) else {
             return;
         };
-        let (Some(train), Some(start), Some(tokenizer)) = (&found.train, &found.start, &found.tokenizer) else {
+        let train = found.train.as_ref().or(found.assumed_rows.as_ref());
+        let (Some(train), Some(start), Some(tokenizer)) = (train, &found.start, &found.tokenizer) else {
             return;
         };
         let text = match tokenizer {
@@ -419,11 +360,11 @@ impl Examiner<'_> {
         let available = device_plan.memory(self.host);
         let subject = Subject { recipe, train, eval: found.eval.as_ref(), sizing: &sizing };
         let disk = || stages::disk_rate(found.directory.as_deref()?);
-        let chosen = stages::choose(&subject, available, &disk, self.ranks);
+        let chosen = stages::choose(&subject, available, &disk, self.host.cables.as_ref(), self.ranks);
         let Some(chosen) = kept(&mut found.problems, chosen) else { return };
         let replicas = self.ranks.map_or(1, Ranks::replicas);
-        let of_stage = chosen.as_ref().map(|(stage, why)| stages::notice(stage, *why, replicas));
-        let stage = chosen.map(|(stage, _)| stage);
+        let of_stage = chosen.as_ref().map(|chosen| stages::notice(chosen, replicas));
+        let stage = chosen.map(|chosen| chosen.stage);
         let shares = self.ranks.map_or(sizing.shares, |ranks| ranks.even().count_of(ranks.group().rank()));
         let sizing = Sizing { placement: sizing.placement.clone().with_stage(stage), shares, ..sizing.clone() };
         let subject = Subject { sizing: &sizing, ..subject };
@@ -445,6 +386,11 @@ impl Examiner<'_> {
 /// back where others have.
 fn of_file(error: &TrainError) -> bool {
     !matches!(error, TrainError::Dataset(DatasetError::EmptyShare { .. }))
+}
+
+/// Whether rows could not be read for want of a tokenizer alone.
+fn lacks_tokenizer(error: &TrainError) -> bool {
+    matches!(error, TrainError::Dataset(DatasetError::NoTokenizer | DatasetError::NoTokenizerFile { .. }))
 }
 
 /// Steps of the whole run.

@@ -10,11 +10,13 @@
 #![warn(missing_docs)]
 
 mod adamw;
+mod assumed;
 mod base_model;
 mod card;
 mod cheaper_settings;
 mod copies;
 mod date;
+mod dealing;
 mod device_plan;
 mod disk_need;
 mod diverged;
@@ -76,7 +78,7 @@ pub use memory::Estimate;
 pub use metrics::{EvalRow, ExpertRow, RankRow, StepRow};
 pub use names::{CHECKPOINTS, COPIES};
 pub use output_directory::{home, recipe_file};
-pub use plan::{Machines, MachinesPlan, Way, plan};
+pub use plan::{Machines, MachinesPlan, RankNeed, Way, plan};
 pub use prepare::{Prepared, prepare};
 pub use ranks::Ranks;
 pub use read_run::{LocalRun, RECORD_FILES, RunRecord, RunState};

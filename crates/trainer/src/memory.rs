@@ -13,6 +13,7 @@ use finetune_recipe::{Method, Recipe};
 use serde::Serialize;
 
 use crate::error::TrainError;
+use crate::local_steps::Meetings;
 
 /// Bytes at the largest step, and seconds for the whole run.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -54,6 +55,8 @@ pub(crate) struct StepShape {
     full: bool,
     /// Parts of a step whose gradients this process keeps apart until they are summed.
     shares: u64,
+    /// Whether each of these parts has parameters and moments of its own.
+    alone: bool,
     /// Bytes of the rows, which stay in main memory.
     rows: u64,
     /// Whether held-back rows are answered before training.
@@ -91,6 +94,7 @@ impl StepShape {
             checkpointing: checkpointing || subject.sizing.placement.reads_layers() || stage.is_some(),
             full: recipe.train.method == Method::Full,
             shares: subject.sizing.shares as u64,
+            alone: Meetings::of(recipe).is_some(),
             rows: rows_bytes(data) + subject.eval.map_or(0, rows_bytes) + subject.sizing.text_bytes,
             answers: recipe.eval.samples + recipe.eval.exact_match > 0,
         }
@@ -249,7 +253,8 @@ fn peak(config: &ModelConfig, layers: &[LayerKept], step: &StepShape, precision:
     let all_kept = layers.iter().map(&kept).sum::<u64>();
     // Each micro-batch beside the one that is computed has what came out of its last layer, and a gradient.
     let held = step.held_layers.unwrap_or(layers.len() as u64);
-    // What waits for the next process: no micro-batch goes to two at once. Of a GPU's it is in main memory.
+    // What waits for the next process, or has come from the one before: no micro-batch is on two ways at once. Of a
+    // GPU's it is in main memory.
     let is_sent = precision.cpu && step.held_layers.is_some();
     let waiting = if is_sent { step.at_once * per_token(hidden) } else { 0 };
     let inputs = step.at_once * held * per_token(hidden) + (step.at_once - 1) * per_token(2 * hidden) + waiting;
@@ -325,7 +330,9 @@ fn estimate_of(
         // together.
         (false, _) => 4,
     };
-    let of_shares = if cpu { step.shares.saturating_sub(1) } else { 0 };
+    // Gradients of each share, and what steps made alone go on with: parameters and two moments.
+    let of_shares = step.shares.saturating_sub(1) + if step.alone { 3 * step.shares } else { 0 };
+    let of_shares = if cpu { of_shares } else { 0 };
     // Between steps and where results are saved there is nothing of a step, and three more copies were measured.
     let between_steps = if cpu && !step.full { 13 + of_shares } else { 0 };
     let of_copies = |copies: u64| trained * FLOAT * copies;

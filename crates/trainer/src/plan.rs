@@ -1,30 +1,41 @@
 //! `finetune plan`: the ways in which a recipe can run on given machines, what each takes, and how long a step
-//! is.
+//! is. What each rank takes is in `each_rank`, what ranks send each other of what they learn in `exchange`.
+
+mod each_rank;
+mod exchange;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use finetune_model::{Seconds, Stage, not_in_stages};
-use finetune_recipe::{Method, Recipe, ResidencyChoice};
+use finetune_allreduce::DeviceMatrix;
+use finetune_model::{Arrangement, Order, Seconds, Stage, not_in_stages};
+use finetune_recipe::{Distributed, Method, Recipe, ResidencyChoice};
 use serde::Serialize;
 
-use crate::base_model::model_directory;
+use crate::base_model::{directory_of_config, model_directory};
 use crate::date;
+use crate::dealing::Why;
 use crate::device_plan::ThisHost;
 use crate::disk_need::DiskNeed;
 use crate::error::TrainError;
 use crate::examine::{Examined, Extent, examine};
-use crate::memory::{Precision, Sizes, Sizing, Subject, sizes};
+use crate::memory::{Counted, Sizes, Sizing, Subject, sizes};
 use crate::product_time::{Operations, Rates, operations, tokens_at_once};
-use crate::residency::{choose, micro_batches};
+use crate::residency::micro_batches;
 use crate::resume::Resume;
-use crate::stages::{Offer, Why, deal, of_each_stage};
+use crate::stages::{Offer, alike, arrangements, deal, forms_chain, of_each_stage};
+
+use self::each_rank::Needs;
+pub use self::each_rank::RankNeed;
 
 /// Machines that a plan is made for, alike but for their memory.
 #[derive(Clone, Debug, Serialize)]
 pub struct Machines {
     /// How many there are. Each is one rank.
     pub hosts: usize,
+    /// What a hostfile calls them, in the order of their ranks; empty without one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
     /// Bytes of memory that a rank may take, if that can be told. The least, where they differ.
     pub memory: Option<u64>,
     /// Bytes of memory of each rank, where they differ.
@@ -34,9 +45,13 @@ pub struct Machines {
     pub disk: f64,
     /// Bytes per second that a rank sends to another.
     pub link: f64,
+    /// Which of them are cabled to which, if a hostfile says it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cables: Option<DeviceMatrix>,
 }
 
 /// A way in which a recipe can run. Figures are those of one rank; where ranks differ, of the one that takes most.
+/// Those of each are in `ranks`.
 #[derive(Clone, Debug, Serialize)]
 pub struct Way {
     /// What it is, for people.
@@ -51,10 +66,14 @@ pub struct Way {
     pub at_once: usize,
     /// Bytes of layers that are read in a step.
     pub read: u64,
-    /// Bytes of gradients, and of what goes from layer to layer, that are sent in a step.
+    /// Bytes of gradients, and of what goes from layer to layer, that are sent in a step. If ranks make steps alone,
+    /// those of averages, as a mean over all steps.
     pub sent: u64,
     /// Machines that hold the layers of one model together.
     pub stages: usize,
+    /// How the layers of these lie, where they do not go round a ring: `contiguous` or `wave`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placement: Option<&'static str>,
     /// How many layers each of these holds, where their numbers differ because their memory does.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<usize>,
@@ -62,13 +81,17 @@ pub struct Way {
     pub computing_seconds: Option<f64>,
     /// Seconds that a step waits for layers: what reading takes longer than computing.
     pub reading_seconds: Option<f64>,
-    /// Seconds that a step waits for what is sent: gradients, and what goes from layer to layer where that takes
-    /// longer than computing.
+    /// Seconds that a step waits for gradients or averages. What goes from layer to layer is in `computing_seconds`.
     pub sending_seconds: f64,
     /// Seconds of a step.
     pub seconds: Option<f64>,
     /// The part of a step in which it computes.
     pub busy: Option<f64>,
+    /// The same if layers went round a ring, where they do not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub busy_in_ring: Option<f64>,
+    /// What each rank takes.
+    pub ranks: Vec<RankNeed>,
 }
 
 /// What a recipe takes on given machines.
@@ -84,33 +107,52 @@ pub struct MachinesPlan {
     pub layers: u64,
     /// Bytes of the run directory on rank 0's disk.
     pub disk: u64,
+    /// What gradients or averages are on the way between ranks: `f32` or `bf16`.
+    pub wire: &'static str,
+    /// Steps from one exchange to the next. 1: each step is made together.
+    pub sync_every: u64,
     /// Steps of the run.
     pub steps: u64,
     /// The ways, the fastest first.
     pub ways: Vec<Way>,
     /// The number of the first way that fits.
     pub best: Option<usize>,
-    /// What would take less, if none fits.
+    /// What to change: what would take less, if none fits, or what would send less, if the best way waits for the link.
     pub hints: Vec<String>,
+    /// What is not here, and what was assumed in its place.
+    pub notices: Vec<String>,
 }
 
 /// Examines a recipe and plans it. Nothing is written. `progress` is called with the number of rows read.
 ///
 /// # Errors
-/// What `run` would refuse the recipe for, other than its memory.
+/// What `run` would refuse the recipe for, other than its memory and a model whose weights are not here.
 pub fn plan(recipe: &Recipe, machines: Machines, progress: &dyn Fn(u64)) -> Result<MachinesPlan, TrainError> {
     let mut recipe = recipe.clone();
     recipe.data.date = Some(date::choose(&recipe, &Resume::Newest));
     recipe.model.residency = ResidencyChoice::Memory;
-    let model = model_directory(&recipe);
+    let model = model_directory(&recipe).or_else(|problem| directory_of_config(&recipe).ok_or(problem));
     // Without a limit, so that the estimate is no problem.
     let host = ThisHost::default();
-    let ready = examine(Examined::default(), &recipe, model, &host, Extent::Run, None, progress).ready()?;
+    let mut found = examine(Examined::default(), &recipe, model, &host, Extent::Plan, None, progress);
+    let notices = std::mem::take(&mut found.assumptions);
+    let ready = found.ready()?;
     let adaptation = ready.sizing.adaptation.as_ref();
     let Sizes { parameters, trained } = sizes(&ready.sizing.config, adaptation);
     let subject = Subject { recipe: &recipe, train: &ready.train, eval: ready.eval.as_ref(), sizing: &ready.sizing };
     let disk = DiskNeed::new(&recipe, trained, ready.steps, ready.eval.is_some(), ready.sizing.text_bytes, None);
-    let mut planner = Planner { subject, machines: machines.clone(), parameters, trained, rates: BTreeMap::new() };
+    let mut planner = Planner {
+        counted: subject.counted(),
+        written: each_rank::written(&recipe, &machines.names, machines.hosts, disk.total, disk.of_copies()),
+        base: Planner::whole_base(&subject, &ready.directory, parameters),
+        subject,
+        is_from_hub: recipe.model.hub_id().is_some() && !Path::new(&recipe.model.path).exists(),
+        directory: ready.directory.clone(),
+        machines: machines.clone(),
+        parameters,
+        trained,
+        rates: BTreeMap::new(),
+    };
     if ready.sizing.placement.is_cpu() {
         planner.rates = planner.measured(&ready.directory);
     }
@@ -118,18 +160,23 @@ pub fn plan(recipe: &Recipe, machines: Machines, progress: &dyn Fn(u64)) -> Resu
     ways.sort_by(|a, b| a.computing_seconds.partial_cmp(&b.computing_seconds).unwrap_or(std::cmp::Ordering::Equal));
     ways.sort_by(|a, b| a.seconds.partial_cmp(&b.seconds).unwrap_or(std::cmp::Ordering::Equal));
     let best = ways.iter().position(|way| way.fits != Some(false));
-    let hints = if best.is_none() { planner.subject.cheaper_settings() } else { Vec::new() };
-    let layers = ready.sizing.layer_bytes();
+    let hints = match best {
+        Some(best) => exchange::hints(&recipe, trained, &machines, &ways[best]),
+        None => planner.subject.cheaper_settings(),
+    };
     Ok(MachinesPlan {
         machines,
         parameters,
         trained_parameters: trained,
-        layers,
+        layers: ready.sizing.layer_bytes(),
         disk: disk.total,
+        wire: exchange::wire(&recipe),
+        sync_every: exchange::sync_every(&recipe),
         steps: ready.steps,
         ways,
         best,
         hints,
+        notices,
     })
 }
 
@@ -159,11 +206,23 @@ impl Alone {
     }
 }
 
-/// Seconds of a step whose layers are spread. `hop`: of one micro-batch from one machine to the next.
-fn spread(stage: &Stage, alone: Alone, micro_batches: usize, at_once: usize, hop: f64) -> f64 {
+/// The micro-batches of a step that machines compute together.
+#[derive(Clone, Copy)]
+struct Together {
+    micro_batches: usize,
+    /// Of each group.
+    at_once: usize,
+    order: Order,
+    /// Seconds of one micro-batch from one machine to the next.
+    hop: f64,
+}
+
+/// Seconds of a step whose layers are spread.
+fn spread(stage: &Stage, alone: Alone, together: Together) -> f64 {
+    let Together { micro_batches, at_once, order, hop } = together;
     let parts = (stage.of_layer.len() * micro_batches.max(1)) as f64;
     let seconds = Seconds { forward: alone.forward / parts, back: alone.back / parts, hop };
-    let group = |count: usize| stage.simulate(count, 0, seconds).map_or(f64::INFINITY, |done| done.seconds);
+    let group = |count: usize| stage.simulate(count, 0, order, seconds).map_or(f64::INFINITY, |done| done.seconds);
     let (groups, rest) = (micro_batches / at_once.max(1), micro_batches % at_once.max(1));
     groups as f64 * group(at_once) + if rest > 0 { group(rest) } else { 0.0 }
 }
@@ -171,14 +230,45 @@ fn spread(stage: &Stage, alone: Alone, micro_batches: usize, at_once: usize, hop
 /// The layers of each machine.
 struct Spread {
     stage: Option<Stage>,
+    arrangement: Arrangement,
     why: Why,
-    /// (number, bytes of memory)
-    machines: Vec<(usize, Option<u64>)>,
+}
+
+impl Spread {
+    /// How the layers lie if they do not go round a ring, and as they would go round one.
+    fn other_than_ring(&self) -> Option<(&'static str, Stage)> {
+        let in_ring = || {
+            let counts = self.stage.as_ref()?.counts();
+            Some(match self.why {
+                Why::Alike => Stage::in_turn(counts.iter().sum(), counts.len(), 0),
+                _ => Stage::dealt(&counts, 0),
+            })
+        };
+        match self.arrangement {
+            Arrangement::Ring => None,
+            Arrangement::Contiguous => Some(("contiguous", in_ring()?)),
+            Arrangement::Wave => Some(("wave", in_ring()?)),
+        }
+    }
+
+    /// How many layers each has, where their numbers differ because their memory or their disks do.
+    fn uneven(&self) -> Vec<usize> {
+        let is_uneven = matches!(self.why, Why::Memory | Why::Disk);
+        self.stage.iter().filter(|_| is_uneven).flat_map(Stage::counts).collect()
+    }
 }
 
 struct Planner<'a> {
     subject: Subject<'a>,
+    /// No way changes it.
+    counted: Counted,
     machines: Machines,
+    /// Bytes that each rank writes.
+    written: Vec<u64>,
+    /// Bytes of the base's files of weights.
+    base: u64,
+    is_from_hub: bool,
+    directory: PathBuf,
     parameters: u64,
     trained: u64,
     /// Operations per second of the CPU, by the tokens of a micro-batch. None on a GPU.
@@ -199,7 +289,11 @@ impl Planner<'_> {
             return ways;
         }
         ways.push(self.way("layers from the disk", set(&["model.residency=disk"]), Form { from_disk: true, ..whole }));
+        // These say how averages are taken, which ranks that hold a model together have none of.
+        let Distributed { outer_learning_rate, outer_momentum, .. } = self.subject.recipe.distributed;
+        let has_outer = outer_learning_rate.is_some() || outer_momentum.is_some();
         let can_be_spread = adaptation.as_ref().is_some_and(|adaptation| not_in_stages(config, adaptation).is_none());
+        let can_be_spread = can_be_spread && !has_outer;
         let hosts = self.machines.hosts;
         for stages in (2..=hosts.min(layers.len())).filter(|stages| can_be_spread && hosts.is_multiple_of(*stages)) {
             let spread = format!("parallel.stages={stages}");
@@ -215,115 +309,101 @@ impl Planner<'_> {
         let Form { stages, again, from_disk } = form;
         let Machines { hosts, disk, link, .. } = self.machines;
         let replicas = hosts / stages;
-        let mut recipe = self.subject.recipe.clone();
-        recipe.train.gradient_checkpointing = again;
-        recipe.model.residency = if from_disk { ResidencyChoice::Disk } else { ResidencyChoice::Memory };
-        let subject = Subject { recipe: &recipe, ..self.subject };
-        let shares = recipe.distributed.virtual_ranks.map_or(1, |shares| shares.div_ceil(replicas));
-        let sizing = Sizing { shares, ..subject.sizing.clone() };
-        let subject = Subject { sizing: &sizing, ..subject };
-        let Spread { stage, why, machines } = self.spread(&subject, stages);
+        let (recipe, settings) = self.recipe_of(form, settings);
+        let sizing = Sizing { shares: exchange::shares(&recipe, replicas), ..self.subject.sizing.clone() };
+        let subject = Subject { recipe: &recipe, sizing: &sizing, ..self.subject };
+        let held = self.spread(&subject, stages);
+        let stage = held.stage.as_ref();
         // Those of one model.
         let micro_batches = micro_batches(&subject).div_ceil(replicas);
-        let of_machine = |(mine, memory): &(usize, Option<u64>)| {
-            let stage = stage.clone().map(|stage| Stage { mine: *mine, ..stage });
-            let placement = subject.sizing.placement.clone().with_stage(stage);
-            let sizing = Sizing { placement, ..subject.sizing.clone() };
-            choose(&Subject { sizing: &sizing, ..subject }, *memory).0
-        };
-        let sizings: Vec<Sizing> = machines.iter().map(of_machine).collect();
-        let at_once = sizings.iter().map(|sizing| sizing.at_once).min().unwrap_or(1).min(micro_batches);
-        let sizings: Vec<Sizing> = sizings.into_iter().map(|sizing| Sizing { at_once, ..sizing }).collect();
-        let needed = |sizing: &Sizing| Subject { sizing, ..subject }.estimate().total;
-        let needed: Vec<u64> = sizings.iter().map(needed).collect();
-        let mut fits = needed.iter().zip(&machines).map(|(needed, (_, memory))| memory.map(|memory| *needed <= memory));
-        let groups = micro_batches.div_ceil(at_once);
-        let read =
-            sizings.iter().map(|sizing| if from_disk { self.read(sizing, groups) } else { 0 }).max().unwrap_or(0);
-        // Each rank sends all but its own part of the gradients of its layers to those with the same layers, twice: the
-        // sums of the parts, and the whole.
-        let gradients = 4 * self.trained.div_ceil(stages as u64) * 2 * (replicas as u64 - 1) / replicas as u64;
+        let Needs { ranks, at_once } = self.needs(&subject, stage, micro_batches);
+        let read = ranks.iter().map(|rank| rank.read).max().unwrap_or(0);
+        let learned = exchange::sent(&recipe, self.trained, hosts, replicas);
         let alone = self.rates(replicas).map(|rates| self.alone(rates, replicas, again));
-        let (hops, of_hops) = self.hops(stage.as_ref(), replicas, &recipe);
-        let computing = match &stage {
-            None => alone.map(|alone| alone.total()),
-            Some(stage) => alone.map(|alone| spread(stage, alone, micro_batches, at_once, of_hops / link)),
+        let (hops, of_hops) = self.hops(stage, replicas, &recipe);
+        let order = if from_disk { Order::Layers } else { Order::MicroBatches };
+        let together = Together { micro_batches, at_once, order, hop: of_hops / link };
+        let computing = |stage: Option<&Stage>| {
+            alone.map(|alone| stage.map_or_else(|| alone.total(), |stage| spread(stage, alone, together)))
         };
-        let reading = computing.map(|computing| (read as f64 / disk - computing).max(0.0));
-        let sending = gradients as f64 / link;
-        let seconds = computing.zip(reading).map(|(computing, reading)| computing + reading + sending);
+        let sending = learned as f64 / link;
+        let reading = |computing: f64| (read as f64 / disk - computing).max(0.0);
+        let whole = |computing: f64| computing + reading(computing) + sending;
+        let busy = |seconds: f64| alone.map(|alone| alone.total() / stages as f64 / seconds);
+        let (placement, ring) = held.other_than_ring().unzip();
+        let busy_in_ring = ring.and_then(|ring| busy(whole(computing(Some(&ring))?)));
+        let computing = computing(stage);
+        let seconds = computing.map(whole);
         Way {
             name,
             settings,
-            memory: needed.iter().copied().max().unwrap_or(0),
-            fits: fits.try_fold(true, |all, one| one.map(|one| all && one)),
+            memory: ranks.iter().map(|rank| rank.memory).max().unwrap_or(0),
+            fits: ranks.iter().try_fold(true, |all, rank| rank.fits.map(|fits| all && fits)),
             at_once,
             read,
-            sent: gradients + hops,
+            sent: learned + hops,
             stages,
-            layers: if matches!(why, Why::Memory | Why::Disk) {
-                stage.map_or(Vec::new(), |stage| stage.counts())
-            } else {
-                Vec::new()
-            },
+            placement,
+            layers: held.uneven(),
             computing_seconds: computing,
-            reading_seconds: reading,
+            reading_seconds: computing.map(reading),
             sending_seconds: sending,
             seconds,
-            busy: alone.zip(seconds).map(|(alone, seconds)| alone.total() / stages as f64 / seconds),
+            busy: seconds.and_then(busy),
+            busy_in_ring,
+            ranks,
         }
     }
 
-    /// Which layers machines hold that have the layers of a model together, and which of them are looked at, each
-    /// with its memory: all that differ.
+    /// The recipe of a way, and its settings with what else makes it so.
+    fn recipe_of(&self, form: Form, mut settings: Vec<String>) -> (Recipe, Vec<String>) {
+        let mut recipe = self.subject.recipe.clone();
+        recipe.train.gradient_checkpointing = form.again;
+        recipe.model.residency = if form.from_disk { ResidencyChoice::Disk } else { ResidencyChoice::Memory };
+        if form.stages > 1 && exchange::sync_every(&recipe) > 1 {
+            // None of the ranks that hold a model together can make steps alone.
+            recipe.distributed = Distributed { sync_every: Some(1), ..recipe.distributed };
+            settings.push("distributed.sync_every=1".to_owned());
+        }
+        (recipe, settings)
+    }
+
+    /// Which layers machines hold that have the layers of a model together, and why.
     fn spread(&self, subject: &Subject<'_>, stages: usize) -> Spread {
-        let Machines { hosts, memory, memory_of_each, .. } = &self.machines;
+        let Machines { hosts, memory_of_each, cables, .. } = &self.machines;
         let layers = subject.sizing.config.layers.len();
         if stages == 1 {
-            return Spread { stage: None, why: Why::Alike, machines: vec![(0, *memory)] };
+            return Spread { stage: None, arrangement: Arrangement::Ring, why: Why::Alike };
         }
+        let is_chain = forms_chain(subject.recipe, cables.as_ref(), stages, None);
+        let arrangements = arrangements(subject.recipe.parallel.placement, is_chain);
         if memory_of_each.is_empty() {
-            let stage = Stage::in_turn(layers, stages, 0);
-            // It has as many layers as any, the output layer, and the logits besides. The first one may need more where
-            // its embedding is the larger matrix.
-            let Sizing { ends: [embedding, output], config, placement, stored, .. } = subject.sizing;
-            let held = placement.held(*stored);
-            let is_larger = !config.tied_embeddings && embedding.bytes(held) > output.bytes(held);
-            let looked_at = [(stage.last(), true), (0, is_larger && stage.last() != 0)];
-            let machines = looked_at.into_iter().filter(|(_, is)| *is).map(|(machine, _)| (machine, *memory)).collect();
-            return Spread { stage: Some(stage), why: Why::Alike, machines };
+            let arrangement = arrangements.of(subject.recipe.model.residency == ResidencyChoice::Disk);
+            return Spread { stage: Some(alike(arrangement, layers, stages)), arrangement, why: Why::Alike };
         }
         let replicas = hosts / stages;
         let rate = self.rates(replicas).map_or(0.0, |rates| rates.of_all(&self.operations(replicas, true)));
         let disk = Some(self.machines.disk);
         let offer = |memory: &u64| Offer::at_rate(rate, subject, disk, Some(*memory), *hosts);
         let offers: Vec<Offer> = memory_of_each.iter().map(offer).collect();
-        let dealt = deal(layers, &of_each_stage(&offers, stages));
-        let machines = (0..stages).map(|mine| (mine, memory_of_each.iter().skip(mine).step_by(stages).min().copied()));
-        Spread { stage: Some(dealt.stage), why: dealt.why, machines: machines.collect() }
+        let dealt = deal(layers, &of_each_stage(&offers, stages), arrangements);
+        Spread { stage: Some(dealt.stage), arrangement: dealt.arrangement, why: dealt.why }
     }
 
-    /// Bytes that a step reads: each layer twice, but the last one, where a group turns back, once.
-    fn read(&self, sizing: &Sizing, groups: usize) -> u64 {
-        let held = Precision::new(sizing).held;
-        let last = sizing.layers.last().map_or(0, |layer| layer.bytes(held));
-        let is_mine = |n: usize| sizing.placement.stage().is_none_or(|stage| stage.holds(n));
-        let mine = sizing.layers.iter().enumerate().filter(|(n, _)| is_mine(*n));
-        let mine: u64 = mine.map(|(_, layer)| layer.bytes(held)).sum();
-        groups as u64 * (2 * mine).saturating_sub(last)
-    }
-
-    /// Bytes that a machine sends from layer to layer in a step, and those of one micro-batch on one way.
+    /// Bytes that the machine which sends most sends from layer to layer in a step, and those of one micro-batch on one
+    /// way.
     fn hops(&self, stage: Option<&Stage>, replicas: usize, recipe: &Recipe) -> (u64, f64) {
         let Some(stage) = stage else { return (0, 0.0) };
-        let Sizing { config, placement, layers, .. } = self.subject.sizing;
+        let Sizing { config, placement, .. } = self.subject.sizing;
         let train = self.subject.train;
         let rows = recipe.train.global_batch_size.min(train.rows.len()).div_ceil(replicas);
         let tokens = train.counts.tokens as f64 / train.rows.len().max(1) as f64;
         let of_row = tokens * (config.hidden_size * placement.compute().bytes()) as f64;
-        // Forward behind each layer but the last, back behind each but the first.
-        let hops = 2 * (layers.len() - 1);
-        let all = (rows as f64 * of_row * hops as f64 / stage.count() as f64) as u64;
+        // Where a machine hands on to another one, it sends forward, and the other one back.
+        let changes = || stage.of_layer.windows(2).filter(|two| two[0] != two[1]);
+        let of_machine = |machine: usize| changes().filter(|two| two.contains(&machine)).count();
+        let hops = (0..stage.count()).map(of_machine).max().unwrap_or(0);
+        let all = (rows as f64 * of_row * hops as f64) as u64;
         (all, of_row * recipe.train.micro_batch_size as f64)
     }
 

@@ -91,7 +91,7 @@ fn put_together(
         estimate = Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing }.estimate();
     }
     let subject = Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing };
-    let (mut model, base_digest) = open_connected(&subject, &directory, start, host, ranks)?;
+    let (mut model, base_digest) = open_connected(&subject, &directory, start, host, ranks, &mut notices)?;
     let identity = identity(&recipe, &train, eval.as_ref(), &model, &base_digest, &device_plan);
     ranks.expect_same(&identity.digests())?;
     let mut state = TrainState::new(model.parameters()?, LossScale::new(device_plan.placement.compute()));
@@ -142,12 +142,13 @@ fn open_connected(
     start: Option<InitialAdapter>,
     host: &ThisHost,
     ranks: &Ranks,
+    notices: &mut Vec<String>,
 ) -> Result<(Model, String), TrainError> {
     let Sizing { config, placement, .. } = subject.sizing;
     stages::fetch_missing(subject.recipe, directory, placement, host, ranks)?;
     let opened = open_model(subject.recipe, directory, start, config.vocabulary, placement, ranks);
     let (mut model, digest) = opened.map_err(|error| error.with_cheaper_settings(|| subject.cheaper_settings()))?;
-    stages::connect(&mut model, ranks, subject.sizing.at_once)?;
+    notices.extend(stages::connect(&mut model, ranks, subject.sizing.at_once)?);
     model.add_router_loss(router_loss::coefficient(subject.recipe, config));
     Ok((model, digest))
 }

@@ -3,7 +3,7 @@
 use finetune_recipe::{Method, ResidencyChoice};
 use finetune_store::human_bytes;
 
-use crate::memory::{Sizing, Subject};
+use crate::memory::{Counted, Sizing, Subject};
 use crate::numbers::counted;
 
 /// Chooses for a run that may take `available` bytes, if that can be told. Returns what a user should know, too.
@@ -11,11 +11,20 @@ use crate::numbers::counted;
 /// With layers from the disk, as many micro-batches go through each layer together as fit in memory: it is read
 /// once for all of them. Neither choice changes a bit of the run.
 pub(crate) fn choose(subject: &Subject<'_>, available: Option<u64>) -> (Sizing, Vec<String>) {
+    choose_counted(subject, &subject.counted(), available)
+}
+
+/// The same of what is counted already.
+pub(crate) fn choose_counted(
+    subject: &Subject<'_>,
+    counted: &Counted,
+    available: Option<u64>,
+) -> (Sizing, Vec<String>) {
     let recipe = subject.recipe;
     let in_memory = subject.sizing.clone();
     let can = recipe.train.method == Method::Lora && !in_memory.layers.is_empty();
     let fits = |sizing: &Sizing| {
-        let estimate = Subject { sizing, ..*subject }.estimate();
+        let estimate = Subject { sizing, ..*subject }.estimate_counted(counted);
         available.is_none_or(|available| estimate.total <= available)
     };
     let from_disk = |at_once: usize| Sizing {

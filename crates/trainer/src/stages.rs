@@ -6,30 +6,38 @@
 mod dealing;
 mod files;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use finetune_allreduce::{Group, GroupError};
-use finetune_model::{Hops, Model, ModelConfig, Stage};
-use finetune_recipe::{Recipe, ResidencyChoice, StagesChoice};
+use finetune_allreduce::{Backend, DeviceMatrix, Receiver, Sender};
+use finetune_model::{Arrangement, Hops, Model, ModelConfig, Stage};
+use finetune_recipe::{BackendChoice, PlacementChoice, Recipe, ResidencyChoice, StagesChoice};
 use finetune_store::failpoint;
 
+use crate::dealing::{Why, listed};
 use crate::error::TrainError;
 use crate::evaluate::FROM_DISK;
 use crate::memory::{Sizing, Subject};
 use crate::ranks::Ranks;
 
 use self::dealing::Dealt;
-pub(crate) use self::dealing::{Offer, Why, deal, levelled, of_each_stage};
+pub(crate) use self::dealing::{Arrangements, Offer, alike, deal, of_each_stage};
 pub(crate) use self::files::{digest_together, disk_rate, fetch_missing};
 
-/// The layers of this rank, if the recipe spreads a model over several, and why there are so many. `available`:
-/// bytes of memory that this rank may take, if that can be told; `disk`: measures bytes per second of its disk. All
-/// ranks call it together; `None`: there is only this process, which stands for the first rank.
+/// The layers of this rank, and how the ranks have come by theirs.
+#[derive(Clone, Debug)]
+pub(crate) struct Chosen {
+    pub(crate) stage: Stage,
+    arrangement: Arrangement,
+    why: Why,
+    /// Whether the cables have decided how the layers lie.
+    by_cables: bool,
+}
+
+/// The layers of this rank, if the recipe spreads a model over several. `available`: bytes of memory that this rank may
+/// take, if that can be told; `disk`: measures bytes per second of its disk; `cables`: which ranks are cabled, if that
+/// is known. All ranks call it together; `None`: there is only this process, which stands for the first rank.
 ///
 /// # Errors
 /// If the model cannot be spread so, or the number of ranks is no multiple of the stages.
@@ -37,29 +45,35 @@ pub(crate) fn choose(
     subject: &Subject<'_>,
     available: Option<u64>,
     disk: &dyn Fn() -> Option<f64>,
+    cables: Option<&DeviceMatrix>,
     ranks: Option<&Ranks>,
-) -> Result<Option<(Stage, Why)>, TrainError> {
+) -> Result<Option<Chosen>, TrainError> {
     let Sizing { config, adaptation, .. } = subject.sizing;
-    let (choice, layers) = (subject.recipe.parallel.stages, config.layers.len());
+    let (recipe, layers) = (subject.recipe, config.layers.len());
+    let choice = recipe.parallel.stages;
     if choice == StagesChoice::Count(1) {
         return ranks.map_or(Ok(()), |ranks| ranks.settle(1)).map(|()| None);
     }
     let refusal = adaptation.as_ref().and_then(|adaptation| finetune_model::not_in_stages(config, adaptation));
     let can_choose = adaptation.is_some() && refusal.is_none();
     // Looking at memory and speed takes a moment, so it is only done where something depends on it.
-    let depends = subject.recipe.parallel.layers.is_empty() && can_choose;
+    let depends = recipe.parallel.layers.is_empty() && can_choose;
     let offers = match ranks.filter(|ranks| depends && ranks.group().world() > 1) {
         Some(ranks) => {
-            let may_read = subject.recipe.model.residency != ResidencyChoice::Memory;
+            let may_read = recipe.model.residency != ResidencyChoice::Memory;
             let disk = may_read.then(disk).flatten();
             Offer::new(subject, disk, available, ranks.group().world()).gathered(ranks)?
         }
         None => Vec::new(),
     };
+    let is_chain = |stages: usize| forms_chain(recipe, cables, stages, ranks);
+    let deal = |stages: usize| {
+        deal(layers, &of_each_stage(&offers, stages), arrangements(recipe.parallel.placement, is_chain(stages)))
+    };
     let stages = match choice {
         StagesChoice::Count(stages) => stages,
         StagesChoice::Auto => match ranks {
-            Some(ranks) => ranks.largest(fewest(layers, &offers, ranks) as i32)? as usize,
+            Some(ranks) => ranks.largest(fewest(layers, &offers, ranks, &deal) as i32)? as usize,
             None => 1,
         },
     };
@@ -75,33 +89,66 @@ pub(crate) fn choose(
     if stages > layers {
         return Err(few_layers(config, stages));
     }
-    let mut dealt = asked(&subject.recipe.parallel.layers, layers)?.unwrap_or_else(|| match offers.is_empty() {
-        true => Dealt { stage: Stage::in_turn(layers, stages, 0), why: Why::Alike, in_memory: true },
-        false => deal(layers, &of_each_stage(&offers, stages)),
+    let arrangement =
+        arrangements(recipe.parallel.placement, is_chain(stages)).of(recipe.model.residency == ResidencyChoice::Disk);
+    let mut dealt = asked(&recipe.parallel.layers, layers, arrangement)?.unwrap_or_else(|| match offers.is_empty() {
+        true => Dealt { stage: alike(arrangement, layers, stages), arrangement, why: Why::Alike, in_memory: true },
+        false => deal(stages),
     });
     if let Some(ranks) = ranks {
         dealt = dealt.told_by_first(ranks)?;
         dealt.stage.mine = ranks.group().rank() % stages;
     }
-    Ok(Some((dealt.stage, dealt.why)))
+    let Dealt { stage, arrangement, why, .. } = dealt;
+    let by_cables = recipe.parallel.placement == PlacementChoice::Auto && arrangement != Arrangement::Ring;
+    Ok(Some(Chosen { stage, arrangement, why, by_cables }))
 }
 
-/// As few stages as have the memory; the most that there can be if none have. Without offers: 1.
-fn fewest(layers: usize, offers: &[Offer], ranks: &Ranks) -> usize {
+/// Whether the cables lead from rank to rank and not back, where so many hold a model together. They count where they
+/// are used.
+pub(crate) fn forms_chain(
+    recipe: &Recipe,
+    cables: Option<&DeviceMatrix>,
+    stages: usize,
+    ranks: Option<&Ranks>,
+) -> bool {
+    let fits = |cables: &&DeviceMatrix| ranks.is_none_or(|ranks| cables.world() == ranks.group().world());
+    let is_used = recipe.distributed.backend != BackendChoice::Tcp;
+    is_used && cables.filter(fits).is_some_and(|cables| cables.is_chain(stages))
+}
+
+/// How layers lie: as the recipe says, or as the cables do. From the disk a rank with its layers next to each other
+/// would hand nothing on before it comes to the last of them.
+pub(crate) fn arrangements(choice: PlacementChoice, is_chain: bool) -> Arrangements {
+    match choice {
+        PlacementChoice::Auto if is_chain => {
+            Arrangements { in_memory: Arrangement::Contiguous, from_disk: Arrangement::Wave }
+        }
+        PlacementChoice::Auto | PlacementChoice::Ring => Arrangements::always(Arrangement::Ring),
+        PlacementChoice::Contiguous => Arrangements::always(Arrangement::Contiguous),
+        PlacementChoice::Wave => Arrangements::always(Arrangement::Wave),
+    }
+}
+
+/// As few stages as have the memory; the most that there can be if none have. Without offers: 1. `deal`: to so many.
+fn fewest(layers: usize, offers: &[Offer], ranks: &Ranks, deal: &dyn Fn(usize) -> Dealt) -> usize {
     let possible: Vec<usize> = (1..=offers.len().min(layers)).filter(|&stages| ranks.can_have(stages)).collect();
     let fits = |stages: &usize| match *stages {
         1 => offers.iter().all(|offer| offer.whole),
-        stages => deal(layers, &of_each_stage(offers, stages)).in_memory,
+        stages => deal(stages).in_memory,
     };
     possible.iter().copied().find(fits).or(possible.last().copied()).unwrap_or(1)
 }
 
 /// The layers of each rank as the recipe says them, if it does.
-fn asked(counts: &[usize], layers: usize) -> Result<Option<Dealt>, TrainError> {
+fn asked(counts: &[usize], layers: usize, arrangement: Arrangement) -> Result<Option<Dealt>, TrainError> {
     let sum = counts.iter().fold(0usize, |sum, count| sum.saturating_add(*count));
     match counts.is_empty() {
         true => Ok(None),
-        false if sum == layers => Ok(Some(Dealt { stage: Stage::dealt(counts, 0), why: Why::Recipe, in_memory: true })),
+        false if sum == layers => {
+            let stage = Stage::arranged(arrangement, counts, 0);
+            Ok(Some(Dealt { stage, arrangement, why: Why::Recipe, in_memory: true }))
+        }
         false => Err(TrainError::LayersOfRanks { counts: counts.to_vec(), sum, layers }),
     }
 }
@@ -131,41 +178,41 @@ pub(crate) fn agree_on_groups(sizing: &mut Sizing, ranks: &Ranks) -> Result<bool
 }
 
 /// Connects a loaded model with the other ranks that hold it. `at_once`: the micro-batches that go through it together
-/// in a step.
-pub(crate) fn connect(model: &mut Model, ranks: &Ranks, at_once: usize) -> Result<(), TrainError> {
-    let Some(stage) = model.placement().stage().cloned() else { return Ok(()) };
+/// in a step. Returns what the user should know of it.
+pub(crate) fn connect(model: &mut Model, ranks: &Ranks, at_once: usize) -> Result<Option<String>, TrainError> {
+    let Some(stage) = model.placement().stage().cloned() else { return Ok(None) };
     let queue = Stage::most_queued(at_once.max(FROM_DISK));
-    model.connect(ranks.connect(&stage, queue)?);
-    Ok(())
+    let connections = ranks.connect(&stage, queue)?;
+    let carried = connections.carried();
+    model.connect(connections);
+    Ok(carried)
 }
 
 /// What the user should know about where the layers are.
-pub(crate) fn notice(stage: &Stage, why: Why, replicas: usize) -> String {
+pub(crate) fn notice(chosen: &Chosen, replicas: usize) -> String {
+    let Chosen { stage, arrangement, why, by_cables } = chosen;
     let (stages, layers) = (stage.count(), stage.of_layer.len());
     let of_replicas = if replicas == 1 { String::new() } else { format!(", {replicas} times") };
-    let numbers: Vec<String> = stage.counts().iter().map(usize::to_string).collect();
-    let (last, before) = numbers.split_last().map_or(("", String::new()), |(last, rest)| (last, rest.join(", ")));
-    let by = match why {
-        Why::Alike => None,
-        Why::Recipe => Some("parallel.layers says"),
-        Why::Speed => Some("their speed allows"),
-        Why::Disk => Some("their disks and speed allow"),
-        Why::Memory => Some("their memory and speed allow"),
-    };
-    let which = match by {
-        None => format!("layer n is on the (n mod {stages})th"),
-        Some(by) => format!("{before} and {last} of them in turn, as {by}"),
+    let chain = if *by_cables { ", as the cables form a chain" } else { "" };
+    let (counts, by) = (listed(&stage.counts()), why.words());
+    let which = match arrangement {
+        Arrangement::Ring if *why == Why::Alike => format!("layer n is on the (n mod {stages})th"),
+        Arrangement::Ring => format!("{counts} of them in turn{by}"),
+        Arrangement::Contiguous => format!("{counts} of them next to each other{chain}{by}"),
+        Arrangement::Wave => format!("{counts} of them in turn there and back{chain}{by}"),
     };
     format!(
         "the {layers} layers are spread over {stages} ranks{of_replicas}: {which}; the bits are those of one process"
     )
 }
 
-/// Connections between the stages of a replica. For each direction between two of them there is a group of two,
-/// so that a stage sends to one and receives from another at the same time.
+/// Connections between the stages of a replica. For each direction between two of them there is a line of the group,
+/// whose messages travel while layers are computed.
 pub(crate) struct Connections {
-    outgoing: BTreeMap<usize, Outgoing>,
-    incoming: BTreeMap<usize, Group>,
+    outgoing: BTreeMap<usize, Sender>,
+    incoming: BTreeMap<usize, Receiver>,
+    /// The rank of the first stage.
+    first: usize,
 }
 
 /// What the connections of a rank have moved and waited for.
@@ -176,14 +223,6 @@ pub(crate) struct Moved {
     pub(crate) received: u64,
     /// (stage, how long was waited for it)
     pub(crate) waited: Vec<(usize, Duration)>,
-}
-
-/// A thread that sends what it is given, so that the next layer is computed meanwhile.
-struct Outgoing {
-    group: Arc<Group>,
-    queue: Option<SyncSender<Vec<u8>>>,
-    thread: Option<JoinHandle<()>>,
-    failed: Arc<Mutex<Option<GroupError>>>,
 }
 
 impl Connections {
@@ -199,7 +238,9 @@ impl Connections {
         queue: usize,
     ) -> Result<Connections, TrainError> {
         let (world, rank) = (ranks.group().world(), ranks.group().rank());
-        let mut connections = Connections { outgoing: BTreeMap::new(), incoming: BTreeMap::new() };
+        let no_thread = |error| TrainError::NoThread { error };
+        let mut connections =
+            Connections { outgoing: BTreeMap::new(), incoming: BTreeMap::new(), first: rank - rank % count };
         for (from, to) in links {
             // Ranks that this link does not concern are in groups of their own.
             let (color, key) = match mine {
@@ -209,9 +250,9 @@ impl Connections {
             };
             let group = ranks.group().split(color as u64, key).map_err(TrainError::Stages)?;
             if mine == from {
-                connections.outgoing.insert(to, Outgoing::start(group, queue)?);
+                connections.outgoing.insert(to, group.sender(queue).map_err(no_thread)?);
             } else if mine == to {
-                connections.incoming.insert(from, group);
+                connections.incoming.insert(from, group.receiver().map_err(no_thread)?);
             }
         }
         Ok(connections)
@@ -219,62 +260,54 @@ impl Connections {
 
     /// What was moved and waited for since the beginning.
     pub(crate) fn moved(&self) -> Moved {
-        let mut moved = Moved::default();
-        for outgoing in self.outgoing.values() {
-            moved.sent += outgoing.group.bytes_moved().0;
+        Moved {
+            sent: self.outgoing.values().map(Sender::bytes).sum(),
+            received: self.incoming.values().map(Receiver::bytes).sum(),
+            waited: self.incoming.iter().map(|(&from, receiver)| (from, receiver.waited())).collect(),
         }
-        for (&from, group) in &self.incoming {
-            moved.received += group.bytes_moved().1;
-            moved.waited.push((from, group.waited().iter().sum()));
-        }
-        moved
+    }
+
+    /// What the user should know about what carries tensors to and from this rank. `None`: there is no other.
+    pub(crate) fn carried(&self) -> Option<String> {
+        let outgoing = self.outgoing.iter().map(|(to, sender)| (*to, sender.backend()));
+        let incoming = self.incoming.iter().map(|(from, receiver)| (*from, receiver.backend()));
+        carried(&outgoing.chain(incoming).collect::<Vec<_>>(), self.first)
     }
 }
 
-impl Outgoing {
-    fn start(group: Group, length: usize) -> Result<Outgoing, TrainError> {
-        let (queue, queued) = sync_channel::<Vec<u8>>(length);
-        let group = Arc::new(group);
-        let failed = Arc::new(Mutex::new(None));
-        let (told, sending) = (Arc::clone(&failed), Arc::clone(&group));
-        let work = move || {
-            for bytes in queued {
-                if let Err(error) = sending.send(&bytes, 1) {
-                    *told.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                    return;
-                }
-            }
-        };
-        let thread = std::thread::Builder::new().name("hops".to_owned()).spawn(work);
-        let thread = thread.map_err(|error| TrainError::NoThread { error })?;
-        Ok(Outgoing { group, queue: Some(queue), thread: Some(thread), failed })
-    }
-}
-
-impl Drop for Outgoing {
-    fn drop(&mut self) {
-        self.queue = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+/// What carries tensors between this stage and others, if the first one is rank `first`.
+fn carried(lines: &[(usize, Backend)], first: usize) -> Option<String> {
+    let (_, most) = *lines.iter().max_by_key(|(_, backend)| *backend == Backend::Rdma)?;
+    let others: BTreeSet<usize> =
+        lines.iter().filter(|(_, backend)| *backend != most).map(|(stage, _)| first + stage).collect();
+    let others: Vec<String> = others.iter().map(|rank| format!("; to and from rank {rank} over tcp")).collect();
+    Some(format!("between layers, tensors go from rank to rank over {most}{}", others.concat()))
 }
 
 impl Hops for Connections {
     fn send(&self, to: usize, bytes: Vec<u8>) -> Result<(), Box<dyn Error + Send + Sync>> {
         failpoint::hit("hops.send");
-        let outgoing = &self.outgoing[&to];
-        if outgoing.queue.as_ref().is_some_and(|queue| queue.send(bytes).is_ok()) {
-            return Ok(());
-        }
-        let failed = outgoing.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Err(failed.map_or_else(|| "the thread that sends has ended".into(), Into::into))
+        Ok(self.outgoing[&to].send(bytes)?)
     }
 
     fn receive(&self, from: usize, length: usize) -> Result<Vec<u8>, Box<dyn Error + Send + Sync>> {
-        let mut bytes = vec![0; length];
         failpoint::hit("hops.receive");
-        self.incoming[&from].recv(&mut bytes, 0)?;
-        Ok(bytes)
+        Ok(self.incoming[&from].receive(length)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_carries_tensors_is_said_with_its_exceptions() {
+        let (rdma, tcp) = (Backend::Rdma, Backend::Tcp);
+        let said = |lines: &[(usize, Backend)]| carried(lines, 4);
+        assert_eq!(said(&[]), None);
+        let words = |what: &str| Some(format!("between layers, tensors go from rank to rank over {what}"));
+        assert_eq!(said(&[(1, tcp), (2, tcp)]), words("tcp"));
+        assert_eq!(said(&[(1, rdma), (1, rdma)]), words("rdma"));
+        assert_eq!(said(&[(2, tcp), (1, rdma), (2, tcp)]), words("rdma; to and from rank 6 over tcp"));
     }
 }

@@ -10,13 +10,14 @@ use finetune_allreduce::{Group, GroupError, Reduction};
 use finetune_model::{Adaptation, Hops, ModelConfig, Slice, Stage, Sums, not_in_slices};
 use rayon::prelude::*;
 
+use crate::device_plan::ThisHost;
 use crate::error::TrainError;
 use crate::ranks::Ranks;
 use crate::stages::{Connections, few_layers};
 
 use self::dealing::deal_together;
 
-/// The most messages that wait for another rank: far more than passes are under way, of which each line holds one
+/// The most messages that wait to be sent to another rank: far more than passes are under way, of which each line holds one
 /// message of each kind (`model/src/stage.rs`).
 const QUEUE: usize = 1024;
 
@@ -67,6 +68,8 @@ pub struct Together {
     pub hops: Arc<dyn Hops>,
     /// What the user should know of how the ranks hold the model.
     pub notes: Vec<String>,
+    /// This rank's host and its place there, for whoever opens its part.
+    pub host: ThisHost,
     ranks: Arc<Ranks>,
 }
 
@@ -84,8 +87,8 @@ impl Sums for GroupSums {
 }
 
 impl Together {
-    /// Connects all ranks of a group, which hold a model of this config. All call it together. `sizes`: asked for
-    /// where the ranks may hold whole layers.
+    /// Connects all ranks of a group, which hold a model of this config. All call it together. `host`: that of this rank,
+    /// for whoever opens its part; `sizes`: asked for where the ranks may hold whole layers.
     ///
     /// # Errors
     /// If the model cannot be spread over so many ranks, they have too little memory for it, one cannot be reached, or
@@ -94,6 +97,7 @@ impl Together {
         group: Group,
         config: &ModelConfig,
         parallel: Parallel,
+        host: ThisHost,
         sizes: impl FnOnce() -> Result<Sizes, E>,
     ) -> Result<Together, E> {
         let world = group.world();
@@ -114,13 +118,14 @@ impl Together {
                 }
             },
         };
-        Ok(if is_tensor {
+        let together = if is_tensor {
             let slices = against_slices.map_or(Ok(()), |what| Err(TrainError::NotSplit { what }));
             slices.and_then(|()| Together::in_slices(ranks, reason))?
         } else {
             let stages = against_stages.map_or(Ok(()), Err);
             stages.and_then(|()| Together::in_stages(ranks, config.layers.len(), sizes.as_ref(), reason))?
-        })
+        };
+        Ok(Together { host, ..together })
     }
 
     fn in_stages(
@@ -138,8 +143,8 @@ impl Together {
         links.sort_unstable();
         links.dedup();
         let hops = Arc::new(Connections::new(&ranks, [rank, world], links, QUEUE)?);
-        let notes = reason.into_iter().chain(note).collect();
-        Ok(Together { part: OnRank::Stage(stage), hops, notes, ranks })
+        let notes = reason.into_iter().chain(note).chain(hops.carried()).collect();
+        Ok(Together { part: OnRank::Stage(stage), hops, notes, host: ThisHost::default(), ranks })
     }
 
     fn in_slices(ranks: Arc<Ranks>, reason: Option<String>) -> Result<Together, TrainError> {
@@ -147,7 +152,7 @@ impl Together {
         let links = (1..count).map(|other| (0, other)).collect();
         let hops = Arc::new(Connections::new(&ranks, [mine, count], links, QUEUE)?);
         let notes = reason.into_iter().collect();
-        Ok(Together { part: OnRank::Slice(Slice { mine, count }), hops, notes, ranks })
+        Ok(Together { part: OnRank::Slice(Slice { mine, count }), hops, notes, host: ThisHost::default(), ranks })
     }
 
     /// What adds up the numbers of all ranks.

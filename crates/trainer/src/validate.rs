@@ -11,7 +11,7 @@ use finetune_recipe::Recipe;
 use finetune_store::RealDisk;
 use serde::Serialize;
 
-use crate::base_model::model_directory;
+use crate::base_model::{directory_of_config, model_directory};
 use crate::date;
 use crate::device_plan::{DevicePlan, ThisHost};
 use crate::disk_need::DiskNeed;
@@ -100,8 +100,14 @@ pub struct DataSummary {
 pub fn validate(recipe: &Recipe, host: &ThisHost, progress: &dyn Fn(u64)) -> Validation {
     let mut recipe = recipe.clone();
     recipe.data.date = Some(date::choose(&recipe, &Resume::Newest));
-    let model = model_directory(&recipe);
     let mut found = Examined::default();
+    let model = match (model_directory(&recipe), directory_of_config(&recipe)) {
+        (Err(problem), Some(directory)) => {
+            found.problems.push(problem);
+            Ok(directory)
+        }
+        (model, _) => model,
+    };
     look_at_output(&mut found, &recipe, host, model.as_deref().ok());
     let mut found = examine(found, &recipe, model, host, Extent::Validate, None, progress);
     let sizes = |targets| found.config.as_ref().map(|config| memory::sizes(config, targets));
@@ -110,7 +116,8 @@ pub fn validate(recipe: &Recipe, host: &ThisHost, progress: &dyn Fn(u64)) -> Val
     let (parameters, trained) = (all.map(|all| all.parameters), trained.map(|sizes| sizes.trained));
     let mut estimate = found.estimate;
     if let (Some(estimate), Some(directory)) = (&mut estimate, &found.directory)
-        && let (Some(device_plan), Some(train)) = (&found.device_plan, &found.train)
+        && let (Some(device_plan), Some(train)) =
+            (&found.device_plan, found.train.as_ref().or(found.assumed_rows.as_ref()))
     {
         let idle = found.config.as_ref().map_or(0, ModelConfig::idle_parameters);
         let active = parameters.unwrap_or(0).saturating_sub(idle);
@@ -137,7 +144,7 @@ pub fn validate(recipe: &Recipe, host: &ThisHost, progress: &dyn Fn(u64)) -> Val
         device: found.device_plan.as_ref().map(DevicePlan::describe),
         estimate,
         disk,
-        notices: found.notices,
+        notices: found.assumptions.into_iter().chain(found.notices).collect(),
         problems: found.problems.into_iter().map(Problem::from).collect(),
     }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::deeper::deeper;
 use common::{adapter, goldens, recipe, run, run_altered, run_on, state};
+use finetune_allreduce::DeviceMatrix;
 use finetune_trainer::{Outcome, Resume, ThisHost, TrainError};
 
 /// The layers of one model over 1 to 4 ranks, and over twice two ranks: losses, norms of gradients, evaluations, checkpoints
@@ -151,6 +152,120 @@ fn deeper_and_packed_models_give_the_bits_of_one_process() {
             assert!(told(3, |_| true) == expected, "{family}, {packed:?}, 3 stages: other bits");
         }
     }
+}
+
+/// Models of seven layers whose ranks have them next to each other, or in turn there and back, in memory or on the disk,
+/// as they are and packed while they are loaded: the bits of one process on 1, 2, 3 and 4 ranks.
+#[test]
+fn every_placement_gives_the_bits_of_one_process() {
+    type OnDisk = fn(usize) -> bool;
+    let placements: [(usize, usize, &str, OnDisk, &[usize]); 8] = [
+        (2, 2, "contiguous", |_| false, &[0, 0, 0, 0, 1, 1, 1]),
+        (2, 2, "contiguous", |rank| rank == 1, &[0, 0, 0, 0, 1, 1, 1]),
+        (3, 3, "contiguous", |_| true, &[0, 0, 0, 1, 1, 2, 2]),
+        (4, 4, "contiguous", |_| false, &[0, 0, 1, 1, 2, 2, 3]),
+        (4, 2, "contiguous", |rank| rank % 2 == 0, &[0, 0, 0, 0, 1, 1, 1]),
+        (2, 2, "wave", |_| false, &[0, 1, 1, 0, 0, 1, 1]),
+        (4, 4, "wave", |_| true, &[0, 1, 2, 3, 3, 2, 1]),
+        (3, 3, "wave", |rank| rank == 2, &[0, 1, 2, 2, 1, 0, 0]),
+    ];
+    for family in ["llama", "qwen3_moe"] {
+        let (base, rows) = (deeper(family, 7), goldens(family).join("rows.jsonl"));
+        let paths = [("model.path", base.path()), ("data.train", &rows), ("data.eval", &rows)];
+        let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
+        for packed in [None, Some("model.quantization=nf4")] {
+            let folder = tempfile::tempdir().expect("a directory");
+            let told = |name: usize, world: usize, stages: usize, placement: &str, on_disk: OnDisk| {
+                let output = folder.path().join(name.to_string());
+                let of_rank = |rank: usize| {
+                    let residency = if on_disk(rank) { "model.residency=disk" } else { "model.residency=memory" };
+                    let spread = [format!("parallel.stages={stages}"), format!("parallel.placement={placement}")];
+                    let more = ["model.device=cpu", "distributed.virtual_ranks=2", residency, &spread[0], &spread[1]];
+                    let more = more.into_iter().chain(packed);
+                    recipe(&output, &paths.iter().map(String::as_str).chain(more).collect::<Vec<_>>())
+                };
+                let (told, outcomes) = run(world, None, &Resume::No, of_rank, |_, _| 0);
+                assert!(outcomes.iter().all(Result::is_ok), "{family}, {packed:?}, {world} ranks: {outcomes:?}");
+                (rank_of_layer(&output), (told.losses(), told.evaluations, adapter(&output), state(&output)))
+            };
+            let (none, expected) = told(0, 1, 1, "contiguous", |_| false);
+            assert!(none.is_null(), "{none}");
+            for (n, (world, stages, placement, on_disk, ranks)) in placements.into_iter().enumerate() {
+                let (placed, got) = told(n + 1, world, stages, placement, on_disk);
+                let what = format!("{family}, {packed:?}, {world} ranks, {stages} stages, {placement}");
+                assert_eq!(placed, serde_json::json!(ranks), "{what}");
+                assert!(got == expected, "{what}: other bits");
+            }
+        }
+    }
+}
+
+/// A run begins in a ring, goes on with layers next to each other, and ends with layers there and back.
+#[test]
+fn a_run_moves_between_placements() {
+    let (base, rows) = (deeper("llama", 7), goldens("llama").join("rows.jsonl"));
+    let paths = [("model.path", base.path()), ("data.train", &rows), ("data.eval", &rows)];
+    let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
+    let folder = tempfile::tempdir().expect("a directory");
+    let recipe_of = |output: &Path, stages: usize, placement: &str| {
+        let spread = [format!("parallel.stages={stages}"), format!("parallel.placement={placement}")];
+        let more = ["model.device=cpu", "distributed.virtual_ranks=2", &spread[0], &spread[1]];
+        recipe(output, &paths.iter().map(String::as_str).chain(more).collect::<Vec<_>>())
+    };
+    let whole = folder.path().join("whole");
+    let (want, outcomes) = run(1, None, &Resume::No, |_| recipe_of(&whole, 1, "auto"), |_, _| 0);
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    let output = folder.path().join("moved");
+    let mut losses = Vec::new();
+    let parts = [(2, "ring", 2, &[0, 1, 0, 1, 0, 1, 0][..]), (3, "contiguous", 4, &[0, 0, 0, 1, 1, 2, 2])];
+    for (stages, placement, until, ranks) in parts.into_iter().chain([(3, "wave", 6, &[0, 1, 2, 2, 1, 0, 0][..])]) {
+        let stop = |rank, step| if rank == 0 && step >= until && until < 6 { 15 } else { 0 };
+        let (told, outcomes) = run(stages, None, &Resume::Newest, |_| recipe_of(&output, stages, placement), stop);
+        assert!(outcomes.iter().all(Result::is_ok), "{placement}: {outcomes:?}");
+        assert_eq!(rank_of_layer(&output), serde_json::json!(ranks), "{placement}");
+        losses.extend(told.losses());
+    }
+    assert_eq!(losses, want.losses());
+    assert!(state(&output) == state(&whole), "another state");
+}
+
+/// Cables that lead from each rank to the next one, and not from the last to the first, have layers next to each other,
+/// and with layers from the disk there and back. Where they are not used they say nothing.
+#[test]
+fn auto_follows_the_cables() {
+    let (base, rows) = (deeper("llama", 7), goldens("llama").join("rows.jsonl"));
+    let paths = [("model.path", base.path()), ("data.train", &rows), ("data.eval", &rows)];
+    let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
+    let folder = tempfile::tempdir().expect("a directory");
+    let chain = r#"[[null,"rdma_en2",null],["rdma_en2",null,"rdma_en3"],[null,"rdma_en3",null]]"#;
+    let closed = r#"[[null,"rdma_en2","rdma_en3"],["rdma_en2",null,"rdma_en3"],["rdma_en2","rdma_en3",null]]"#;
+    for (n, (cables, more, ranks)) in [
+        (chain, &["model.residency=memory"][..], [0, 0, 0, 1, 1, 2, 2]),
+        (chain, &["model.residency=disk"], [0, 1, 2, 2, 1, 0, 0]),
+        (chain, &["parallel.layers=[2, 4, 1]"], [0, 0, 1, 1, 1, 1, 2]),
+        (chain, &["distributed.backend=tcp"], [0, 1, 2, 0, 1, 2, 0]),
+        (chain, &["parallel.placement=ring"], [0, 1, 2, 0, 1, 2, 0]),
+        (closed, &[], [0, 1, 2, 0, 1, 2, 0]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let output = folder.path().join(n.to_string());
+        let sets = ["model.device=cpu", "parallel.stages=3", "train.max_steps=1"];
+        let sets: Vec<&str> = paths.iter().map(String::as_str).chain(sets).chain(more.iter().copied()).collect();
+        let cables = Some(DeviceMatrix::parse(cables).expect("cables"));
+        let host = ThisHost { cables, ..ThisHost::default() };
+        let (_, outcomes) = run_on(&host, 3, None, &Resume::No, |_| recipe(&output, &sets), |_, _| {}, |_, _, _| {});
+        assert!(outcomes.iter().all(Result::is_ok), "{more:?}: {outcomes:?}");
+        assert_eq!(rank_of_layer(&output), serde_json::json!(ranks), "{more:?}");
+    }
+}
+
+/// The rank of each layer, as `run.json` has it.
+fn rank_of_layer(output: &Path) -> serde_json::Value {
+    let facts = std::fs::read_to_string(output.join("run.json")).expect("run.json");
+    let facts: serde_json::Value = serde_json::from_str(&facts).expect("JSON");
+    facts["rank_of_layer"].clone()
 }
 
 /// `"auto"` spreads a model that is a byte too large for each rank, and leaves it whole where it fits: the same bits.

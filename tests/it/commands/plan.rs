@@ -1,6 +1,9 @@
 //! `finetune plan` says what fits where, and what it proposes runs in that memory.
 
+use serde_json::Value;
+
 use super::json_of;
+use crate::folder::Folder;
 use crate::memory::{LARGER_RECIPE, larger_model, peak};
 
 #[test]
@@ -73,6 +76,50 @@ fn machines_that_differ_hold_different_numbers_of_layers() {
     assert!(text.stdout.contains(&format!("in memory: {}, {}", layers[0], layers[1])), "{}", text.stdout);
 }
 
+/// Machines whose cables form a chain have layers next to each other, from their disks in turn there and back, and it is
+/// said how much longer they are idle than in a ring.
+#[test]
+fn a_chain_of_machines_is_idle_for_longer() {
+    let folder = larger_model(LARGER_RECIPE);
+    let cabled = |last: &str, first: &str| {
+        format!(
+            r#"[{{"ssh": "localhost", "rdma": [null, "rdma_en2", {first}]}},
+                {{"ssh": "localhost", "rdma": ["rdma_en2", null, "rdma_en3"]}},
+                {{"ssh": "localhost", "rdma": [{last}, "rdma_en2", null]}}]"#
+        )
+    };
+    folder.write("chain.json", cabled("null", "null").as_bytes());
+    folder.write("ring.json", cabled("\"rdma_en3\"", "\"rdma_en3\"").as_bytes());
+    let words = |hostfile: &'static str| {
+        ["plan", "recipe.toml", "--hostfile", hostfile, "--memory", "64G", "--set", "train.micro_batch_size=1"]
+    };
+    let plan = |hostfile| json_of(&folder, &[&words(hostfile)[..], &["--json"]].concat());
+    let spread = |plan: &serde_json::Value, name: &str| {
+        let ways = plan["ways"].as_array().expect("ways").clone();
+        ways.into_iter().find(|way| way["name"] == name).expect("a way")
+    };
+    let (chain, ring) = (plan("chain.json"), plan("ring.json"));
+    assert_eq!(chain["machines"]["cables"][0], serde_json::json!([null, "rdma_en2", null]), "{chain}");
+    for (name, placement) in
+        [("layers over machines, in memory", "contiguous"), ("layers over machines, from disks", "wave")]
+    {
+        let (way, in_ring) = (spread(&chain, name), spread(&ring, name));
+        assert_eq!(way["placement"], placement, "{way}");
+        assert!(in_ring["placement"].is_null() && in_ring["busy_in_ring"].is_null(), "{in_ring}");
+        let [busy, ring] = ["busy", "busy_in_ring"].map(|key| way[key].as_f64().expect("a part"));
+        assert!(busy < ring && ring <= 1.0, "{way}");
+    }
+    // Of three machines the one in the middle sends most: a layer's output forward, and a gradient back.
+    let sent = |plan: &serde_json::Value| spread(plan, "layers over machines, in memory")["sent"].as_u64();
+    assert!(sent(&chain) < sent(&ring), "{chain} {ring}");
+    let ended = folder.finetune(&words("chain.json")).expect(0);
+    for text in
+        ["layers over 3 machines, in memory, next to each other", "busy        layers over 3 machines, in memory"]
+    {
+        assert!(ended.stdout.contains(text), "{text}: {}", ended.stdout);
+    }
+}
+
 /// Nothing fits: exit code 5, and what would take less.
 #[test]
 fn nothing_fits() {
@@ -86,4 +133,128 @@ fn nothing_fits() {
         let arguments = [&["plan", "recipe.toml"][..], &wrong].concat();
         crate::program::run(crate::program::finetune(arguments).current_dir(folder.path(""))).expect(2);
     }
+}
+
+fn plan_of(folder: &Folder, more: &[&str]) -> Value {
+    json_of(folder, &[&["plan", "recipe.toml", "--json", "--set", "train.micro_batch_size=1"][..], more].concat())
+}
+
+fn way<'a>(plan: &'a Value, name: &str) -> &'a Value {
+    let ways = plan["ways"].as_array().expect("ways");
+    ways.iter().find(|way| way["name"] == name).unwrap_or_else(|| panic!("{name}: {plan}"))
+}
+
+/// Memory and bytes on the disk of each rank, alike or not.
+#[test]
+fn a_plan_says_what_each_rank_takes() {
+    let folder = larger_model(LARGER_RECIPE);
+    let base = std::fs::metadata(folder.path("model/model.safetensors")).expect("a file").len();
+    let plan = plan_of(&folder, &["--hosts", "3", "--memory", "64G,64G,32G"]);
+    let validated = json_of(&folder, &["validate", "recipe.toml", "--json", "--set", "train.micro_batch_size=1"]);
+    assert_eq!(plan["disk"], validated["disk"]["total"], "rank 0 has the run directory of `validate`");
+    for way in plan["ways"].as_array().expect("ways") {
+        let ranks = way["ranks"].as_array().expect("ranks");
+        assert_eq!(ranks.len(), 3, "{way}");
+        let of = |key: &str| -> Vec<u64> { ranks.iter().map(|rank| rank[key].as_u64().expect("a number")).collect() };
+        assert_eq!(of("rank"), [0, 1, 2]);
+        assert_eq!(of("available"), [64 << 30, 64 << 30, 32 << 30]);
+        assert_eq!(of("memory").into_iter().max(), way["memory"].as_u64(), "{way}");
+        assert_eq!(of("base"), [base; 3], "a directory is whole on each host: {way}");
+        let (run, layers, stages) = (of("run"), of("layers"), way["stages"].as_u64().expect("a number"));
+        // A host besides rank 0's keeps copies of the checkpoints.
+        assert_eq!(Some(run[0]), plan["disk"].as_u64());
+        assert!(run[0] > run[1] && run[1] > 0 && run[2] == 0, "{run:?}");
+        assert_eq!(of("disk"), [base + run[0], base + run[1], base]);
+        assert_eq!(layers.iter().sum::<u64>(), 15 / stages, "five layers of each model: {way}");
+    }
+    let alone = way(&plan, "in memory");
+    assert_eq!(alone["ranks"][0]["memory"], validated["estimate"]["total"], "the number of `validate`");
+    let text = folder.finetune(&["plan", "recipe.toml", "--hosts", "3", "--memory", "64G"]).expect(0).stdout;
+    for line in ["rank 0 ", "rank 1 ", "rank 2 ", "exchange    gradients in f32, every step"] {
+        assert!(text.contains(line), "{line}:\n{text}");
+    }
+}
+
+/// What ranks send is as the recipe says, and a slow link is answered with what sends less.
+#[test]
+fn a_plan_counts_rounded_gradients_and_steps_made_alone() {
+    let folder = larger_model(LARGER_RECIPE);
+    let two = |link: &str, sets: &[&str]| {
+        let sets = sets.iter().flat_map(|set| ["--set", set]);
+        let arguments: Vec<&str> =
+            ["--hosts", "2", "--memory", "64G", "--link", link].into_iter().chain(sets).collect();
+        plan_of(&folder, &arguments)
+    };
+    let hints = |plan: &Value| -> Vec<String> { serde_json::from_value(plan["hints"].clone()).expect("hints") };
+    let exact = two("1M", &[]);
+    let trained = exact["trained_parameters"].as_u64().expect("a number");
+    let numbers = |plan: &Value| {
+        let way = way(plan, "in memory");
+        (way["sent"].as_u64().expect("bytes"), way["sending_seconds"].as_f64().expect("seconds"))
+    };
+    // Of two ranks each sends half of the values, and half of the sums.
+    let (bytes, seconds) = numbers(&exact);
+    assert_eq!(bytes, 4 * trained);
+    assert!((seconds / (bytes as f64 * 8.0 / 1e6) - 1.0).abs() < 1e-6, "{seconds}");
+    let first = hints(&exact);
+    assert!(first[0].starts_with("distributed.wire = \"bf16\": ") && first.len() == 2, "{first:?}");
+    assert!(first[1].starts_with("distributed.sync_every = 20: "), "{first:?}");
+
+    let rounded = two("1M", &["distributed.wire=bf16"]);
+    assert_eq!((rounded["wire"].as_str(), rounded["sync_every"].as_u64()), (Some("bf16"), Some(1)));
+    assert_eq!(numbers(&rounded), (bytes / 2, seconds / 2.0));
+    assert!(hints(&rounded).iter().all(|hint| hint.starts_with("distributed.sync_every")), "{rounded}");
+
+    // Parameters and two moments every ten steps, which nothing rounds.
+    let alone = two("1M", &["distributed.wire=bf16", "distributed.sync_every=10"]);
+    assert_eq!((alone["wire"].as_str(), alone["sync_every"].as_u64()), (Some("f32"), Some(10)));
+    assert_eq!(numbers(&alone).0, 3 * bytes / 10);
+    let spread = way(&alone, "layers over machines, in memory")["settings"].to_string();
+    assert!(spread.contains("distributed.sync_every=1"), "ranks that share a model make each step together: {spread}");
+    let grown = way(&alone, "in memory")["memory"].as_u64().expect("bytes");
+    assert!(grown > way(&exact, "in memory")["memory"].as_u64().expect("bytes"), "each rank has a state of its own");
+
+    assert!(hints(&two("1000G", &[])).is_empty(), "a fast link needs no change");
+    let one = plan_of(&folder, &["--memory", "64G", "--link", "1K"]);
+    assert!(hints(&one).is_empty() && numbers(&one).0 == 0, "one machine sends nothing: {one}");
+    let text = folder
+        .finetune(&["plan", "recipe.toml", "--hosts", "2", "--memory", "64G", "--set", "distributed.sync_every=10"])
+        .expect(0);
+    assert!(text.stdout.contains("exchange    averages in f32, every 10 steps"), "{}", text.stdout);
+}
+
+/// A config alone says sizes, to `plan` and to `validate`. Training needs the weights.
+#[test]
+fn a_config_alone_is_planned_for() {
+    let folder = larger_model(LARGER_RECIPE);
+    let whole = plan_of(&folder, &["--memory", "64G"]);
+    let validated = json_of(&folder, &["validate", "recipe.toml", "--json"]);
+    std::fs::remove_file(folder.path("model/model.safetensors")).expect("removed");
+    for path in ["model", "model/config.json"] {
+        let path = format!("model.path={path}");
+        let bare = plan_of(&folder, &["--memory", "64G", "--set", &path]);
+        for key in ["parameters", "trained_parameters", "layers", "steps", "disk"] {
+            assert_eq!(bare[key], whole[key], "{path}: {key}");
+        }
+        for name in ["in memory", "in memory, layers computed again", "layers from the disk"] {
+            let [bare, whole] = [&bare, &whole].map(|plan| way(plan, name));
+            for key in ["memory", "fits", "read"] {
+                assert_eq!(bare[key], whole[key], "{path}: {name}: {key}");
+            }
+        }
+        assert!(bare["notices"][0].as_str().is_some_and(|notice| notice.contains("weights are not here")), "{bare}");
+        let ended = folder.finetune(&["validate", "recipe.toml", "--json", "--set", &path]).expect(2).json();
+        assert_eq!(ended["estimate"]["total"], validated["estimate"]["total"], "{path}");
+        assert_eq!(ended["disk"]["total"], validated["disk"]["total"], "{path}");
+        assert!(!ended["problems"].as_array().expect("problems").is_empty(), "{ended}");
+        folder.finetune(&["run", "recipe.toml", "--set", &path]).expect(2);
+    }
+
+    // Without a tokenizer each row counts as long as it may be.
+    folder.write("train.jsonl", b"{\"text\": \"one\"}\n{\"text\": \"two\"}\n{\"text\": \"three\"}\n");
+    let assumed = plan_of(&folder, &["--memory", "64G", "--set", "data.max_seq_len=400"]);
+    assert!(assumed["notices"][1].as_str().is_some_and(|notice| notice.contains("without a tokenizer")), "{assumed}");
+    let memory = |plan: &Value| way(plan, "in memory")["memory"].as_f64().expect("bytes");
+    assert!((memory(&assumed) / memory(&whole) - 1.0).abs() < 0.05, "rows of 400 tokens as before: {assumed}");
+    folder.finetune(&["run", "recipe.toml"]).expect(2);
 }

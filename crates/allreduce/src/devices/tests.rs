@@ -56,6 +56,17 @@ fn shapes() {
     }
 }
 
+/// Of a ring of four: two neighbours are a mesh, in either order, and two others have no cable.
+#[test]
+fn a_part_of_a_matrix_keeps_its_cables() {
+    let matrix = DeviceMatrix::parse(RING_OF_4).unwrap();
+    let pair = matrix.between(&[3, 0]);
+    assert_eq!((pair.world(), pair.shape()), (2, Shape::Mesh));
+    assert_eq!((pair.wires(0, 1), pair.wires(1, 0)), (matrix.wires(3, 0), matrix.wires(0, 3)));
+    assert_eq!(matrix.between(&[0, 2]).shape(), Shape::Neither);
+    assert_eq!(matrix.between(&[0, 1, 2, 3]), matrix);
+}
+
 #[test]
 fn cables_in_words() {
     let matrix = DeviceMatrix::parse(
@@ -180,4 +191,37 @@ fn serde_writes_and_reads_the_same_form() {
     assert!(error.is_eof(), "{error}");
     let error = serde_json::from_str::<DeviceMatrix>(r#"[["a"]]"#).unwrap_err().to_string();
     assert!(error.contains("a rank has no cable to itself"), "{error}");
+}
+
+/// (pairs that are wired of so many ranks, ranks that hold a model together, whether these are chains)
+#[test]
+fn chains_are_rings_with_one_cable_missing() {
+    let wired = |world: usize, pairs: &[(usize, usize)]| {
+        let is_wired = |i: usize, j: usize| pairs.contains(&(i, j)) || pairs.contains(&(j, i));
+        let cell = |i: usize, j: usize| if is_wired(i, j) { vec!["rdma_en2".to_owned()] } else { Vec::new() };
+        DeviceMatrix::new((0..world).map(|i| (0..world).map(|j| cell(i, j)).collect()).collect()).unwrap()
+    };
+    for (world, pairs, length, want) in [
+        (4, &[(0, 1), (1, 2), (2, 3)][..], 4, true),
+        (4, &[(0, 1), (1, 2), (2, 3), (3, 0)], 4, false),
+        // More cables than a chain needs do no harm.
+        (4, &[(0, 1), (1, 2), (2, 3), (0, 2)], 4, true),
+        (3, &[(0, 1), (1, 2)], 3, true),
+        // Two are each other's neighbours both ways.
+        (2, &[(0, 1)], 2, false),
+        // A gap in the middle, and a star.
+        (4, &[(0, 1), (2, 3), (3, 0)], 4, false),
+        (4, &[(0, 1), (0, 2), (0, 3)], 4, false),
+        // Two models of three ranks, of which one could go round.
+        (6, &[(0, 1), (1, 2), (2, 0), (3, 4), (4, 5)], 3, true),
+        (6, &[(0, 1), (1, 2), (2, 0), (3, 4), (4, 5), (5, 3)], 3, false),
+        (6, &[(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)], 4, false),
+        (1, &[], 1, false),
+        (3, &[(0, 1), (1, 2)], 0, false),
+    ] {
+        assert_eq!(wired(world, pairs).is_chain(length), want, "{pairs:?}, {length} of {world}");
+    }
+    // One way only.
+    let there = DeviceMatrix::parse(r#"[[null,"a",null],[null,null,"a"],[null,"a",null]]"#).unwrap();
+    assert!(!there.is_chain(3));
 }

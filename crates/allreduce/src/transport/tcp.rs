@@ -17,7 +17,7 @@ const SAME_MACHINE_BUFFER: usize = 512 << 10;
 
 /// Payload bytes of a frame between ranks that all share one machine: sent, checked and added while it
 /// lies in a core's nearest caches.
-const MEMORY_FRAME: usize = 64 << 10;
+pub(crate) const MEMORY_FRAME: usize = 64 << 10;
 
 /// How long a wait polls before it sleeps.
 const BUSY_POLL: Duration = Duration::from_micros(200);
@@ -55,6 +55,8 @@ struct Link {
     pipe: Option<Pipe>,
     /// The peer has closed the connection. What it left in the memory is still read.
     closed: bool,
+    /// Bytes that have to be in the memory before anything can be done with them.
+    needs: usize,
 }
 
 /// The connections of one rank: `links[peer][link]`.
@@ -89,7 +91,7 @@ impl Tcp {
         let through_memory = options.shared_memory && ranks_here == links.len();
         let most = if through_memory { MEMORY_FRAME } else { usize::MAX };
         let frame_bytes = options.frame_bytes.min(most).max(4096) & !7;
-        let link = |DataLink { stream, pipe }| Link { stream, pipe, closed: false };
+        let link = |DataLink { stream, pipe }| Link { stream, pipe, closed: false, needs: 1 };
         let links = links.into_iter().map(|links| links.into_iter().map(link).collect()).collect();
         Ok(Tcp { links, frame_bytes, busy_poll, crowded, idle_since: Instant::now() })
     }
@@ -100,7 +102,8 @@ impl Tcp {
         let mut can_move = false;
         for want in wants {
             let link = &mut self.links[want.peer][want.link];
-            can_move |= link.closed || link.pipe.as_mut().is_some_and(|pipe| pipe.sleep(want.receive, want.send));
+            let needs = if want.receive { link.needs } else { 0 };
+            can_move |= link.closed || link.pipe.as_mut().is_some_and(|pipe| pipe.sleep(needs, want.send));
         }
         can_move
     }
@@ -226,6 +229,7 @@ impl Transport for Tcp {
     ) -> Result<bool, Broken> {
         let connection = &mut self.links[peer][link];
         if let Some(pipe) = &mut connection.pipe {
+            connection.needs = 1;
             let done = filled.saturating_sub(HEADER_BYTES);
             let moved = pipe.read(&mut [&mut header[(*filled).min(HEADER_BYTES)..], &mut payload[done..]]);
             return connection.moved(peer, link, moved, filled);
@@ -245,6 +249,29 @@ impl Transport for Tcp {
             Err(error) if try_again(&error) => Ok(false),
             Err(error) => Err(Tcp::broken(peer, link, &error)),
         }
+    }
+
+    /// What goes through memory is as safe there as in the buffers of both ranks.
+    fn checks_payloads(&self, peer: usize, link: usize) -> bool {
+        self.links[peer][link].pipe.is_none()
+    }
+
+    fn holds(&self, peer: usize, link: usize, length: usize) -> bool {
+        self.links[peer][link].pipe.as_ref().is_some_and(|pipe| (1..=pipe.capacity()).contains(&length))
+    }
+
+    fn look(
+        &mut self,
+        peer: usize,
+        link: usize,
+        length: usize,
+        look: &mut dyn FnMut([&[u8]; 2]),
+    ) -> Result<bool, Broken> {
+        let connection = &mut self.links[peer][link];
+        let Some(pipe) = &mut connection.pipe else { return Ok(false) };
+        let moved = pipe.read_in_place(length, look);
+        connection.needs = if moved == Ok(Moved::default()) { length } else { 1 };
+        connection.moved(peer, link, moved, &mut 0)
     }
 
     fn idle(&mut self, wants: &[Want], round: u32) {

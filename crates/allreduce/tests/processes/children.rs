@@ -50,6 +50,7 @@ pub(crate) fn spec(rank: usize, world: usize, rendezvous: &str, script: Vec<Act>
         streams: 1,
         topology: None,
         everywhere: false,
+        shared_memory: true,
         script,
     }
 }

@@ -34,6 +34,8 @@ pub(crate) struct Spec {
     pub(crate) topology: Option<Algorithm>,
     /// Listens at all addresses.
     pub(crate) everywhere: bool,
+    /// Data go through memory rather than connections.
+    pub(crate) shared_memory: bool,
     pub(crate) script: Vec<Act>,
 }
 
@@ -231,6 +233,7 @@ fn config(spec: &Spec) -> Config {
     config.tcp.streams = spec.streams;
     config.topology = spec.topology;
     config.everywhere = spec.everywhere;
+    config.tcp.shared_memory = spec.shared_memory;
     let refusals = Mutex::new(0);
     config.notices = Arc::new(move |notice| match notice {
         Notice::Refused { why, .. } => {

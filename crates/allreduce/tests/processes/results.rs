@@ -7,7 +7,7 @@ use finetune_allreduce::{Algorithm, Group};
 
 use crate::alone;
 use crate::children::{Cluster, LONG};
-use crate::rank::{Act, Event};
+use crate::rank::{Act, Event, Spec};
 use crate::script;
 
 type Digests = Vec<(String, String)>;
@@ -23,8 +23,13 @@ fn between_threads(world: usize, topology: Option<Algorithm>, big: bool) -> Vec<
 
 /// What processes get.
 fn between_processes(world: usize, topology: Option<Algorithm>, streams: usize, big: bool) -> Vec<Digests> {
+    between_processes_as(world, big, |spec| (spec.topology, spec.streams) = (topology, streams))
+}
+
+/// What processes get that are told more than what to do.
+fn between_processes_as(world: usize, big: bool, change: impl Fn(&mut Spec)) -> Vec<Digests> {
     let results = |_| vec![Act::Results { big }];
-    let cluster = Cluster::start(world, results, |spec| (spec.topology, spec.streams) = (topology, streams));
+    let cluster = Cluster::start(world, results, change);
     cluster.done();
     let digests = |event: &Event| match event {
         Event::Results { digests } => Some(digests.clone()),
@@ -96,5 +101,16 @@ fn several_connections_per_pair_give_the_same_bits() {
         let expected = between_threads(world, None, true);
         let found = between_processes(world, None, 2, true);
         compare(&found, &expected, &format!("{world} ranks, 2 streams"));
+    }
+}
+
+/// Sums are taken from shared memory where it is used, and otherwise from what connections brought.
+#[test]
+fn connections_and_memory_give_the_same_bits() {
+    let _alone = alone();
+    for world in [2, 4] {
+        let expected = between_threads(world, None, true);
+        let found = between_processes_as(world, true, |spec| spec.shared_memory = false);
+        compare(&found, &expected, &format!("{world} ranks without shared memory"));
     }
 }

@@ -136,6 +136,7 @@ pub(crate) fn play(group: &Group, big: bool, verify: bool) -> Vec<(String, Strin
     }
     player.background();
     player.parts();
+    player.lines();
     if big {
         let elements = 1_000_003;
         for algorithm in WAYS {
@@ -309,5 +310,42 @@ impl Player<'_> {
             part.barrier().expect("a barrier in a part");
             self.reduce(100 + round, Texture::Full, Reduce::SUM);
         }
+    }
+
+    /// A line from each rank to the next one, around. Messages travel on all of them while the ranks reduce.
+    fn lines(&mut self) {
+        /// Payloads around the edges of frames.
+        const BYTES: [usize; 8] = [0, 1, 4032, 4033, 65_473, 300_001, 0, 8];
+        let (rank, world) = (self.group.rank(), self.group.world());
+        if world == 1 {
+            return;
+        }
+        let (mut sender, mut receiver) = (None, None);
+        for from in 0..world {
+            let to = (from + 1) % world;
+            let (color, key) = match rank {
+                rank if rank == from => (0, 0),
+                rank if rank == to => (0, 1),
+                // In a group of its own.
+                rank => (1 + rank, 0),
+            };
+            let part = self.group.split(color as u64, key).expect("a group of two");
+            if rank == from {
+                sender = Some(part.sender(BYTES.len()).expect("a thread"));
+            } else if rank == to {
+                receiver = Some(part.receiver().expect("a thread"));
+            }
+        }
+        let (sender, receiver) = (sender.expect("a next rank"), receiver.expect("a rank before"));
+        let message = |from: usize, bytes: usize| (0..bytes).map(|at| (at * 31 + from * 7) as u8).collect::<Vec<u8>>();
+        for round in 0..3 {
+            BYTES.iter().for_each(|&bytes| sender.send(message(rank, bytes)).expect("room for it"));
+            self.reduce(1000 + round, Texture::Full, Reduce::SUM);
+            for bytes in BYTES {
+                let received = receiver.receive(bytes).expect("a message");
+                assert!(received == message((rank + world - 1) % world, bytes), "{bytes} bytes to rank {rank}");
+            }
+        }
+        assert_eq!((sender.bytes(), receiver.bytes()), (3 * BYTES.iter().sum::<usize>() as u64, sender.bytes()));
     }
 }

@@ -26,6 +26,7 @@ use crate::hosts::unreachable_at;
 use crate::memory;
 use crate::output;
 use crate::progress::Verbosity;
+use crate::size::{BINARY, size};
 
 pub(crate) fn cluster(command: ClusterCommand, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     match command {
@@ -96,6 +97,7 @@ fn bench(arguments: &BenchArguments, verbosity: Verbosity) -> Result<ExitCode, F
 }
 
 fn options(arguments: &BenchArguments) -> Result<Options, Failure> {
+    let bytes = |option: &str, text: &str| size(option, text, BINARY).map(|bytes| bytes as usize);
     let (min_bytes, max_bytes) =
         (bytes("--min-bytes", &arguments.min_bytes)?, bytes("--max-bytes", &arguments.max_bytes)?);
     if min_bytes > max_bytes {
@@ -137,20 +139,6 @@ fn options(arguments: &BenchArguments) -> Result<Options, Failure> {
         return Err(Failure::arguments(format!("--backend {}: unknown", arguments.backend), "one of auto, tcp, rdma"));
     }
     Ok(Options { operation, min_bytes, max_bytes, step: arguments.step_factor, wire, topology })
-}
-
-/// "1K", "64M", "2G" or a plain number; powers of 1024.
-fn bytes(flag: &str, text: &str) -> Result<usize, Failure> {
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let unit = match text[digits.len()..].to_ascii_uppercase().trim_end_matches("IB").trim_end_matches('B') {
-        "" => Some(1usize),
-        "K" => Some(1 << 10),
-        "M" => Some(1 << 20),
-        "G" => Some(1 << 30),
-        _ => None,
-    };
-    let size = digits.parse::<usize>().ok().zip(unit).and_then(|(number, unit)| number.checked_mul(unit));
-    size.ok_or_else(|| Failure::arguments(format!("{flag} {text}: not a size"), "such as 1K, 64M or 2G"))
 }
 
 /// The ranks that the benchmark starts.

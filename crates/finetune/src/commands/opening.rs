@@ -55,7 +55,8 @@ pub(super) fn open_base(
     say: &dyn Fn(&str),
 ) -> Result<Model, Failure> {
     let trained_over = adapter.and_then(|adapter| adapter.base.quantization);
-    let device_plan = device_plan(directory, arguments, trained_over)?;
+    let host = this_host(together);
+    let device_plan = device_plan(directory, arguments, trained_over, &host)?;
     device_plan.notices.iter().for_each(|notice| say(notice));
     match (arguments.quantization, trained_over) {
         (None, Some(scheme)) => {
@@ -71,18 +72,19 @@ pub(super) fn open_base(
         (None, None) => {}
     }
     let device_plan = DevicePlan { placement: placed(device_plan.placement.clone(), together), ..device_plan };
-    let placement = with_residency(directory, arguments.residency, &device_plan, say)?;
+    let placement = with_residency(directory, arguments.residency, &device_plan, &host, say)?;
     let mut model = Model::load(directory, &placement)?;
     connect(&mut model, together)?;
     model.notices().iter().for_each(|notice| say(notice));
     Ok(model)
 }
 
-/// The device of a base, which is packed as `trained_over` says unless the arguments say it.
+/// The device of a base on a host, packed as `trained_over` says unless the arguments say it.
 pub(super) fn device_plan(
     directory: &Path,
     arguments: &ModelArguments,
     trained_over: Option<Scheme>,
+    host: &ThisHost,
 ) -> Result<DevicePlan, Failure> {
     let as_trained = trained_over.and_then(|scheme| Quantization::from_text(scheme_word(scheme)));
     let wanted = finetune_recipe::Model {
@@ -93,11 +95,13 @@ pub(super) fn device_plan(
         residency: ResidencyChoice::Memory,
     };
     let family = ModelConfig::load(directory)?.family;
-    Ok(DevicePlan::choose(&wanted, &this_host(), stored_type(directory), family)?)
+    Ok(DevicePlan::choose(&wanted, host, stored_type(directory), family)?)
 }
 
-fn this_host() -> ThisHost {
-    ThisHost { memory: memory::machine_bytes(), ..ThisHost::default() }
+/// The host, with this rank's place on it if several ranks hold the model.
+fn this_host(together: Option<&Together>) -> ThisHost {
+    let alone = || ThisHost { memory: memory::machine_bytes(), ..ThisHost::default() };
+    together.map_or_else(alone, |together| together.host.clone())
 }
 
 /// The placement with its layers where `--residency` says. `auto` leaves on the disk what would take more than
@@ -106,6 +110,7 @@ fn with_residency(
     model: &Path,
     residency: ResidencyArgument,
     device_plan: &DevicePlan,
+    host: &ThisHost,
     say: &dyn Fn(&str),
 ) -> Result<Placement, Failure> {
     let placement = device_plan.placement.clone();
@@ -120,7 +125,7 @@ fn with_residency(
         Some(slice) => slice_bytes(&ModelConfig::load(model)?, &form, held, slice.count),
         None => mine.map(|(_, layer)| layer.bytes(held)).sum(),
     };
-    let available = device_plan.memory(&this_host());
+    let available = device_plan.memory(host);
     let is_too_large = available.is_some_and(|available| bytes > available - available / 5);
     if residency == ResidencyArgument::Auto && !is_too_large {
         return Ok(placement);

@@ -8,16 +8,20 @@ use finetune_thunderbolt::Questions;
 use finetune_thunderbolt::facts::{Facts, System};
 use finetune_thunderbolt::gather::{DEADLINE, gather};
 use finetune_trainer::numbers::counted;
-use finetune_trainer::{Machines, MachinesPlan, Way};
+use finetune_trainer::{Machines, MachinesPlan, RankNeed, Way};
 
 use crate::cli::PlanArguments;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::given_recipe::GivenRecipe;
 use crate::progress::{Progress, Verbosity, bytes, thousands};
+use crate::size::{BINARY, DECIMAL, size};
 use crate::stderr::complain;
 use crate::text_table::columns;
 use crate::{hub_files, memory, output};
+
+/// Ranks of a group have numbers of 16 bits.
+const MOST_HOSTS: usize = u16::MAX as usize;
 
 pub(crate) fn plan(arguments: &PlanArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let machines = machines(arguments)?;
@@ -38,13 +42,16 @@ pub(crate) fn plan(arguments: &PlanArguments, verbosity: Verbosity) -> Result<Ex
 }
 
 fn machines(arguments: &PlanArguments) -> Result<Machines, Failure> {
-    let names: Vec<String> = match &arguments.hostfile {
-        Some(path) => Hostfile::load(path)?.hosts.into_iter().map(|host| host.ssh).collect(),
-        None => Vec::new(),
-    };
+    let file = arguments.hostfile.as_deref().map(Hostfile::load).transpose()?;
+    let cables = file.as_ref().map(Hostfile::devices).transpose()?.flatten();
+    let names: Vec<String> = file.into_iter().flat_map(|file| file.hosts).map(|host| host.ssh).collect();
     let hosts = if arguments.hostfile.is_some() { names.len() } else { arguments.hosts };
     if hosts == 0 {
         return Err(Failure::bad_input("--hosts 0: there is nothing to plan for".to_owned(), Vec::new()));
+    }
+    if hosts > MOST_HOSTS {
+        let message = format!("--hosts {hosts}: a group has at most {MOST_HOSTS} ranks");
+        return Err(Failure::arguments(message, "plan for fewer machines"));
     }
     let each = match &arguments.memory {
         Some(text) => memories(text, hosts)?,
@@ -53,9 +60,9 @@ fn machines(arguments: &PlanArguments) -> Result<Machines, Failure> {
     };
     let memory = each.iter().min().copied();
     let memory_of_each = if each.iter().any(|bytes| Some(*bytes) != memory) { each } else { Vec::new() };
-    let disk = number("--disk", &arguments.disk, 1000.0)?;
-    let link = number("--link", &arguments.link, 1000.0)? / 8.0;
-    Ok(Machines { hosts, memory, memory_of_each, disk, link })
+    let disk = size("--disk", &arguments.disk, DECIMAL)?;
+    let link = size("--link", &arguments.link, DECIMAL)? / 8.0;
+    Ok(Machines { hosts, names, memory, memory_of_each, disk, link, cables })
 }
 
 /// Bytes of memory of each host. One that does not answer counts like this machine.
@@ -81,7 +88,7 @@ fn memory_of_hosts(names: &[String]) -> Vec<u64> {
 
 /// Bytes of memory of all machines, or of each.
 fn memories(text: &str, hosts: usize) -> Result<Vec<u64>, Failure> {
-    let bytes = |text: &str| number("--memory", text, 1024.0).map(|bytes| bytes as u64);
+    let bytes = |text: &str| size("--memory", text, BINARY).map(|bytes| bytes as u64);
     let each: Vec<u64> = text.split(',').map(bytes).collect::<Result<_, _>>()?;
     if each.len() == 1 || each.len() == hosts {
         return Ok(each);
@@ -91,56 +98,124 @@ fn memories(text: &str, hosts: usize) -> Result<Vec<u64>, Failure> {
     Err(Failure::bad_input(format!("--memory {text}: these are {} sizes, and there are {machines}", each.len()), hints))
 }
 
-/// A number above 0 with a unit: K, M, G or T are powers of `thousand`. `B`, `iB`, `bit` and `/s` behind it change
-/// nothing.
-fn number(option: &str, text: &str, thousand: f64) -> Result<f64, Failure> {
-    let wrong = || {
-        let hints = vec![format!("write a number and a unit, such as {option} 64G or {option} 2.8G")];
-        Failure::bad_input(format!("{option} {text}: this is no size"), hints)
-    };
-    let plain = ["/s", "bit", "iB", "B"].iter().fold(text.trim(), |text, end| text.strip_suffix(end).unwrap_or(text));
-    let units = [("K", 1), ("k", 1), ("M", 2), ("G", 3), ("T", 4)];
-    let unit = units.iter().find_map(|(unit, power)| Some((plain.strip_suffix(unit)?, *power)));
-    let (digits, power) = unit.unwrap_or((plain, 0));
-    let value: f64 = digits.trim().parse().map_err(|_| wrong())?;
-    let value = value * thousand.powi(power);
-    if value.is_finite() && value >= 1.0 { Ok(value) } else { Err(wrong()) }
-}
-
 fn text(plan: &MachinesPlan) -> String {
-    let MachinesPlan { machines, parameters, trained_parameters, layers, disk, steps, ways, best, hints } = plan;
-    let hosts = counted(machines.hosts as u64, "machine");
-    let memory = match machines.memory_of_each.is_empty() {
-        true => machines.memory.map_or("unknown memory".to_owned(), bytes),
-        false => machines.memory_of_each.iter().copied().map(bytes).collect::<Vec<_>>().join(", "),
-    };
-    let mut text = format!(
-        "machines    {hosts}: {memory}, a disk of {}/s, a link of {}/s\n",
-        bytes(machines.disk as u64),
-        bytes(machines.link as u64)
-    );
+    let MachinesPlan { parameters, trained_parameters, layers, disk, steps, ways, best, hints, notices, .. } = plan;
+    let mut text = machines_line(&plan.machines);
     text += &format!(
         "model       {} parameters, {} trained; layers {}\n",
         thousands(*parameters),
         thousands(*trained_parameters),
         bytes(*layers)
     );
-    text += &format!("run         {}, {} on disk where rank 0 is\n\n", counted(*steps, "step"), bytes(*disk));
+    text += &format!("run         {}, {} on disk where rank 0 is\n", counted(*steps, "step"), bytes(*disk));
+    if plan.machines.hosts > 1 {
+        text += &exchange_line(plan);
+    }
+    notices.iter().for_each(|notice| text += &format!("note        {notice}\n"));
     let head = ["", "memory", "fits", "s a step", "busy", "read a step", "sent a step"];
     let head: Vec<String> = head.iter().map(|word| (*word).to_owned()).collect();
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(ways.iter().map(row)).collect();
-    text += &columns(&rows);
+    text += &format!("\n{}\n", columns(&rows));
+    let idle: Vec<String> = ways.iter().filter_map(idle).collect();
+    if !idle.is_empty() {
+        text += &format!("{}\n", idle.concat());
+    }
     match best {
         Some(best) => {
             let settings: Vec<String> = ways[*best].settings.iter().map(|set| format!("--set {set}")).collect();
+            text += &ranks(&ways[*best]);
             text += &format!("\ntake        {}\n", settings.join(" "));
         }
         None => {
+            // What is nearest to fitting.
+            text += &ways.iter().min_by_key(|way| way.memory).map(ranks).unwrap_or_default();
             text += "\nnothing fits\n";
-            hints.iter().for_each(|hint| text += &format!("hint        {hint}\n"));
         }
     }
+    hints.iter().for_each(|hint| text += &format!("hint        {hint}\n"));
     text
+}
+
+fn machines_line(machines: &Machines) -> String {
+    let hosts = counted(machines.hosts as u64, "machine");
+    let memory = match machines.memory_of_each.is_empty() {
+        true => machines.memory.map_or("unknown memory".to_owned(), bytes),
+        false => machines.memory_of_each.iter().copied().map(bytes).collect::<Vec<_>>().join(", "),
+    };
+    let (disk, link) = (bytes(machines.disk as u64), bytes(machines.link as u64));
+    format!("machines    {hosts}: {memory}, a disk of {disk}/s, a link of {link}/s\n")
+}
+
+/// How ranks exchange what they learn.
+fn exchange_line(plan: &MachinesPlan) -> String {
+    match plan.sync_every {
+        1 => format!("exchange    gradients in {}, every step\n", plan.wire),
+        steps => format!("exchange    averages in {}, every {steps} steps\n", plan.wire),
+    }
+}
+
+/// What each rank takes. Ranks that follow each other and take the same are one line.
+fn ranks(way: &Way) -> String {
+    let head = [way.name, "layers", "memory", "of", "disk", "base", "run"].map(str::to_owned).to_vec();
+    let line = |(from, to): &(usize, usize)| {
+        let RankNeed { rank, host, layers, memory, available, base, run, disk, .. } = &way.ranks[*from];
+        let last = way.ranks[*to].rank;
+        let name = match (from == to, host) {
+            (true, Some(host)) => format!("rank {rank} ({host})"),
+            (true, None) => format!("rank {rank}"),
+            (false, _) => format!("ranks {rank} to {last}"),
+        };
+        let of = available.map_or("?".to_owned(), bytes);
+        vec![name, layers.to_string(), bytes(*memory), of, bytes(*disk), bytes(*base), bytes(*run)]
+    };
+    let rows: Vec<Vec<String>> = std::iter::once(head).chain(spans(&way.ranks).iter().map(line)).collect();
+    columns(&rows)
+}
+
+/// (first, last) of the ranks that follow each other and take the same.
+fn spans(ranks: &[RankNeed]) -> Vec<(usize, usize)> {
+    let alike = |a: &RankNeed, b: &RankNeed| {
+        let of = |rank: &RankNeed| (rank.layers, rank.memory, rank.available, rank.base, rank.run);
+        of(a) == of(b)
+    };
+    let mut spans: Vec<(usize, usize)> = Vec::new();
+    for (n, rank) in ranks.iter().enumerate() {
+        match spans.last_mut() {
+            Some((_, last)) if alike(&ranks[*last], rank) => *last = n,
+            _ => spans.push((n, n)),
+        }
+    }
+    spans
+}
+
+/// What it costs that layers do not go round a ring.
+fn idle(way: &Way) -> Option<String> {
+    let percent = |part: f64| format!("{:.0} %", 100.0 * part);
+    let (busy, in_ring) = (percent(way.busy?), percent(way.busy_in_ring?));
+    let name = name(way);
+    Some(format!(
+        "busy        {name}: {busy} of a step; in turn, with a cable from the last machine to the first, {in_ring}\n"
+    ))
+}
+
+/// What a way is, with the number of machines and how their layers lie.
+fn name(way: &Way) -> String {
+    let name = match way.stages {
+        1 => way.name.to_owned(),
+        stages => way.name.replace("machines", &counted(stages as u64, "machine")),
+    };
+    let name = match way.placement {
+        Some("contiguous") => format!("{name}, next to each other"),
+        Some(_) => format!("{name}, there and back"),
+        None => name,
+    };
+    match way.layers.is_empty() {
+        true => name,
+        false => {
+            let layers: Vec<String> = way.layers.iter().map(usize::to_string).collect();
+            format!("{name}: {}", layers.join(", "))
+        }
+    }
 }
 
 fn row(way: &Way) -> Vec<String> {
@@ -150,19 +225,8 @@ fn row(way: &Way) -> Vec<String> {
         Some(false) => "no",
         None => "?",
     };
-    let name = match way.stages {
-        1 => way.name.to_owned(),
-        stages => way.name.replace("machines", &counted(stages as u64, "machine")),
-    };
-    let name = match way.layers.is_empty() {
-        true => name,
-        false => {
-            let layers: Vec<String> = way.layers.iter().map(usize::to_string).collect();
-            format!("{name}: {}", layers.join(", "))
-        }
-    };
     vec![
-        name,
+        name(way),
         bytes(way.memory),
         fits.to_owned(),
         way.seconds.map_or("?".to_owned(), seconds),
@@ -174,7 +238,7 @@ fn row(way: &Way) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{memories, number};
+    use super::{memories, spans};
 
     #[test]
     fn machines_may_differ_in_memory() {
@@ -192,15 +256,22 @@ mod tests {
     }
 
     #[test]
-    fn sizes_have_units() {
-        for (text, want) in [("64G", 64.0 * 1024.0 * 1024.0 * 1024.0), ("512M", 536_870_912.0), ("1.5K", 1536.0)] {
-            assert_eq!(number("--memory", text, 1024.0).ok(), Some(want), "{text}");
-        }
-        for (text, want) in [("2.8G", 2.8e9), ("2.8GB/s", 2.8e9), ("10Gbit/s", 1e10), ("100", 100.0)] {
-            assert_eq!(number("--disk", text, 1000.0).ok(), Some(want), "{text}");
-        }
-        for text in ["", "G", "-1G", "0", "nan", "inf", "1X", "64 houses"] {
-            assert!(number("--memory", text, 1024.0).is_err(), "{text}");
-        }
+    fn ranks_that_take_the_same_are_one_line() {
+        use finetune_trainer::RankNeed;
+        let rank = |rank: usize, memory: u64| RankNeed {
+            rank,
+            host: None,
+            layers: 4,
+            memory,
+            available: None,
+            fits: None,
+            read: 0,
+            base: 1,
+            run: 0,
+            disk: 1,
+        };
+        let ranks: Vec<RankNeed> = [5, 4, 4, 4, 5].iter().enumerate().map(|(n, bytes)| rank(n, *bytes)).collect();
+        assert_eq!(spans(&ranks), [(0, 0), (1, 3), (4, 4)]);
+        assert!(spans(&[]).is_empty());
     }
 }

@@ -123,6 +123,7 @@ fn this_host(membership: &Membership, recipe: &Recipe, recipe_file: Option<&Path
         memory: memory::machine_bytes(),
         local_rank: membership.local_rank,
         local_world: membership.local_world,
+        cables: membership.devices.clone(),
         disk: free_bytes(&recipe.output_dir),
         recipe_file: recipe_file.map(Path::to_path_buf),
         peak_memory: Some(memory::peak_bytes),

@@ -65,10 +65,17 @@ impl OneOf {
         if world == 1 {
             return Ok(None);
         }
-        let sizes = || self.sizes(model, adapter, &config, arguments);
-        let together = Together::connect(group, &config, parallel.into(), sizes)?;
+        let host = self.host();
+        let sizes = || self.sizes(model, adapter, &config, arguments, &host);
+        let together = Together::connect(group, &config, parallel.into(), host.clone(), sizes)?;
         together.notes.iter().for_each(|note| say(note));
         Ok(Some(together))
+    }
+
+    /// This rank's place on its host, which decides on the GPU and the memory that it gets.
+    fn host(&self) -> ThisHost {
+        let Membership { local_rank, local_world, .. } = self.membership;
+        ThisHost { memory: memory::machine_bytes(), local_rank, local_world, ..ThisHost::default() }
     }
 
     /// How large the base is, from the headers of its files, and what this rank has for it.
@@ -78,12 +85,12 @@ impl OneOf {
         adapter: Option<&Path>,
         config: &ModelConfig,
         arguments: &ModelArguments,
+        host: &ThisHost,
     ) -> Result<Sizes, Failure> {
-        let Membership { world, local_world, .. } = self.membership;
+        let world = self.membership.world;
         let adapter = adapter.map(|adapter| Adapter::read(adapter, config)).transpose()?;
-        let plan = device_plan(model, arguments, adapter.and_then(|adapter| adapter.base.quantization))?;
-        let host = ThisHost { memory: memory::machine_bytes(), local_world, ..ThisHost::default() };
-        let (available, placement) = (plan.memory(&host), plan.placement);
+        let plan = device_plan(model, arguments, adapter.and_then(|adapter| adapter.base.quantization), host)?;
+        let (available, placement) = (plan.memory(host), plan.placement);
         let form = Model::form(model, placement.quantization())?;
         let held = placement.held(stored_type(model));
         let layers = form.layers.iter().map(|layer| layer.bytes(held)).collect();
@@ -138,5 +145,19 @@ impl From<ParallelArgument> for Parallel {
             ParallelArgument::Tensor => Parallel::Tensor,
             ParallelArgument::Auto => Parallel::Auto,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ranks of one host take its GPUs in turn and share its memory, as in training.
+    #[test]
+    fn a_rank_knows_its_place_on_its_host() {
+        let membership = Membership { rank: 3, world: 4, local_rank: 1, local_world: 2, ..Membership::alone() };
+        let host = OneOf { membership, words: String::new() }.host();
+        assert_eq!((host.local_rank, host.local_world), (1, 2));
+        assert_eq!(host.memory, memory::machine_bytes());
     }
 }

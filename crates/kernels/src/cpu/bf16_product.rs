@@ -2,12 +2,13 @@
 //! of f32.
 //!
 //! Both matrices are rounded to bf16. A tile of the result is four rows of the left one by six of
-//! the right one; each of its elements is summed in sixteen lanes of two products, a piece of the
-//! sum at a time. The order of a sum depends on its length alone, also where the left matrix has a few rows and the
-//! time is that of reading the weight once.
+//! the right one; each of its elements is summed as [`finetune_packed::dot::rounded`] says, in sums that are padded with
+//! zeros to whole steps. The order of a sum depends on its length and the form of the weight alone, also where the left
+//! matrix has a few rows and the time is that of reading the weight once.
 
 #[cfg(target_arch = "x86_64")]
 use finetune_packed::InstructionSet;
+use finetune_packed::dot::rounded::{PIECE, STEP};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -16,10 +17,6 @@ use super::matmul::Matrix;
 use super::simd;
 use super::weight::CpuWeight;
 
-/// Elements of a sum that one instruction takes. Sums are padded with zeros to a multiple.
-const STEP: usize = 32;
-/// Steps of a piece of a sum. Ten rows of it stay in a first-level cache of 32 KiB.
-const PIECE: usize = 32;
 /// Bytes of the weight in bf16 at a time. They stay in the second-level cache.
 const BLOCK_BYTES: usize = 512 << 10;
 /// Rows and columns of a tile: 24 registers of sums.
@@ -88,7 +85,8 @@ fn rounded(x: Matrix<'_>) -> Vec<bf16> {
 pub(crate) fn times_transposed(out: &mut [f32], keep: bool, scale: f32, x: Matrix<'_>, w: &CpuWeight) {
     let [outputs, inputs] = w.shape();
     let length = inputs.next_multiple_of(STEP);
-    let a = rounded(x);
+    let mut a = rounded(x);
+    a.par_chunks_mut(length.max(1)).take(x.rows()).for_each(|a| w.arrange(&mut a[..inputs]));
     if x.rows() <= FEW_ROWS {
         let sizes = [x.rows(), outputs, inputs];
         return few_rows::by_jobs(out, keep, scale, sizes, |first, out| few_products(&a, x.rows(), w, first, out));
@@ -121,6 +119,9 @@ fn few_products(a: &[bf16], rows: usize, w: &CpuWeight, first: usize, out: &mut 
     let [_, inputs] = w.shape();
     let length = inputs.next_multiple_of(STEP);
     let outputs = first..first + out.len() / rows;
+    if rows == 1 && w.dot_rounded(outputs.clone(), &a[..inputs], out) {
+        return;
+    }
     let whole = outputs.len() / TILE[1] * TILE[1];
     let as_they_are = if length == inputs { w.rows_in_bf16(first..first + whole) } else { None };
     if let Some(values) = as_they_are {
@@ -286,6 +287,8 @@ fn tile<const T: usize>(a: &Rows<'_>, b: &Rows<'_>, steps: std::ops::Range<usize
 mod x86 {
     use std::arch::x86_64::*;
 
+    use finetune_packed::dot::rounded::totals;
+
     use super::{Rows, STEP, TILE};
 
     /// The hints of [`super::Ahead`]. That of nothing is never given.
@@ -338,33 +341,17 @@ mod x86 {
         }
         out
     }
-
-    /// The sum of the lanes of each of four registers.
-    #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,fma")]
-    fn totals([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
-        let pair = |x, y| _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
-        let (ab, cd) = (pair(a, b), pair(c, d));
-        // Each part of 128 bits holds the sums of its lanes of a, b, c and d.
-        let parts = _mm512_add_ps(_mm512_shuffle_ps::<0x44>(ab, cd), _mm512_shuffle_ps::<0xee>(ab, cd));
-        let halves = _mm256_add_ps(_mm512_castps512_ps256(parts), _mm512_extractf32x8_ps::<1>(parts));
-        let sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
-        let mut out = [0.0; 4];
-        #[expect(unsafe_code, reason = "a store of four floats")]
-        // SAFETY: `out` has room for four floats.
-        unsafe {
-            _mm_storeu_ps(out.as_mut_ptr(), sums);
-        }
-        out
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::TensorData;
+    use burn::tensor::{Device, TensorData};
     use burn_flex::FlexTensor;
+    use finetune_packed::{Scheme, Stored, quantize};
     use finetune_random::Stream;
 
     use super::*;
+    use crate::PackedWeight;
 
     /// Shapes that fill no tile, no step and no piece, with the instructions where the processor has
     /// them: within f32's rounding of the products of the rounded matrices.
@@ -399,25 +386,30 @@ mod tests {
     }
 
     /// A row has the same bits alone, among a few and among many, with rows of the weight that are used as they lie in
-    /// memory and with ones that are rounded first.
+    /// memory, with ones that are rounded first, and with codes that are multiplied as they are unpacked.
     #[test]
     fn a_row_has_the_same_bits_whatever_is_multiplied_with_it() {
-        for [o, i] in [[70, 64], [13, 1100], [600, 2080]] {
+        for [o, i] in [[70, 64], [13, 1100], [600, 2080], [70, 1600]] {
             let stream = Stream::new(o as u64, 2, i as u64, 0);
             let values = stream.normal(70 * i + o * i, 1.0);
             let (xs, ws) = values.split_at(70 * i);
             let rounded: Vec<bf16> = ws.iter().map(|w| bf16::from_f32(*w)).collect();
-            let in_memory = CpuWeight::from(crate::PackedWeight::bf16(rounded, [o, i]));
+            let in_memory = CpuWeight::from(PackedWeight::bf16(rounded, [o, i]));
             let in_f32 = CpuWeight::from(FlexTensor::from_data(TensorData::new(ws.to_vec(), [o, i])));
-            let products = |t: usize, w: &CpuWeight| {
-                let mut out = vec![0.0; t * o];
-                times_transposed(&mut out, false, 1.0, Matrix::new(&xs[..t * i], t, i), w);
-                out
-            };
-            let many = products(70, &in_f32);
-            for t in [1, 2, 3, 4, 5, 7, 15, 16, 17] {
-                for w in [&in_memory, &in_f32] {
-                    assert!(products(t, w) == many[..t * o], "{t} rows of {i} times {o}");
+            // Those of groups do not fit into each width.
+            let schemes = [Scheme::Mlx4, Scheme::Mlx8, Scheme::Nf4, Scheme::Mxfp4, Scheme::Int8].into_iter();
+            let matrices = schemes.filter_map(|scheme| quantize(scheme, ws, [o, i], Stored::BF16).ok());
+            let packed = matrices.map(|matrix| CpuWeight::from(PackedWeight::new(matrix, &Device::default())));
+            for w in [in_memory, in_f32].into_iter().chain(packed) {
+                let w = &w;
+                let products = |t: usize| {
+                    let mut out = vec![0.0; t * o];
+                    times_transposed(&mut out, false, 1.0, Matrix::new(&xs[..t * i], t, i), w);
+                    out
+                };
+                let many = products(70);
+                for t in [1, 2, 3, 4, 5, 7, 15, 16, 17] {
+                    assert!(products(t) == many[..t * o], "{t} rows of {i} times {o}");
                 }
             }
         }

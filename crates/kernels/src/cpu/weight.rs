@@ -105,6 +105,21 @@ impl CpuWeight {
         }
     }
 
+    /// As [`finetune_packed::PackedMatrix::arrange`]; nothing where it is not packed.
+    pub(super) fn arrange(&self, x: &mut [bf16]) {
+        if let Rows::Packed(matrix) = self.rows() {
+            matrix.arrange(x);
+        }
+    }
+
+    /// As [`finetune_packed::PackedMatrix::dot_rounded`]; `false` where it is not packed.
+    pub(super) fn dot_rounded(&self, rows: std::ops::Range<usize>, x: &[bf16], out: &mut [f32]) -> bool {
+        match self.rows() {
+            Rows::Packed(matrix) => matrix.dot_rounded(rows, x, out),
+            _ => false,
+        }
+    }
+
     /// Whether products are those of bf16.
     fn in_bf16(&self) -> bool {
         matches!(self, CpuWeight::Packed(packed) if packed.in_bf16)

@@ -16,9 +16,9 @@ use crate::adapter::{Adapter, RecordedBase};
 use crate::branch::{EMBEDDING, OUTPUT};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, list};
-use crate::files::wrapper::{module_in_text, name_inside};
+use crate::files::wrapper::{Spelling, module_in_text};
 use crate::lora::LoraTarget;
-use crate::parameters::file_name;
+use crate::parameters::{PREFIX, file_name};
 use crate::vocabulary::FrozenMatrix;
 
 impl Adapter {
@@ -34,11 +34,12 @@ impl Adapter {
         let linears = modules.len();
         modules.extend(stacked::parameters(config));
         let format = files.format;
-        let named: Vec<String> = modules.iter().map(|module| name_of(module, format, config)).collect();
-        let settings = Settings::read(&files, &named, config.tied_embeddings)?;
-        modules.truncate(linears);
         let path = files.tensors();
         let file = TensorFile::open(&path)?;
+        let spelling = spelling_of(&file, config);
+        let named: Vec<String> = modules.iter().map(|module| name_of(module, format, spelling, config)).collect();
+        let settings = Settings::read(&files, &named, config.tied_embeddings)?;
+        modules.truncate(linears);
         let in_text = |module: &str| match config.wrapper {
             Some(_) => module_in_text(module).into_owned(),
             None => module.to_owned(),
@@ -57,7 +58,7 @@ impl Adapter {
             notices: settings.notices.clone(),
             modules,
         };
-        let mut reader = Reader { config, settings: &settings, path, format, branches, adapter };
+        let mut reader = Reader { config, settings: &settings, path, format, spelling, branches, adapter };
         reader.branches()?;
         reader.saved()?;
         reader.vocabulary()?;
@@ -65,11 +66,18 @@ impl Adapter {
     }
 }
 
+/// How PEFT's settings call modules: as the tensors do. In a multimodal model both may be named as the text model
+/// does it alone.
+fn spelling_of(file: &TensorFile, config: &ModelConfig) -> Spelling {
+    let names = file.names().map(|name| name.strip_prefix(PREFIX).unwrap_or(name));
+    let usual = if config.is_named_inside() { Spelling::Inside } else { Spelling::Text };
+    config.wrapper.as_ref().and_then(|_| Spelling::of(names)).unwrap_or(usual)
+}
+
 /// What the settings call a module of the text model.
-fn name_of(module: &str, format: Format, config: &ModelConfig) -> String {
+fn name_of(module: &str, format: Format, spelling: Spelling, config: &ModelConfig) -> String {
     match format {
-        Format::Peft if config.is_named_inside() => name_inside(module),
-        Format::Peft => module.to_owned(),
+        Format::Peft => spelling.name(module),
         Format::Mlx => mlx_names::of_module(module, config).name,
     }
 }
@@ -88,6 +96,7 @@ struct Reader<'a> {
     settings: &'a Settings,
     path: PathBuf,
     format: Format,
+    spelling: Spelling,
     branches: Branches<'a>,
     adapter: Adapter,
 }
@@ -100,7 +109,7 @@ impl Reader<'_> {
     /// The branches of single experts that the file holds in stacks, by module.
     fn of_experts(&mut self, layers: &[TargetLayer]) -> Result<BTreeMap<String, OfExpert>, ModelError> {
         match self.format {
-            Format::Peft => stacked::take(&mut self.branches, self.settings, self.config),
+            Format::Peft => stacked::take(&mut self.branches, self.settings, self.config, self.spelling),
             Format::Mlx => mlx_names::take(&mut self.branches, self.settings, self.config, layers),
         }
     }
@@ -112,7 +121,7 @@ impl Reader<'_> {
         let mut of_experts = self.of_experts(&layers)?;
         for layer in layers {
             let module = &layer.module;
-            let named = name_of(module, self.format, self.config);
+            let named = name_of(module, self.format, self.spelling, self.config);
             if let Some(OfExpert { target, a, b }) = of_experts.remove(module) {
                 self.adapter.targets.push(target);
                 self.adapter.shapes.push((layer.outputs, layer.inputs));

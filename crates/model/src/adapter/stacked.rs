@@ -15,7 +15,7 @@ use crate::adapter::tensors::{Branches, Parts, of_shape};
 use crate::adapter::write::whole;
 use crate::config::{ExpertsConfig, ModelConfig};
 use crate::error::ModelError;
-use crate::files::wrapper::name_inside;
+use crate::files::wrapper::{Spelling, name_inside};
 use crate::lora::LoraTarget;
 use crate::merge::BranchValues;
 
@@ -42,7 +42,7 @@ fn modules(config: &ModelConfig) -> impl Iterator<Item = String> {
     layers.map(|(n, _)| format!("model.layers.{n}.{}", config.family.names.experts))
 }
 
-/// What PEFT's settings call a parameter.
+/// What PEFT's settings call a parameter in a new adapter.
 fn in_settings(module: &str, parameter: &str, config: &ModelConfig) -> String {
     let name = format!("{module}.{parameter}");
     if config.is_named_inside() { name_inside(&name) } else { name }
@@ -56,6 +56,7 @@ pub(super) fn take(
     branches: &mut Branches<'_>,
     settings: &Settings,
     config: &ModelConfig,
+    spelling: Spelling,
 ) -> Result<BTreeMap<String, OfExpert>, ModelError> {
     let mut found = BTreeMap::new();
     let Some(experts) = &config.experts else { return Ok(found) };
@@ -66,7 +67,8 @@ pub(super) fn take(
             else {
                 continue;
             };
-            let stack = Stack::new(a, b, experts, config, settings, &module)?;
+            let target = |part: &str, rank| settings.target(&spelling.name(&format!("{module}.{part}")), rank);
+            let stack = Stack::new(a, b, experts, config, target)?;
             found.extend(stack.of_experts(&module));
             branches.by_module.remove(&(wrapped, false));
         }
@@ -94,8 +96,7 @@ impl Stack {
         b: &TensorView<'_>,
         experts: &ExpertsConfig,
         config: &ModelConfig,
-        settings: &Settings,
-        module: &str,
+        target: impl Fn(&str, usize) -> Result<LoraTarget, ModelError>,
     ) -> Result<Stack, ModelError> {
         let (count, inner, hidden) = (experts.count, experts.intermediate_size, config.hidden_size);
         let rank = a.shape.first().map_or(0, |rows| rows / count).max(1);
@@ -111,7 +112,7 @@ impl Stack {
             experts: count,
             inputs,
             rank,
-            target: settings.target(&in_settings(module, part, config), rank)?,
+            target: target(part, rank)?,
             a: of_shape(a, &[count * rank, inputs])?,
             b: of_shape(b, &[outputs, rank * count])?,
         })

@@ -149,18 +149,20 @@ impl BaseFiles {
     /// Such a cache keeps nothing of them until they are read again. What is smaller stays in it: memory is faster
     /// than any disk.
     pub(crate) fn pass_cache_of(&mut self, memory: u64) {
-        let is_too_long = |length: u64| length > memory / 2;
+        if self.length() <= memory / 2 {
+            return;
+        }
         match &mut self.origin {
-            Origin::Directory { files, .. } => {
-                if is_too_long(files.length()) {
-                    files.pass_cache();
-                }
-            }
-            Origin::Gguf(base) => {
-                if is_too_long(base.length()) {
-                    base.pass_cache();
-                }
-            }
+            Origin::Directory { files, .. } => files.pass_cache(),
+            Origin::Gguf(base) => base.pass_cache(),
+        }
+    }
+
+    /// Bytes of all files, with those of which only the header is here.
+    pub(crate) fn length(&self) -> u64 {
+        match &self.origin {
+            Origin::Directory { files, .. } => files.length(),
+            Origin::Gguf(base) => base.length(),
         }
     }
 
@@ -187,15 +189,8 @@ impl BaseFiles {
     /// a packed matrix.
     pub(crate) fn get(&self, name: &str, shape: &[usize]) -> Result<Option<BaseTensor<'_>>, ModelError> {
         let Some(stored) = self.stored(name, shape)? else { return Ok(None) };
-        let fits = |scheme: &Scheme| match *shape {
-            [rows, columns] => applies(*scheme, [rows, columns], is_linear(name)),
-            _ => false,
-        };
-        // Routers are small, and which experts they choose is sensitive.
-        let stays = stored.is_packed() || is_router(module_of(name)) || name.ends_with(".router.proj.weight")
-            // It is read by row.
-            || name == PER_LAYER_TABLE;
-        let quantization = self.quantization.filter(|scheme| !stays && fits(scheme));
+        let quantization = self.quantization.filter(|_| !stored.is_packed());
+        let quantization = quantization.filter(|scheme| packs_while_read(*scheme, name, shape));
         let (name, shape) = (name.to_owned(), shape.to_vec());
         Ok(Some(BaseTensor { name, shape, base: &self.path, stored, quantization, cut: None }))
     }
@@ -419,6 +414,18 @@ pub fn stored_type(base: &Path) -> FloatType {
     BaseFiles::read(base).map_or(FloatType::F32, |files| files.number_type())
 }
 
+/// Whether a tensor that is dense in its file is packed while it is read in this form.
+pub(crate) fn packs_while_read(scheme: Scheme, name: &str, shape: &[usize]) -> bool {
+    // Routers are small, and which experts they choose is sensitive.
+    let stays = is_router(module_of(name)) || name.ends_with(".router.proj.weight")
+        // It is read by row.
+        || name == PER_LAYER_TABLE;
+    match *shape {
+        [rows, columns] => !stays && applies(scheme, [rows, columns], is_linear(name)),
+        _ => false,
+    }
+}
+
 /// Whether a tensor is the weight of a linear layer inside the decoder: a matrix that is neither
 /// embedding nor output layer.
 pub(crate) fn is_linear(name: &str) -> bool {
@@ -426,14 +433,14 @@ pub(crate) fn is_linear(name: &str) -> bool {
 }
 
 /// config.json of a directory as an object.
-fn config_object(directory: &Path) -> Result<Map<String, Value>, ModelError> {
+pub(crate) fn config_object(directory: &Path) -> Result<Map<String, Value>, ModelError> {
     let path = directory.join("config.json");
     let text = read_text(&path, config_json::LIMIT)?;
     serde_json::from_str(&text).map_err(|error| ModelError::Malformed { path, what: error.to_string() })
 }
 
 /// The number type that config.json says a model is meant for.
-fn stated_type(directory: &Path) -> Option<FloatType> {
+pub fn stated_type(directory: &Path) -> Option<FloatType> {
     let config = config_object(directory).ok()?;
     match config.get("torch_dtype").or(config.get("dtype"))?.as_str()? {
         "float32" => Some(FloatType::F32),

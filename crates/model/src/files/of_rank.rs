@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::files::base_files::{BaseFiles, BaseTensor};
 use crate::model::Model;
@@ -23,18 +24,53 @@ impl Model {
         let Some(set) = files.safetensors() else { return Ok(BTreeSet::new()) };
         let all: BTreeSet<String> = set.files().iter().filter_map(|path| file_name(path)).collect();
         let Some(stage) = placement.stage() else { return Ok(all) };
-        // The processes that read each file.
-        let mut readers: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
-        for (name, shape, of) in holders(&mut Decoder::new(&config), placement) {
-            for file in files_with(&files, &files.tensor(&config, &name, &shape)?) {
-                readers.entry(file).or_default().extend(&of);
-            }
+        let readers = readers(&config, &files, placement)?;
+        Ok(all.into_iter().filter(|file| needs(&readers, file, stage.mine)).collect())
+    }
+
+    /// Bytes of all files of weights, also of those of which only the header is here.
+    ///
+    /// # Errors
+    /// If a file cannot be opened.
+    pub fn file_bytes(directory: &Path) -> Result<u64, ModelError> {
+        Ok(BaseFiles::read(directory)?.length())
+    }
+
+    /// Bytes of the files that [`Model::files_of`] names, of each of the processes that hold a model together.
+    ///
+    /// # Errors
+    /// As [`Model::check_shapes`].
+    pub fn file_bytes_of_stages(directory: &Path, placement: &Placement) -> Result<Vec<u64>, ModelError> {
+        let (config, files) = BaseFiles::open(directory, None)?;
+        let stages = placement.stage().map_or(1, Stage::count);
+        let Some(set) = files.safetensors().filter(|_| stages > 1) else { return Ok(vec![files.length(); stages]) };
+        let readers = readers(&config, &files, placement)?;
+        let named: Vec<(String, u64)> =
+            set.lengths().filter_map(|(path, bytes)| Some((file_name(path)?, bytes))).collect();
+        let of_stage =
+            |mine| named.iter().filter(|(file, _)| needs(&readers, file, mine)).map(|(_, bytes)| bytes).sum();
+        Ok((0..stages).map(of_stage).collect())
+    }
+}
+
+/// The processes that read each file.
+type Readers = BTreeMap<String, BTreeSet<usize>>;
+
+fn readers(config: &ModelConfig, files: &BaseFiles, placement: &Placement) -> Result<Readers, ModelError> {
+    let mut readers = Readers::new();
+    for (name, shape, of) in holders(&mut Decoder::new(config), placement) {
+        for file in files_with(files, &files.tensor(config, &name, &shape)?) {
+            readers.entry(file).or_default().extend(&of);
         }
-        let is_mine = |file: &String| match readers.get(file) {
-            Some(of) if !of.is_empty() => of.contains(&stage.mine),
-            _ => stage.mine == 0,
-        };
-        Ok(all.into_iter().filter(is_mine).collect())
+    }
+    Ok(readers)
+}
+
+/// Whether a process needs a file.
+fn needs(readers: &Readers, file: &str, mine: usize) -> bool {
+    match readers.get(file) {
+        Some(of) if !of.is_empty() => of.contains(&mine),
+        _ => mine == 0,
     }
 }
 
@@ -136,9 +172,14 @@ mod tests {
                 let files = Model::files_of(directory.path(), &placement).expect("files");
                 let stems: Vec<&str> = files.iter().map(|name| name.trim_end_matches(".safetensors")).collect();
                 assert_eq!(stems, *want, "{where_used} {of_layer:?} {mine}");
+                let bytes = files.iter().map(|name| directory.path().join(name).metadata().expect("a file").len());
+                let of_stages = Model::file_bytes_of_stages(directory.path(), &placement).expect("bytes");
+                assert_eq!(of_stages[mine], bytes.sum::<u64>(), "{where_used} {of_layer:?} {mine}");
             }
         }
         let all = Model::files_of(directory.path(), &Placement::cpu(None)).expect("files");
         assert_eq!(all.len(), 5);
+        let bytes = all.iter().map(|name| directory.path().join(name).metadata().expect("a file").len());
+        assert_eq!(Model::file_bytes(directory.path()).expect("bytes"), bytes.sum::<u64>());
     }
 }

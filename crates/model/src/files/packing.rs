@@ -48,6 +48,11 @@ impl LayerSizes {
         self.dense * held.bytes() as u64 + self.packed.bytes
     }
 
+    pub(crate) fn add_size(&mut self, other: &LayerSizes) {
+        self.dense += other.dense;
+        self.packed.add(&other.packed);
+    }
+
     fn add(&mut self, tensor: &BaseTensor<'_>) {
         match tensor.packed_bytes() {
             None => self.dense += tensor.shape.iter().product::<usize>() as u64,
@@ -106,7 +111,7 @@ fn layers_of(tensors: &[BaseTensor<'_>]) -> Vec<LayerSizes> {
 }
 
 impl PackedSizes {
-    fn add(&mut self, other: &PackedSizes) {
+    pub(crate) fn add(&mut self, other: &PackedSizes) {
         self.elements += other.elements;
         self.bytes += other.bytes;
         self.largest = self.largest.max(other.largest);

@@ -85,6 +85,40 @@ pub(crate) fn name_in_mlx(module: &str) -> String {
     format!("{OLDER}{module}")
 }
 
+/// How an adapter calls the modules of a text model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spelling {
+    /// As the text model alone does.
+    Text,
+    /// As the whole in memory does.
+    Inside,
+    /// As the whole did before transformers 4.52.
+    Older,
+}
+
+impl Spelling {
+    /// The spelling of one of these names of modules. `None`: none of them shows it.
+    pub(crate) fn of<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<Spelling> {
+        names.find_map(|name| {
+            let is_text = name_in_text(name).is_some() && name != "lm_head" && !name.starts_with("lm_head.");
+            is_text.then(|| match (name.starts_with(INSIDE), name.starts_with(OLDER)) {
+                (true, _) => Spelling::Inside,
+                (_, true) => Spelling::Older,
+                _ => Spelling::Text,
+            })
+        })
+    }
+
+    /// The name of a module of the text model.
+    pub(crate) fn name(self, module: &str) -> String {
+        match self {
+            Spelling::Text => module.to_owned(),
+            Spelling::Inside => name_inside(module),
+            Spelling::Older => name_in_mlx(module),
+        }
+    }
+}
+
 /// The name that a module of an adapter has in the text model, however it is spelt.
 pub(crate) fn module_in_text(module: &str) -> Cow<'_, str> {
     name_in_text(module).unwrap_or(Cow::Borrowed(module))
@@ -118,5 +152,25 @@ mod tests {
         assert_eq!(module_in_text(&name_inside("model.norm")), "model.norm");
         assert_eq!(module_in_text(&name_in_mlx("lm_head")), "lm_head");
         assert_eq!(name_in_mlx("model.norm"), "language_model.model.norm");
+    }
+
+    #[test]
+    fn an_adapter_shows_its_spelling() {
+        for (names, want) in [
+            ("lm_head.lora_A.weight model.layers.0.mlp.up_proj.lora_A.weight", Some(Spelling::Text)),
+            ("lm_head.lora_A.weight model.language_model.layers.0.mlp.up_proj.lora_A.weight", Some(Spelling::Inside)),
+            ("vision_tower.norm.weight language_model.model.layers.0.mlp.up_proj.lora_A.weight", Some(Spelling::Older)),
+            ("language_model.lm_head.lora_A.weight", Some(Spelling::Older)),
+            ("lm_head.lora_A.weight vision_tower.norm.weight", None),
+        ] {
+            assert_eq!(Spelling::of(names.split(' ')), want, "{names}");
+        }
+        for (spelling, want) in [
+            (Spelling::Text, "model.norm"),
+            (Spelling::Inside, "model.language_model.norm"),
+            (Spelling::Older, "language_model.model.norm"),
+        ] {
+            assert_eq!(spelling.name("model.norm"), want);
+        }
     }
 }

@@ -38,6 +38,12 @@ const NOT_A_NUMBER: u8 = 2;
 const FAILED: u8 = 3;
 
 impl Model {
+    /// Whether this process has the logits of its passes, and chooses tokens. Where several hold the layers, the one of
+    /// the last layer does.
+    pub fn chooses(&self) -> bool {
+        self.placement().stage().is_none_or(|stage| stage.mine == stage.last())
+    }
+
     /// Chooses from logits, if this process has them, and tells the others. `rows`: of each row, how many of the
     /// likeliest tokens are wanted. `pick`: what chooses, in the order of the rows.
     pub(crate) fn choose(

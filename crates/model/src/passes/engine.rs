@@ -207,10 +207,15 @@ impl EngineSettings {
 
     /// The most tokens that an answer to a prompt of so many tokens can have.
     pub fn longest_answer(&self, model: &Model, prompt: usize) -> usize {
-        let mut tokens = model.config.max_position_embeddings;
-        while tokens > prompt && model.row_bytes(tokens) > self.cache_bytes {
-            // Bytes grow by powers of two.
-            tokens = tokens.next_power_of_two() / 2;
+        let fits = |tokens: usize| model.row_bytes(tokens) <= self.cache_bytes;
+        let (mut tokens, mut most) = (0, model.config.max_position_embeddings);
+        // Bytes never shrink with tokens.
+        while tokens < most {
+            let middle = most - (most - tokens) / 2;
+            match fits(middle) {
+                true => tokens = middle,
+                false => most = middle - 1,
+            }
         }
         tokens.saturating_sub(prompt)
     }

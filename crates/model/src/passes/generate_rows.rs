@@ -137,7 +137,7 @@ impl Model {
             }
         };
         let of_token = config.layers.len() * of_layer;
-        // A longer row than any memory holds has no power of two above it.
+        // A longer row than any memory holds has no room above it.
         room(tokens.min(usize::MAX / 4)).saturating_mul(of_token * self.placement().compute().bytes())
     }
 

@@ -1,5 +1,6 @@
-//! Passes that go through one layer after the other with all micro-batches: gradient checkpointing, and
-//! layers that are read from the disk.
+//! Passes that go layer by layer with several micro-batches, in the order that the schedule says
+//! ([`Stage::passes`](crate::Stage::passes)): gradient checkpointing, layers that are read from the disk, and layers
+//! that other processes hold.
 
 use burn::tensor::Tensor;
 use finetune_kernels::devices::submit;
@@ -13,6 +14,7 @@ use crate::error::ModelError;
 use crate::model::Model;
 use crate::passes::backward::{Backward, Part};
 use crate::passes::handed::Handed;
+use crate::stage::Order;
 use crate::tree::Layer;
 
 /// A micro-batch on its way through the layers.
@@ -97,9 +99,8 @@ impl Model {
         if passes.is_empty() {
             return Ok(parts.iter().map(|part| part.batch.no_losses()).collect());
         }
-        // The layers of the way back. The last one is still there when it begins.
-        let back_layers: Vec<usize> = held.iter().copied().filter(|&n| n >= first).rev().collect();
-        let turn = back_layers.get(1).or(held.first()).copied();
+        // Of the layers of the way back the last one is still there when it begins.
+        let turn = held.iter().copied().filter(|&n| n >= first).rev().nth(1).or(held.first().copied());
         self.through_layers(&mut passes, first, turn, &mut || {
             alive();
             true
@@ -111,11 +112,15 @@ impl Model {
             of_parts.push(losses);
             back.push(way);
         }
-        for (place, &n) in back_layers.iter().enumerate() {
-            let next = back_layers.get(place + 1).or(held.first()).copied();
+        let acts = self.weights.of_stage(|stage, mine| stage.back(mine, back.len(), first, self.order()));
+        let of_layers: Vec<_> = acts.chunk_by(|one, other| one.layer == other.layer).collect();
+        for (place, acts) in of_layers.iter().enumerate() {
+            let n = acts[0].layer;
+            let next = of_layers.get(place + 1).map(|acts| acts[0].layer).or(held.first().copied());
             let layer = self.weights.layer(n, next)?.into_owned();
-            for way in &mut back {
+            for act in *acts {
                 alive();
+                let way = &mut back[act.micro_batch];
                 way.d_out = self.weights.arrived(Some(n + 1), way.d_out.clone())?;
                 self.back_through(&layer, n, way, backward, sums)?;
                 if n > first {
@@ -136,6 +141,11 @@ impl Model {
         Ok(parts.iter().map(of_part).collect())
     }
 
+    /// In memory layers that follow each other cost nothing to come back to, and the next process waits for less.
+    fn order(&self) -> Order {
+        if self.reads_layers() { Order::Layers } else { Order::MicroBatches }
+    }
+
     /// A micro-batch before the first layer.
     fn pass<'a>(&self, batch: &'a Batch<'a>, context: Context) -> Result<Pass<'a>, ModelError> {
         let tokens = batch.flat_tokens();
@@ -143,8 +153,8 @@ impl Model {
         Ok(Pass { batch, tokens, context, x, between, inputs: Vec::new() })
     }
 
-    /// All layers, each with all micro-batches. The inputs of the layers from `kept` on are kept. Behind the
-    /// last layer, `then` is the next one that is needed. Returns false as soon as `each` does.
+    /// All layers that this process holds, with all micro-batches. The inputs of the layers from `kept` on are kept.
+    /// Behind the last layer, `then` is the next one that is needed. Returns false as soon as `each` does.
     fn through_layers(
         &self,
         passes: &mut [Pass<'_>],
@@ -152,11 +162,14 @@ impl Model {
         then: Option<usize>,
         each: &mut dyn FnMut() -> bool,
     ) -> Result<bool, ModelError> {
-        let held = self.weights.held();
-        for (place, &n) in held.iter().enumerate() {
-            let next = held.get(place + 1).copied().or(then);
+        let acts = self.weights.of_stage(|stage, mine| stage.forward(mine, passes.len(), self.order()));
+        let of_layers: Vec<_> = acts.chunk_by(|one, other| one.layer == other.layer).collect();
+        for (place, acts) in of_layers.iter().enumerate() {
+            let n = acts[0].layer;
+            let next = of_layers.get(place + 1).map(|acts| acts[0].layer).or(then);
             let layer = self.weights.layer(n, next)?;
-            for pass in &mut *passes {
+            for act in *acts {
+                let pass = &mut passes[act.micro_batch];
                 if !each() {
                     return Ok(false);
                 }

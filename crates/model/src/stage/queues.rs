@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::Stage;
+use super::{Order, Pass, Stage};
 
 /// (group of micro-batches, micro-batch, layer, kind)
 type Message = (usize, usize, usize, Kind);
@@ -34,19 +34,23 @@ struct Work {
     first: usize,
     /// Whether the balance of routers counts.
     counts: bool,
+    /// The order of every other process, and that of the others: some may read their layers from the disk.
+    orders: [Order; 2],
 }
+
+const ORDERS: [[Order; 2]; 3] =
+    [[Order::MicroBatches, Order::MicroBatches], [Order::Layers, Order::Layers], [Order::MicroBatches, Order::Layers]];
 
 impl Stage {
     /// What a process sends and receives, in its order.
     fn acts(&self, mine: usize, work: Work) -> Vec<Act> {
         let (layers, last) = (self.of_layer.len(), self.last());
-        let held: Vec<usize> = (0..layers).filter(|&layer| self.of_layer[layer] == mine).collect();
         let other = |layer: usize| self.of_layer.get(layer).copied().filter(|process| *process != mine);
         let kinds = if work.counts { &[Kind::Output, Kind::Counts][..] } else { &[Kind::Output] };
+        let order = work.orders[mine % 2];
         let mut acts = Vec::new();
         for group in 0..work.groups {
-            for (&layer, micro_batch) in held.iter().flat_map(|layer| (0..work.micro_batches).map(move |n| (layer, n)))
-            {
+            for Pass { layer, micro_batch, .. } in self.forward(mine, work.micro_batches, order) {
                 let below = layer.checked_sub(1).and_then(|below| Some((below, other(below)?)));
                 for &kind in kinds {
                     acts.extend(below.map(|(below, from)| Act::Receive(from, (group, micro_batch, below, kind))));
@@ -62,8 +66,7 @@ impl Stage {
                     false => acts.push(Act::Receive(last, message)),
                 }
             }
-            let back = held.iter().rev().filter(|layer| **layer >= work.first);
-            for (&layer, micro_batch) in back.flat_map(|layer| (0..work.micro_batches).map(move |n| (layer, n))) {
+            for Pass { layer, micro_batch, .. } in self.back(mine, work.micro_batches, work.first, order) {
                 let message = |layer: usize| (group, micro_batch, layer, Kind::Gradient);
                 acts.extend(other(layer + 1).map(|from| Act::Receive(from, message(layer + 1))));
                 let below = layer.checked_sub(1).filter(|_| layer > work.first).and_then(other);
@@ -110,9 +113,13 @@ impl Stage {
 
 fn expect_an_end(stage: &Stage, micro_batches: usize) {
     let layers = stage.of_layer.len();
+    // Where no two layers of a process follow each other, all orders are one.
+    let has_runs = stage.of_layer.windows(2).any(|two| two[0] == two[1]);
+    let orders = if has_runs { &ORDERS[..] } else { &ORDERS[..1] };
     for first in [0, layers / 2, layers - 1, layers] {
-        for counts in [false, true] {
-            let work = Work { groups: 2, micro_batches, first, counts };
+        for (counts, orders) in [false, true].into_iter().flat_map(|counts| orders.iter().map(move |of| (counts, *of)))
+        {
+            let work = Work { groups: 2, micro_batches, first, counts, orders };
             // Without counts, two of the three messages are never sent.
             let length = if counts { Stage::most_queued(micro_batches) } else { micro_batches };
             assert!(stage.most_in_queues(work, length).is_some(), "{stage:?} {work:?}: stuck with {length}");
@@ -120,14 +127,20 @@ fn expect_an_end(stage: &Stage, micro_batches: usize) {
     }
 }
 
-/// For all numbers of processes and micro-batches.
+/// For all numbers of processes and micro-batches, in turn, next to each other, and there and back.
 #[test]
 fn bounded_queues_never_block_for_ever() {
     for stages in 1..=8 {
-        for layers in [stages, 2 * stages + 1] {
-            (1..=64).for_each(|micro_batches| expect_an_end(&Stage::in_turn(layers, stages, 0), micro_batches));
+        for micro_batches in 1..=64 {
+            expect_an_end(&Stage::in_turn(stages, stages, 0), micro_batches);
+            expect_an_end(&Stage::in_turn(2 * stages + 1, stages, 0), micro_batches);
+            expect_an_end(&Stage::contiguous(2 * stages + 1, stages, 0), micro_batches);
+            expect_an_end(&Stage::wave(&vec![2; stages], 0), micro_batches);
         }
-        [1, 7, 64].iter().for_each(|&micro_batches| expect_an_end(&Stage::in_turn(33, stages, 0), micro_batches));
+        for micro_batches in [1, 7, 64] {
+            expect_an_end(&Stage::in_turn(33, stages, 0), micro_batches);
+            expect_an_end(&Stage::contiguous(33, stages, 0), micro_batches);
+        }
     }
 }
 
@@ -139,15 +152,22 @@ fn bounded_queues_never_block_for_ever_where_layers_are_uneven() {
     for counts in placements {
         for micro_batches in [1, 2, 5, 16, 64] {
             expect_an_end(&Stage::dealt(counts, 0), micro_batches);
+            expect_an_end(&Stage::in_order(counts, 0), micro_batches);
+            expect_an_end(&Stage::wave(counts, 0), micro_batches);
             (0..counts.len()).for_each(|last| expect_an_end(&Stage::ending_on(last, counts, 0), micro_batches));
         }
     }
 }
 
-/// Each process sends all micro-batches on before it takes any back: a queue of a few is full then, on all sides.
+/// Each process sends all micro-batches on before it takes any back: a queue of a few is full then, on all sides. Next
+/// to each other, layers send one way until all are through, and a queue of one holds nobody up for ever.
 #[test]
 fn queues_that_are_too_short_are_found() {
-    let (stage, work) = (Stage::in_turn(4, 2, 0), Work { groups: 1, micro_batches: 8, first: 0, counts: false });
+    let work = Work { groups: 1, micro_batches: 8, first: 0, counts: false, orders: ORDERS[0] };
+    let stage = Stage::in_turn(4, 2, 0);
     assert_eq!(stage.most_in_queues(work, 1), None);
     assert_eq!(stage.most_in_queues(work, 8), Some(8));
+    for orders in ORDERS {
+        assert_eq!(Stage::contiguous(9, 4, 0).most_in_queues(Work { orders, ..work }, 1), Some(1), "{orders:?}");
+    }
 }

@@ -15,6 +15,17 @@ pub struct Pass {
     pub is_back: bool,
 }
 
+/// In which order micro-batches go through layers that follow each other on one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// A micro-batch through all of them, then the next one: the next process begins after the first. For layers in
+    /// memory (Huang et al. 2019, "GPipe").
+    MicroBatches,
+    /// All micro-batches through a layer, then through the next layer: each layer is read once for all of them. The
+    /// next process begins when the last of these layers does.
+    Layers,
+}
+
 /// Seconds of the parts of a step.
 #[derive(Clone, Copy, Debug)]
 pub struct Seconds {
@@ -38,15 +49,50 @@ pub struct Simulated {
 }
 
 impl Stage {
-    /// What process `mine` does in a step, in its order: each of its layers with all micro-batches, then back.
+    /// What process `mine` does in a step, in its order: its layers with all micro-batches, then back.
     /// Layers below `first` are not differentiated.
-    pub fn passes(&self, mine: usize, micro_batches: usize, first: usize) -> Vec<Pass> {
-        let held = || (0..self.of_layer.len()).filter(|&layer| self.of_layer[layer] == mine);
-        let all = move |layer: usize, is_back: bool| {
-            (0..micro_batches).map(move |micro_batch| Pass { layer, micro_batch, is_back })
+    pub fn passes(&self, mine: usize, micro_batches: usize, first: usize, order: Order) -> Vec<Pass> {
+        let mut passes = self.forward(mine, micro_batches, order);
+        passes.extend(self.back(mine, micro_batches, first, order));
+        passes
+    }
+
+    /// The way forward of process `mine`.
+    pub(crate) fn forward(&self, mine: usize, micro_batches: usize, order: Order) -> Vec<Pass> {
+        self.through(self.runs(mine), micro_batches, order, false)
+    }
+
+    /// The way back of process `mine`, down to layer `first`.
+    pub(crate) fn back(&self, mine: usize, micro_batches: usize, first: usize, order: Order) -> Vec<Pass> {
+        let mut runs = self.runs(mine);
+        runs.reverse();
+        for run in &mut runs {
+            run.retain(|layer| *layer >= first);
+            run.reverse();
+        }
+        self.through(runs, micro_batches, order, true)
+    }
+
+    /// The layers of process `mine`, those together that follow each other.
+    fn runs(&self, mine: usize) -> Vec<Vec<usize>> {
+        let layers: Vec<usize> = (0..self.of_layer.len()).collect();
+        let runs = layers.chunk_by(|one, next| self.of_layer[*one] == self.of_layer[*next]);
+        runs.filter(|run| self.of_layer[run[0]] == mine).map(<[usize]>::to_vec).collect()
+    }
+
+    fn through(&self, runs: Vec<Vec<usize>>, micro_batches: usize, order: Order, is_back: bool) -> Vec<Pass> {
+        let pass = |layer: usize, micro_batch: usize| Pass { layer, micro_batch, is_back };
+        let of_run = |run: Vec<usize>| -> Vec<Pass> {
+            match order {
+                Order::MicroBatches => {
+                    (0..micro_batches).flat_map(|n| run.iter().map(move |&layer| pass(layer, n))).collect()
+                }
+                Order::Layers => {
+                    run.iter().flat_map(|&layer| (0..micro_batches).map(move |n| pass(layer, n))).collect()
+                }
+            }
         };
-        let back = held().rev().filter(|&layer| layer >= first);
-        held().flat_map(|layer| all(layer, false)).chain(back.flat_map(|layer| all(layer, true))).collect()
+        runs.into_iter().flat_map(of_run).collect()
     }
 
     /// What a pass has to wait for.
@@ -62,9 +108,9 @@ impl Stage {
 
     /// A step of all processes, each in the order of [`Stage::passes`]. Tensors travel beside the computing, one
     /// after the other from each process. `None` if processes wait for each other for ever.
-    pub fn simulate(&self, micro_batches: usize, first: usize, seconds: Seconds) -> Option<Simulated> {
+    pub fn simulate(&self, micro_batches: usize, first: usize, order: Order, seconds: Seconds) -> Option<Simulated> {
         let count = self.count();
-        let orders: Vec<Vec<Pass>> = (0..count).map(|mine| self.passes(mine, micro_batches, first)).collect();
+        let orders: Vec<Vec<Pass>> = (0..count).map(|mine| self.passes(mine, micro_batches, first, order)).collect();
         let mut next = vec![0; count];
         let (mut free, mut link_free, mut computing) = (vec![0.0f64; count], vec![0.0f64; count], 0.0);
         // When what a pass made is where the next one needs it.
@@ -129,6 +175,7 @@ fn most_waiting(travels: &[(f64, f64, usize)], process: usize) -> usize {
 mod tests {
     use super::*;
 
+    const ORDERS: [Order; 2] = [Order::MicroBatches, Order::Layers];
     const SECONDS: Seconds = Seconds { forward: 1.0, back: 3.0, hop: 0.1 };
 
     #[test]
@@ -139,10 +186,24 @@ mod tests {
                 let way = if pass.is_back { "back" } else { "forward" };
                 format!("{way} {} {}", pass.layer, pass.micro_batch)
             };
-            stage.passes(mine, 2, 1).into_iter().map(word).collect()
+            stage.passes(mine, 2, 1, Order::MicroBatches).into_iter().map(word).collect()
         };
         assert_eq!(text(0), ["forward 0 0", "forward 0 1", "forward 2 0", "forward 2 1", "back 2 0", "back 2 1"]);
         assert_eq!(text(1), ["forward 1 0", "forward 1 1", "back 1 0", "back 1 1"]);
+    }
+
+    /// Layers that follow each other: by micro-batches in memory, by layers from the disk.
+    #[test]
+    fn the_order_of_a_run_of_layers() {
+        let passes = |order| -> Vec<(usize, usize, bool)> {
+            let passes = Stage::contiguous(4, 2, 0).passes(1, 2, 0, order);
+            passes.into_iter().map(|pass| (pass.layer, pass.micro_batch, pass.is_back)).collect()
+        };
+        let forward = [(2, 0, false), (3, 0, false), (2, 1, false), (3, 1, false)];
+        assert_eq!(passes(Order::MicroBatches)[..4], forward);
+        assert_eq!(passes(Order::MicroBatches)[4..], [(3, 0, true), (2, 0, true), (3, 1, true), (2, 1, true)]);
+        assert_eq!(passes(Order::Layers)[..4], [(2, 0, false), (2, 1, false), (3, 0, false), (3, 1, false)]);
+        assert_eq!(passes(Order::Layers)[4..], [(3, 0, true), (3, 1, true), (2, 0, true), (2, 1, true)]);
     }
 
     /// For all numbers of processes and micro-batches: nobody waits for ever, each process is idle for no longer
@@ -154,7 +215,9 @@ mod tests {
                 let stage = Stage::in_turn(layers, stages, 0);
                 for micro_batches in 1..=64 {
                     let what = format!("{stages} stages, {layers} layers, {micro_batches} micro-batches");
-                    let done = stage.simulate(micro_batches, 0, SECONDS).unwrap_or_else(|| panic!("{what}: stuck"));
+                    let done = stage
+                        .simulate(micro_batches, 0, Order::Layers, SECONDS)
+                        .unwrap_or_else(|| panic!("{what}: stuck"));
                     // The work of the process with most layers, and a ring's length at each end.
                     let work = (layers.div_ceil(stages) * micro_batches) as f64 * (SECONDS.forward + SECONDS.back);
                     let ends = stages as f64 * (SECONDS.forward + SECONDS.back + 2.0 * SECONDS.hop);
@@ -202,17 +265,19 @@ mod tests {
     #[test]
     fn no_uneven_plan_waits_for_ever() {
         let ends = |counts: &'static [usize]| (0..=counts.len()).map(move |end| (counts, end));
-        for (counts, end) in UNEVEN.into_iter().flat_map(ends) {
+        for ((counts, end), order) in UNEVEN.into_iter().flat_map(ends).flat_map(|of| ORDERS.map(|order| (of, order))) {
             let (layers, most) = (counts.iter().sum::<usize>(), *counts.iter().max().expect("a process"));
             // With each process as the one of the last layer, and with that which it comes to by itself.
             let stage = if end < counts.len() { Stage::ending_on(end, counts, 0) } else { Stage::dealt(counts, 0) };
             assert_eq!(stage.counts(), counts);
             assert!(end == counts.len() || stage.last() == end);
             for (micro_batches, first) in (1..=64).flat_map(|count| [(count, 0), (count, layers - 1)]) {
-                let what = format!("{counts:?} to {end}, {micro_batches} micro-batches from layer {first} on");
-                let done = stage.simulate(micro_batches, first, SECONDS).unwrap_or_else(|| panic!("{what}: stuck"));
+                let what =
+                    format!("{counts:?} to {end}, {micro_batches} micro-batches from layer {first} on, {order:?}");
+                let done = stage.simulate(micro_batches, first, order, SECONDS);
+                let done = done.unwrap_or_else(|| panic!("{what}: stuck"));
                 let passes: Vec<usize> =
-                    (0..counts.len()).map(|n| stage.passes(n, micro_batches, first).len()).collect();
+                    (0..counts.len()).map(|n| stage.passes(n, micro_batches, first, order).len()).collect();
                 let of = |n: usize| {
                     micro_batches * (counts[n] + (first..layers).filter(|&l| stage.of_layer[l] == n).count())
                 };
@@ -234,7 +299,7 @@ mod tests {
         let slow = Seconds { hop: 1e6, ..SECONDS };
         let stage = Stage { of_layer: [0, 0, 0, 1, 1].into(), mine: 0 };
         assert_eq!(stage.links(), [(0, 1), (1, 0)]);
-        let done = stage.simulate(1, 0, slow).expect("an end");
+        let done = stage.simulate(1, 0, Order::Layers, slow).expect("an end");
         assert!((2e6..2.1e6).contains(&done.seconds), "one hop forward and one back: {done:?}");
     }
 
@@ -242,9 +307,76 @@ mod tests {
     #[test]
     fn many_micro_batches_keep_all_busy() {
         let stage = Stage::in_turn(61, 4, 0);
-        let busy = |micro_batches| stage.simulate(micro_batches, 0, SECONDS).expect("an end").busy;
+        let busy = |micro_batches| stage.simulate(micro_batches, 0, Order::Layers, SECONDS).expect("an end").busy;
         assert!(busy(1) < 0.3, "{}", busy(1));
         assert!(busy(16) > 0.94, "{}", busy(16));
-        assert_eq!(Stage::in_turn(5, 1, 0).simulate(3, 0, SECONDS).expect("an end").busy, 1.0);
+        assert_eq!(Stage::in_turn(5, 1, 0).simulate(3, 0, Order::Layers, SECONDS).expect("an end").busy, 1.0);
+    }
+
+    /// For all numbers of processes and micro-batches: layers next to each other are idle for (stages - 1) of
+    /// (micro-batches + stages - 1) parts of a step, as in GPipe. From the disk a process hands nothing on before it
+    /// comes to its last layer, so that all but the last layers of each wait for each other.
+    #[test]
+    fn what_layers_next_to_each_other_cost() {
+        let seconds = Seconds { forward: 1.0, back: 3.0, hop: 0.0 };
+        for (stages, each) in (1..=8usize).flat_map(|stages| [1, 2, 5].map(|each| (stages, each))) {
+            let stage = Stage::contiguous(stages * each, stages, 0);
+            assert_eq!(stage.counts(), vec![each; stages]);
+            for micro_batches in 1..=64usize {
+                let what = format!("{stages} stages of {each} layers, {micro_batches} micro-batches");
+                let took = |order| stage.simulate(micro_batches, 0, order, seconds).expect("an end");
+                let in_memory = took(Order::MicroBatches);
+                assert_eq!(in_memory.seconds, (4 * each * (micro_batches + stages - 1)) as f64, "{what}");
+                let busy = micro_batches as f64 / (micro_batches + stages - 1) as f64;
+                assert!((in_memory.busy - busy).abs() < 1e-9, "{what}: {in_memory:?}");
+                let before_last = (stages - 1) * ((each - 1) * micro_batches + 1);
+                let from_disk = took(Order::Layers);
+                assert_eq!(from_disk.seconds, (4 * (before_last + each * micro_batches)) as f64, "{what}");
+                assert!(in_memory.most_waiting <= micro_batches && from_disk.most_waiting <= micro_batches, "{what}");
+            }
+        }
+    }
+
+    /// There and back: as many layers as asked for on each, hops between neighbours only, and little more idle than
+    /// next to each other in memory, also from the disk.
+    #[test]
+    fn a_wave_goes_between_neighbours() {
+        assert_eq!(*Stage::wave(&[2, 2, 2], 0).of_layer, [0, 1, 2, 2, 1, 0]);
+        assert_eq!(*Stage::wave(&[3, 2], 0).of_layer, [0, 1, 1, 0, 0]);
+        assert_eq!(*Stage::wave(&[1, 2, 2], 0).of_layer, [0, 1, 2, 2, 1]);
+        assert_eq!(*Stage::wave(&[2, 1, 1], 0).of_layer, [0, 0, 1, 2]);
+        assert_eq!(*Stage::wave(&[1, 3], 0).of_layer, [0, 1, 1, 1]);
+        let even = (1..=8).flat_map(|stages| [1, 2, 3, 7].map(|each| vec![each; stages]));
+        for counts in even.chain(UNEVEN.map(<[usize]>::to_vec)) {
+            let stage = Stage::wave(&counts, 0);
+            assert_eq!(stage.counts(), counts);
+            let hops = stage.of_layer.windows(2).map(|two| two[0].abs_diff(two[1]));
+            assert!(hops.max().unwrap_or(0) <= 1, "{stage:?}");
+            for (micro_batches, order) in (1..=64).flat_map(|count| ORDERS.map(|order| (count, order))) {
+                let done = stage.simulate(micro_batches, 0, order, SECONDS);
+                assert!(done.is_some(), "{counts:?}, {micro_batches} micro-batches, {order:?}: stuck");
+            }
+        }
+        let (wave, contiguous) = (Stage::wave(&[16; 4], 0), Stage::contiguous(64, 4, 0));
+        let busy = |stage: &Stage, order| stage.simulate(16, 0, order, SECONDS).expect("an end").busy;
+        assert!(busy(&wave, Order::MicroBatches) > busy(&contiguous, Order::MicroBatches));
+        assert!(busy(&wave, Order::Layers) > 0.8 && busy(&contiguous, Order::Layers) < 0.3);
+    }
+
+    /// In the order of layers each is read once on the way forward and once on the way back, whatever the placement.
+    #[test]
+    fn each_layer_is_read_twice() {
+        let uneven = Stage::dealt(&[6, 1, 4], 0);
+        for stage in [Stage::contiguous(11, 3, 0), Stage::in_turn(11, 3, 0), Stage::wave(&[4, 4, 3], 0), uneven] {
+            for mine in 0..3 {
+                let mut read: Vec<(usize, bool)> =
+                    stage.passes(mine, 7, 0, Order::Layers).iter().map(|pass| (pass.layer, pass.is_back)).collect();
+                read.dedup();
+                let held: Vec<usize> = (0..11).filter(|layer| stage.of_layer[*layer] == mine).collect();
+                let forward = held.iter().map(|layer| (*layer, false));
+                let back = held.iter().rev().map(|layer| (*layer, true));
+                assert_eq!(read, forward.chain(back).collect::<Vec<_>>(), "{stage:?}");
+            }
+        }
     }
 }

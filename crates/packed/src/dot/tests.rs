@@ -129,7 +129,7 @@ fn codes_are_summed_in_the_same_order() {
 }
 
 #[test]
-fn rows_are_rounded_to_the_nearest_bf16() {
+fn rows_are_rounded_to_the_nearest_bf16_in_the_order_of_activations() {
     let (mut found, mut matrices) = (0, 0);
     for_all(|matrix| {
         let [_, width] = matrix.shape;
@@ -141,10 +141,11 @@ fn rows_are_rounded_to_the_nearest_bf16() {
         }
         found += 1;
         for (row, out) in rows.zip(out.chunks(stride)) {
-            for (column, got) in out.iter().enumerate() {
-                let value = if column < width { matrix.value(row, column) } else { 1.0 };
-                let want = bf16::from_f32(value);
-                let is_small = value.abs() < f32::MIN_POSITIVE && *got == bf16::ZERO;
+            let mut values: Vec<bf16> = (0..width).map(|column| bf16::from_f32(matrix.value(row, column))).collect();
+            matrix.arrange(&mut values);
+            values.resize(stride, bf16::ONE);
+            for (got, want) in out.iter().zip(values) {
+                let is_small = want.to_f32().abs() <= f32::MIN_POSITIVE && *got == bf16::ZERO;
                 let is_same = *got == want || got.is_nan() && want.is_nan() || is_small;
                 assert!(is_same, "{got}, not {want}, row {row} of {matrix:?}");
             }

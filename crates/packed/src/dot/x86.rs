@@ -3,6 +3,8 @@
 pub(super) mod avx2;
 pub(super) mod avx512;
 pub(super) mod bf16;
+pub(super) mod codes512;
+mod some_rows;
 
 use std::arch::x86_64::*;
 
@@ -29,11 +31,13 @@ fn prefetch<T>(now: &T) {
     prefetch_at(std::ptr::from_ref(now).cast::<i8>().wrapping_add(AHEAD));
 }
 
-/// Asks for the line of this address, which need not be there.
+/// Asks for the line of this address, which need not be there, into the second-level cache. The first-level one waits for
+/// few lines at a time: into that, a token over weights in bf16 took 1.15 times as long (AMD EPYC, Zen 4), over codes of
+/// 8 bits 1.2 times.
 #[inline]
 #[target_feature(enable = "sse")]
 fn prefetch_at(address: *const i8) {
-    _mm_prefetch::<_MM_HINT_T0>(address);
+    _mm_prefetch::<_MM_HINT_T1>(address);
 }
 
 /// The two halves of a block.
@@ -75,11 +79,4 @@ impl HalvesOfGroups {
         self.left -= HALF;
         begins
     }
-}
-
-/// The codes of 4 bits of the two halves of a block.
-#[inline(always)]
-fn halves_of_codes(block: &[u8; HALF]) -> [&[u8; HALF / 2]; 2] {
-    let (halves, _) = block.as_chunks::<{ HALF / 2 }>();
-    [&halves[0], &halves[1]]
 }

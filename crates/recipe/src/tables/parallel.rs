@@ -1,7 +1,7 @@
 //! `[parallel]`: one model over several ranks.
 
-use crate::StagesChoice;
-use crate::kind::{CountOrAuto, Counts};
+use crate::kind::{CountOrAuto, Counts, word};
+use crate::{PlacementChoice, StagesChoice};
 
 table! {
     [parallel]
@@ -21,6 +21,13 @@ table! {
             empty("as many on each as on any other, unless they differ in memory or, by a quarter or more, in speed"),
             Shared, [
             "layer_split", "layers_per_stage", "parallel.counts", "parallel.split", "tensor_split",
+        ];
+        /// how the layers of these ranks lie: `ring`: in turn; `contiguous`: next to each other; `wave`:
+        /// in turn there and back; the last two need no cable from the last rank to the first; `auto`:
+        /// `ring`, or where the cables form a chain `contiguous`, with layers from the disk `wave`
+        placement: PlacementChoice = word::<PlacementChoice>(), default(PlacementChoice::Auto), Shared, [
+            "pipeline_parallel_schedule", "pipeline_schedule", "pp_schedule",
+            "parallel.arrangement", "parallel.order", "parallel.schedule",
         ];
     }
 }

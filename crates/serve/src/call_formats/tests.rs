@@ -60,6 +60,12 @@ fn calls_as_json() {
     for (answer, text, want) in [
         (qwen.to_owned(), "", vec![paris()]),
         (format!("Let me see.\n{qwen}"), "Let me see.\n", vec![paris()]),
+        // Marks in a text of the arguments.
+        (
+            qwen.replace("Paris", "<tool_call></tool_call>"),
+            "",
+            vec![("weather", json!({"city": "<tool_call></tool_call>"}))],
+        ),
         (two, "", vec![paris(), rome()]),
         (llama.to_owned(), "", vec![paris()]),
         (format!("<|python_tag|>{llama}"), "", vec![paris()]),
@@ -96,6 +102,8 @@ fn calls_as_tags() {
         (of_qwen("city", "a\n<b>\n\nc "), "", vec![("weather", json!({"city": "a\n<b>\n\nc "}))]),
         (of_qwen("short", "True"), "", vec![("weather", json!({"short": true}))]),
         (of_qwen("parts", "[\"sun\", \"wind\"]"), "", vec![("weather", json!({"parts": ["sun", "wind"]}))]),
+        // The mark that ends a value, in a text of a list.
+        (of_qwen("parts", "[\"a</parameter>\"]"), "", vec![("weather", json!({"parts": ["a</parameter>"]}))]),
         (of_qwen("note", "None"), "", vec![("weather", json!({"note": null}))]),
         (of_qwen("note", "7"), "", vec![("weather", json!({"note": "7"}))]),
         (of_qwen("unknown", "7"), "", vec![("weather", json!({"unknown": 7}))]),

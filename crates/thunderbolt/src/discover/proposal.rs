@@ -5,12 +5,12 @@ use finetune_rendezvous::{Host, Hostfile};
 use super::Discovery;
 use super::addresses::meeting_point;
 use crate::facts::{PortState, System, VerbsDevice, network};
-use crate::shape::Shape;
+use crate::shape::{Form, Part, Shape};
 
 /// A hostfile, and why it is as it is.
 #[derive(Debug, Clone)]
 pub struct Proposal {
-    /// Rank order: the given one, or the order of a ring so that neighbours are adjacent.
+    /// Rank order: the given one, or the order of a ring or a chain so that neighbours are adjacent.
     pub hostfile: Hostfile,
     /// Sentences for the user: why the hostfile is as it is.
     pub notes: Vec<String>,
@@ -23,8 +23,8 @@ const MAX_RDMA_HOSTS: usize = 64;
 type Matrix = Vec<Vec<Vec<String>>>;
 
 impl Discovery {
-    /// RDMA as a mesh where all pairs have it, as a ring where a ring has it, TCP otherwise. `None`
-    /// if no host answered.
+    /// RDMA as a mesh where all pairs have it, as a ring where a ring has it, TCP otherwise, with the cables of a chain
+    /// written down. `None` if no host answered.
     ///
     /// The names of backends are MLX's: "jaccl", "jaccl-ring" and "ring", which is TCP.
     pub fn proposal(&self) -> Option<Proposal> {
@@ -104,18 +104,26 @@ impl Discovery {
         if hosts > 1 && shape.is_mesh() {
             return (given, Some("jaccl"), Some(devices));
         }
+        if let [Part { hosts: line, form: Form::Line }] = &shape.parts[..] {
+            let mut line = line.clone();
+            if line.iter().position(|host| *host == 0).is_some_and(|place| 2 * place > line.len() - 1) {
+                line.reverse();
+            }
+            notes.push(format!(
+                "the cables form a chain: sums over all hosts go over TCP, and layers that are spread over hosts \
+                 (parallel.stages) have hops between neighbours only; rank 0 is {}, at an end of it",
+                self.name(line[0])
+            ));
+            let pairs: Vec<(usize, usize)> = line.windows(2).map(|two| (two[0], two[1])).collect();
+            return (line, Some("ring"), Some(of_neighbours(&devices, &pairs)));
+        }
         if !shape.is_ring() {
             return (given, None, None);
         }
         // Every pair of neighbours must have the same number of cables, and no other pair any.
         let order = shape.ring.order;
-        let neighbours = |step: usize| (order[step], order[(step + 1) % hosts]);
-        let most = (0..hosts).map(neighbours).map(|(i, j)| counts[i][j]).min().unwrap_or(0);
-        let mut ring: Matrix = vec![vec![Vec::new(); hosts]; hosts];
-        for (i, j) in (0..hosts).map(neighbours) {
-            ring[i][j] = devices[i][j][..most].to_vec();
-            ring[j][i] = devices[j][i][..most].to_vec();
-        }
+        let pairs: Vec<(usize, usize)> = (0..hosts).map(|step| (order[step], order[(step + 1) % hosts])).collect();
+        let ring = of_neighbours(&devices, &pairs);
         if ring.iter().flatten().flatten().count() < devices.iter().flatten().flatten().count() {
             notes
                 .push("cables that are not part of the ring, or more than its thinnest place has, are not used".into());
@@ -198,4 +206,15 @@ impl Discovery {
         }
         (!ends[0].is_empty()).then_some(ends)
     }
+}
+
+/// The devices of these pairs only, of each as many as the pair with the fewest has.
+fn of_neighbours(devices: &Matrix, pairs: &[(usize, usize)]) -> Matrix {
+    let most = pairs.iter().map(|&(i, j)| devices[i][j].len()).min().unwrap_or(0);
+    let mut used: Matrix = vec![vec![Vec::new(); devices.len()]; devices.len()];
+    for &(i, j) in pairs {
+        used[i][j] = devices[i][j][..most].to_vec();
+        used[j][i] = devices[j][i][..most].to_vec();
+    }
+    used
 }

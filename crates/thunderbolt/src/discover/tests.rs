@@ -88,26 +88,29 @@ fn apples_ring_of_five() {
 fn a_line() {
     let mut cluster = ExampleCluster::ring_of_five();
     cluster.cables.pop();
+    let discovery = cluster.discovery();
     check(
-        &cluster.discovery(),
+        &discovery,
         &expect![[r#"
             The 5 hosts form a line: mini-3 – mini-1 – mini-2 – mini-4 – mini-5.
             For a ring (mini-1 – mini-2 – mini-4 – mini-5 – mini-3) a cable between mini-3 and mini-5 is missing.
             A mesh of 5 hosts is out of reach: it takes 4 Thunderbolt ports at each, mini-1 has 3.
-            note: without RDMA between all hosts the ranks talk over TCP
+            note: the cables form a chain: sums over all hosts go over TCP, and layers that are spread over hosts (parallel.stages) have hops between neighbours only; rank 0 is mini-3, at an end of it
             {
               "backend": "ring",
               "envs": [],
               "hosts": [
-                {"ssh":"mini-1","ips":["192.168.1.11"],"rdma":[]},
-                {"ssh":"mini-2","ips":["192.168.1.12"],"rdma":[]},
-                {"ssh":"mini-3","ips":["192.168.1.13"],"rdma":[]},
-                {"ssh":"mini-4","ips":["192.168.1.14"],"rdma":[]},
-                {"ssh":"mini-5","ips":["192.168.1.15"],"rdma":[]}
+                {"ssh":"mini-3","ips":["192.168.1.13"],"rdma":[null,"rdma_en2",null,null,null]},
+                {"ssh":"mini-1","ips":["192.168.1.11"],"rdma":["rdma_en4",null,"rdma_en2",null,null]},
+                {"ssh":"mini-2","ips":["192.168.1.12"],"rdma":[null,"rdma_en2",null,"rdma_en4",null]},
+                {"ssh":"mini-4","ips":["192.168.1.14"],"rdma":[null,null,"rdma_en2",null,"rdma_en4"]},
+                {"ssh":"mini-5","ips":["192.168.1.15"],"rdma":[null,null,null,"rdma_en4",null]}
               ]
             }
         "#]],
     );
+    let hostfile = discovery.proposal().unwrap().hostfile;
+    assert!(hostfile.devices().unwrap().unwrap().is_chain(5));
 }
 
 #[test]

@@ -65,6 +65,7 @@ fn figures(recipe: &Recipe) -> [f64; 3] {
         checkpointing,
         full: false,
         shares: 1,
+        alone: false,
         rows: 0,
         answers: false,
     };

@@ -40,6 +40,7 @@ fn gigabytes(shape: (&str, usize, usize, usize, usize, usize, bool), tokens: u64
         checkpointing,
         full: false,
         shares: 1,
+        alone: false,
         rows: 0,
         answers: false,
     };
@@ -96,7 +97,7 @@ fn small_steps_take_what_saving_takes() {
     let config = config(SHAPES[0]);
     let adaptation = all_linear(&config, 16);
     let trained = sizes(&config, Some(&adaptation)).trained * FLOAT;
-    let total = |tokens: u64, shares: u64| {
+    let total = |tokens: u64, shares: u64, alone: bool| {
         let step = StepShape {
             tokens,
             longest: tokens,
@@ -106,6 +107,7 @@ fn small_steps_take_what_saving_takes() {
             checkpointing: true,
             full: false,
             shares,
+            alone,
             rows: 0,
             answers: false,
         };
@@ -113,11 +115,14 @@ fn small_steps_take_what_saving_takes() {
         let precision = Precision { cpu: true, compute, held, packed, loading: 0, by_row: 0, on_disk: 0 };
         estimate(&config, Some(&adaptation), &step, precision)
     };
-    let small = total(1, 1);
+    let small = total(1, 1, false);
     assert!(small.trained + small.activations + small.logits >= 13 * trained, "{small:?}");
-    assert_eq!(total(4096, 1).trained, 10 * trained);
+    assert_eq!(total(4096, 1, false).trained, 10 * trained);
     for tokens in [1, 4096] {
-        let more = total(tokens, 3).trained - total(tokens, 1).trained;
-        assert_eq!(more, 2 * trained, "{tokens}");
+        let more = |shares, alone| total(tokens, shares, alone).trained - total(tokens, 1, false).trained;
+        assert_eq!(more(3, false), 2 * trained, "{tokens}");
+        // Parameters and two moments of each share that makes steps alone.
+        assert_eq!(more(1, true), 3 * trained, "{tokens}");
+        assert_eq!(more(3, true), (2 + 9) * trained, "{tokens}");
     }
 }

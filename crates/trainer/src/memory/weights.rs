@@ -114,6 +114,7 @@ fn weights_of_published_models_are_those_of_the_formula() {
                 checkpointing: true,
                 full: false,
                 shares: 1,
+                alone: false,
                 rows: 0,
                 answers: false,
             };

@@ -1,17 +1,18 @@
 //! How many layers each of the ranks gets that hold a model together: as many on each as on any other, unless
 //! they differ in memory or speed, or the recipe says it. No number of a run depends on it.
 
-use finetune_model::{FloatType, Placement, Stage, product_rate};
+use finetune_model::{Arrangement, FloatType, Placement, Stage, product_rate};
 use finetune_recipe::{Method, ResidencyChoice};
 
+use crate::dealing::{Blocks, Why, levelled};
 use crate::error::TrainError;
 use crate::memory::{Counted, Sizes, Sizing, Subject, sizes};
 use crate::product_time::operations;
 use crate::ranks::Ranks;
 use crate::residency::{micro_batches, most_at_once};
 
-/// Ranks whose speeds differ by less than this count as equally fast: what is measured varies.
-const EQUALLY_FAST: f64 = 1.25;
+#[cfg(test)]
+mod tests;
 
 /// Ways in which a rank can have room for its layers, the fastest first: in memory with micro-batches that keep
 /// all ranks busy, in memory with one at a time, from the disk. Where the recipe leaves fewer, the last one is
@@ -35,34 +36,41 @@ pub(crate) struct Offer {
     pub(crate) reads: [f64; WAYS],
     /// For each of the [`WAYS`].
     pub(crate) room: [Room; WAYS],
+    /// For each of the [`WAYS`], whether layers stay on the disk.
+    pub(crate) from_disk: [bool; WAYS],
 }
 
-/// Why ranks have so many layers.
+/// How the layers of ranks lie that hold a model together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Why {
-    /// As many on each as on any other.
-    Alike,
-    /// As the recipe says.
-    Recipe,
-    /// A faster rank has more.
-    Speed,
-    /// A rank with a faster disk has more.
-    Disk,
-    /// A rank with more memory has more.
-    Memory,
+pub(crate) struct Arrangements {
+    pub(crate) in_memory: Arrangement,
+    /// Where a rank reads its layers from the disk.
+    pub(crate) from_disk: Arrangement,
+}
+
+impl Arrangements {
+    /// The same wherever the layers are.
+    pub(crate) fn always(arrangement: Arrangement) -> Arrangements {
+        Arrangements { in_memory: arrangement, from_disk: arrangement }
+    }
+
+    pub(crate) fn of(self, from_disk: bool) -> Arrangement {
+        if from_disk { self.from_disk } else { self.in_memory }
+    }
 }
 
 /// The rank of each layer of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Dealt {
     pub(crate) stage: Stage,
+    pub(crate) arrangement: Arrangement,
     pub(crate) why: Why,
     /// Whether all have room in memory.
     pub(crate) in_memory: bool,
 }
 
 impl Offer {
-    const NUMBERS: usize = 3 + WAYS + WAYS * 4;
+    const NUMBERS: usize = 3 + WAYS + WAYS * 4 + WAYS;
 
     /// What this rank offers. `disk`: bytes per second that it reads, if that is known; `available`: bytes of memory
     /// that it may take, if that can be told; `world`: all ranks.
@@ -94,14 +102,16 @@ impl Offer {
             whole: looked.fits(None, false, 1),
             reads: ways.map(|(from_disk, _)| if from_disk { kept_up } else { f64::INFINITY }),
             room: ways.map(|(from_disk, at_once)| looked.room(from_disk, at_once)),
+            from_disk: ways.map(|(from_disk, _)| from_disk),
         }
     }
 
     fn to_numbers(self) -> [f64; Offer::NUMBERS] {
         let mut numbers = [0.0; Offer::NUMBERS];
         let room = self.room.iter().flatten().flatten().map(|layers| *layers as f64);
-        let known = [self.rate, f64::from(u8::from(self.on_cpu)), f64::from(u8::from(self.whole))];
-        let all = known.into_iter().chain(self.reads).chain(room);
+        let truth = |is: bool| f64::from(u8::from(is));
+        let known = [self.rate, truth(self.on_cpu), truth(self.whole)];
+        let all = known.into_iter().chain(self.reads).chain(room).chain(self.from_disk.map(truth));
         numbers.iter_mut().zip(all).for_each(|(place, number)| *place = number);
         numbers
     }
@@ -111,7 +121,8 @@ impl Offer {
         reads.iter_mut().zip(&numbers[3..]).for_each(|(place, kept_up)| *place = *kept_up);
         let places = room.iter_mut().flatten().flatten();
         places.zip(&numbers[3 + WAYS..]).for_each(|(place, layers)| *place = *layers as usize);
-        Offer { rate: numbers[0], on_cpu: numbers[1] > 0.0, whole: numbers[2] > 0.0, reads, room }
+        let from_disk = std::array::from_fn(|way| numbers[3 + WAYS + WAYS * 4 + way] > 0.0);
+        Offer { rate: numbers[0], on_cpu: numbers[1] > 0.0, whole: numbers[2] > 0.0, reads, room, from_disk }
     }
 
     /// Operations per second in one of the [`WAYS`] with so many layers: a layer takes as long as it is computed, or
@@ -140,13 +151,16 @@ impl Dealt {
     /// What rank 0 has dealt, for all: rounding may differ between processors. All ranks call it together, with
     /// as many layers.
     pub(crate) fn told_by_first(self, ranks: &Ranks) -> Result<Dealt, TrainError> {
-        let whys = [Why::Alike, Why::Recipe, Why::Speed, Why::Disk, Why::Memory];
-        let why = whys.iter().position(|why| *why == self.why).unwrap_or(0);
-        let mut told: Vec<i32> = self.stage.of_layer.iter().chain([&why]).map(|number| *number as i32).collect();
+        let arrangements = [Arrangement::Ring, Arrangement::Contiguous, Arrangement::Wave];
+        let arrangement = arrangements.iter().position(|arrangement| *arrangement == self.arrangement).unwrap_or(0);
+        let of_layer = self.stage.of_layer.iter().map(|rank| *rank as i32);
+        let mut told: Vec<i32> = of_layer.chain([arrangement as i32, self.why.number()]).collect();
         ranks.group().broadcast(&mut told, 0)?;
-        let why = told.pop().and_then(|why| whys.get(why as usize).copied()).unwrap_or(self.why);
+        let why = told.pop().map_or(self.why, Why::of_number);
+        let arrangement = told.pop().and_then(|number| arrangements.get(number as usize).copied());
+        let arrangement = arrangement.unwrap_or(self.arrangement);
         let of_layer = told.iter().map(|rank| *rank as usize).collect();
-        Ok(Dealt { stage: Stage { of_layer, ..self.stage }, why, ..self })
+        Ok(Dealt { stage: Stage { of_layer, ..self.stage }, arrangement, why, ..self })
     }
 }
 
@@ -252,43 +266,97 @@ pub(crate) fn of_each_stage(offers: &[Offer], stages: usize) -> Vec<Offer> {
             let places = room.iter_mut().flatten().flatten();
             places.zip(b.room.iter().flatten().flatten()).for_each(|(a, b)| *a = (*a).min(*b));
             let reads = std::array::from_fn(|way| a.reads[way].min(b.reads[way]));
-            Offer { rate: a.rate.min(b.rate), on_cpu: a.on_cpu && b.on_cpu, whole: a.whole && b.whole, reads, room }
+            let from_disk = std::array::from_fn(|way| a.from_disk[way] || b.from_disk[way]);
+            let (rate, on_cpu, whole) = (a.rate.min(b.rate), a.on_cpu && b.on_cpu, a.whole && b.whole);
+            Offer { rate, on_cpu, whole, reads, room, from_disk }
         }))
     };
     (0..stages).filter_map(of_stage).collect()
 }
 
+/// As many layers on each rank as on any other.
+pub(crate) fn alike(arrangement: Arrangement, layers: usize, ranks: usize) -> Stage {
+    Stage::arranged(arrangement, &unbounded(arrangement, layers, &vec![1.0; ranks]), 0)
+}
+
+/// As many layers for each rank as its speed is, whatever its memory.
+fn unbounded(arrangement: Arrangement, layers: usize, speeds: &[f64]) -> Vec<usize> {
+    let shares = || shares(layers, speeds, &vec![layers; speeds.len()]);
+    let counts = match arrangement {
+        Arrangement::Contiguous => blocks(layers, speeds).by_speed(),
+        Arrangement::Ring => shares(),
+        Arrangement::Wave => shares().map(|counts| with_the_last_way(counts, speeds)),
+    };
+    counts.unwrap_or_default()
+}
+
+/// The same numbers of layers where equally fast ranks that have one more are the first on the last way of a wave.
+fn with_the_last_way(mut counts: Vec<usize>, speeds: &[f64]) -> Vec<usize> {
+    let are_alike = speeds.windows(2).all(|two| two[0] == two[1]);
+    // Every other way begins at the last rank.
+    if are_alike && counts.last().is_some_and(|fewest| !fewest.is_multiple_of(2)) {
+        counts.reverse();
+    }
+    counts
+}
+
+/// Layers count as equally large.
+fn blocks(layers: usize, speeds: &[f64]) -> Blocks<'_> {
+    Blocks { layers, speeds, size: &|_, range| range.len() as f64 }
+}
+
 /// Deals the layers of a model out to ranks with these offers: as their speeds are, as far as there is room. Where
 /// layers are read, a disk that does not keep up bounds a rank's speed.
-pub(crate) fn deal(layers: usize, offers: &[Offer]) -> Dealt {
-    let unbounded = vec![layers; offers.len()];
-    let by = |speeds: &[f64]| shares(layers, speeds, &unbounded).unwrap_or_default();
+pub(crate) fn deal(layers: usize, offers: &[Offer], arrangements: Arrangements) -> Dealt {
     let rates: Vec<f64> = offers.iter().map(|offer| offer.rate).collect();
-    let (alike, by_rate) = (by(&vec![1.0; offers.len()]), by(&levelled(&rates)));
+    let mut arrangement = arrangements.in_memory;
     for way in 0..WAYS {
+        arrangement = arrangements.of(offers.iter().any(|offer| offer.from_disk[way]));
+        let by = |speeds: &[f64]| unbounded(arrangement, layers, speeds);
+        let by_rate = by(&levelled(&rates));
         let speed = |(offer, layers): (&Offer, &usize)| offer.speed(way, *layers);
         let speeds = levelled(&offers.iter().zip(&by_rate).map(speed).collect::<Vec<_>>());
-        let Some(stage) = with_room(layers, &speeds, offers, way) else { continue };
+        let Some(stage) = with_room(layers, &speeds, offers, way, arrangement) else { continue };
         let why = match stage.counts() {
-            counts if counts == alike => Why::Alike,
+            counts if counts == by(&vec![1.0; offers.len()]) => Why::Alike,
             counts if counts == by_rate => Why::Speed,
             counts if counts == by(&speeds) => Why::Disk,
             _ => Why::Memory,
         };
-        return Dealt { stage, why, in_memory: way + 1 < WAYS };
+        return Dealt { stage, arrangement, why, in_memory: way + 1 < WAYS };
     }
     // None has room. Whoever looks at the memory next says so.
-    Dealt { stage: Stage::dealt(&alike, 0), why: Why::Alike, in_memory: false }
+    Dealt { stage: alike(arrangement, layers, offers.len()), arrangement, why: Why::Alike, in_memory: false }
 }
 
-/// The rank of each layer, if all have room in one of the [`WAYS`]. The last layer is where turns come to by
-/// themselves, or on the first rank that has room for what goes with it.
-fn with_room(layers: usize, speeds: &[f64], offers: &[Offer], way: usize) -> Option<Stage> {
-    let unbounded = shares(layers, speeds, &vec![layers; offers.len()])?;
-    std::iter::once(None).chain((0..offers.len()).map(Some)).find_map(|last| {
+/// The rank of each layer, if all have room in one of the [`WAYS`].
+fn with_room(layers: usize, speeds: &[f64], offers: &[Offer], way: usize, arrangement: Arrangement) -> Option<Stage> {
+    if arrangement != Arrangement::Contiguous {
+        return in_turn_with_room(layers, speeds, offers, way, arrangement);
+    }
+    let fits = |rank: usize, range: std::ops::Range<usize>| {
+        let ends = [range.start == 0, range.end == layers].map(usize::from);
+        range.len() <= offers[rank].room[way][ends[0]][ends[1]]
+    };
+    let counts = blocks(layers, speeds).with_room(&fits)?;
+    Some(Stage::in_order(&counts, 0))
+}
+
+/// The same for layers in turn. The last layer is where turns come to by themselves, or in a ring on the first rank
+/// that has room for what goes with it.
+fn in_turn_with_room(
+    layers: usize,
+    speeds: &[f64],
+    offers: &[Offer],
+    way: usize,
+    arrangement: Arrangement,
+) -> Option<Stage> {
+    let unbounded = Some(unbounded(arrangement, layers, speeds)).filter(|counts| counts.len() == offers.len())?;
+    let others = if arrangement == Arrangement::Ring { 0..offers.len() } else { 0..0 };
+    std::iter::once(None).chain(others.map(Some)).find_map(|last| {
         let placed = |counts: &[usize]| match last {
             Some(last) => Stage::ending_on(last, counts, 0),
-            None => Stage::dealt(counts, 0),
+            None => Stage::arranged(arrangement, counts, 0),
         };
         let mut counts = unbounded.clone();
         // Who has the first layer, and by itself the last one, follows from the numbers of layers, and these from
@@ -308,23 +376,6 @@ fn with_room(layers: usize, speeds: &[f64], offers: &[Offer], way: usize) -> Opt
     })
 }
 
-/// Speeds of which those that are nearly equal are equal. If one is not known, all are equal.
-pub(crate) fn levelled(rates: &[f64]) -> Vec<f64> {
-    if !rates.iter().all(|rate| *rate > 0.0 && rate.is_finite()) {
-        return vec![1.0; rates.len()];
-    }
-    let mut sorted = rates.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let mut levels: Vec<f64> = Vec::new();
-    for rate in sorted {
-        if levels.last().is_none_or(|level| rate >= level * EQUALLY_FAST) {
-            levels.push(rate);
-        }
-    }
-    let level = |rate: &f64| levels.iter().rev().find(|level| *level <= rate).copied().unwrap_or(*rate);
-    rates.iter().map(level).collect()
-}
-
 /// So many layers for each rank that the slowest takes as short as it can, at least 1 and at most `room` each.
 /// `None` if there is no room. Layers count as equally large.
 fn shares(layers: usize, speeds: &[f64], room: &[usize]) -> Option<Vec<usize>> {
@@ -339,133 +390,4 @@ fn shares(layers: usize, speeds: &[f64], room: &[usize]) -> Option<Vec<usize>> {
         counts[next] += 1;
     }
     Some(counts)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn offer(rate: f64, room: usize) -> Offer {
-        Offer { rate, on_cpu: true, whole: false, reads: [f64::INFINITY; WAYS], room: [[[room; 2]; 2]; WAYS] }
-    }
-
-    fn counts(layers: usize, offers: &[(f64, usize)]) -> (Vec<usize>, Why) {
-        let offers: Vec<Offer> = offers.iter().map(|&(rate, room)| offer(rate, room)).collect();
-        let dealt = deal(layers, &offers);
-        (dealt.stage.counts(), dealt.why)
-    }
-
-    /// (layers, (rate, room) of each rank, layers of each rank, why)
-    #[test]
-    fn layers_follow_speed_and_memory() {
-        #[expect(clippy::type_complexity, reason = "a table of cases")]
-        let cases: [(usize, &[(f64, usize)], &[usize], Why); 12] = [
-            (5, &[(1.0, 99), (1.0, 99)], &[3, 2], Why::Alike),
-            // Less than a quarter is noise, in either order.
-            (30, &[(1.0, 99), (1.24, 99), (1.1, 99)], &[10, 10, 10], Why::Alike),
-            (30, &[(2.0, 99), (1.0, 99)], &[20, 10], Why::Speed),
-            (30, &[(1.0, 99), (2.0, 99), (2.4, 99)], &[6, 12, 12], Why::Speed),
-            // One whose speed is not known: all count as equal.
-            (30, &[(0.0, 99), (2.0, 99)], &[15, 15], Why::Alike),
-            (30, &[(f64::NAN, 99), (2.0, 99)], &[15, 15], Why::Alike),
-            (30, &[(1.0, 8), (1.0, 99), (1.0, 99)], &[8, 11, 11], Why::Memory),
-            (30, &[(1.0, 99), (3.0, 10)], &[20, 10], Why::Memory),
-            (30, &[(1.0, 20), (3.0, 10)], &[20, 10], Why::Memory),
-            // A rank that is far slower has a layer all the same.
-            (4, &[(100.0, 99), (1.0, 99)], &[3, 1], Why::Speed),
-            // None has room: the memory is refused where it is looked at.
-            (30, &[(1.0, 8), (1.0, 8)], &[15, 15], Why::Alike),
-            (30, &[(1.0, 0), (1.0, 99)], &[15, 15], Why::Alike),
-        ];
-        for (layers, offers, want, why) in cases {
-            assert_eq!(counts(layers, offers), (want.to_vec(), why), "{layers} {offers:?}");
-        }
-    }
-
-    /// (rate, what the disk keeps up with, layers that have room in memory) of each rank, of 30 layers those of each,
-    /// and why
-    #[test]
-    fn a_disk_that_does_not_keep_up_bounds_a_rank() {
-        #[expect(clippy::type_complexity, reason = "a table of cases")]
-        let cases: [(&[(f64, f64, usize)], &[usize], Why); 8] = [
-            // In memory nothing is read.
-            (&[(1.0, 9.0, 99), (1.0, 0.1, 99)], &[15, 15], Why::Alike),
-            (&[(2.0, 4.0, 0), (2.0, 1.0, 0)], &[20, 10], Why::Disk),
-            (&[(2.0, 9.0, 0), (1.0, 9.0, 0)], &[20, 10], Why::Speed),
-            // A fast processor waits for its disk.
-            (&[(1.0, 8.0, 0), (4.0, 1.0, 0)], &[15, 15], Why::Alike),
-            (&[(4.0, 1.0, 0), (2.0, 9.0, 0)], &[10, 20], Why::Disk),
-            // Not known: as if disks kept up.
-            (&[(1.0, f64::INFINITY, 0), (2.0, f64::INFINITY, 0)], &[10, 20], Why::Speed),
-            // Without a known speed of the products a disk's says nothing.
-            (&[(0.0, 2.0, 0), (1.0, 1.0, 0)], &[15, 15], Why::Alike),
-            // The other rank holds its layers in memory, and its disk does not matter.
-            (&[(1.0, 0.5, 0), (1.0, 0.25, 99)], &[10, 20], Why::Disk),
-        ];
-        for (ranks, want, why) in cases {
-            let offer = |&(rate, kept_up, room): &(f64, f64, usize)| Offer {
-                reads: [f64::INFINITY, f64::INFINITY, kept_up],
-                room: [[[room; 2]; 2], [[room; 2]; 2], [[99; 2]; 2]],
-                ..offer(rate, 0)
-            };
-            let dealt = deal(30, &ranks.iter().map(offer).collect::<Vec<_>>());
-            assert_eq!((dealt.stage.counts(), dealt.why), (want.to_vec(), why), "{ranks:?}");
-        }
-    }
-
-    /// Equal ranks have what they had before ranks could differ.
-    #[test]
-    fn equal_ranks_go_round() {
-        for ranks in 1..=8 {
-            for layers in ranks..80 {
-                let dealt = deal(layers, &vec![offer(1.0, layers); ranks]);
-                assert_eq!(dealt.stage, Stage::in_turn(layers, ranks, 0), "{layers} on {ranks}");
-                assert!(dealt.in_memory && dealt.why == Why::Alike);
-            }
-        }
-    }
-
-    /// The first way in which all have room counts, with what goes with the first and the last layer.
-    #[test]
-    fn the_ends_take_room() {
-        for (ranks, layers) in [(2, 9), (3, 15), (3, 24), (5, 40)] {
-            let mut offers = vec![offer(1.0, 10); ranks];
-            // Whoever has the last layer has room for four beside the logits.
-            for offer in &mut offers {
-                offer.room.iter_mut().flatten().for_each(|room| room[1] = 4);
-            }
-            let dealt = deal(layers, &offers);
-            let counts = dealt.stage.counts();
-            let has_room = |rank: usize| counts[rank] <= if dealt.stage.last() == rank { 4 } else { 10 };
-            assert!(dealt.in_memory && (0..ranks).all(has_room), "{ranks} {layers}: {counts:?}");
-            assert_eq!(counts.iter().sum::<usize>(), layers);
-        }
-        // Not in memory, but from the disk of one of them.
-        let mut offers = [offer(1.0, 3), offer(1.0, 3)];
-        offers[1].room[2] = [[9; 2]; 2];
-        let dealt = deal(9, &offers);
-        assert_eq!((dealt.stage.counts(), dealt.in_memory), (vec![3, 6], false));
-    }
-
-    #[test]
-    fn ranks_of_a_host_share_its_processor() {
-        let mut offers = [offer(1.0, 9), offer(3.0, 9), offer(8.0, 9)];
-        share_hosts(&mut offers, &["a", "a", "b"]);
-        assert_eq!(offers.map(|offer| offer.rate), [2.0, 2.0, 8.0]);
-        offers[0].on_cpu = false;
-        share_hosts(&mut offers, &["a", "a", "a"]);
-        assert_eq!(offers.map(|offer| offer.rate), [2.0, 5.0, 5.0]);
-        offers[0].reads[2] = 4.0;
-        share_hosts(&mut offers, &["a", "b", "a"]);
-        assert_eq!(offers.map(|offer| offer.reads[2]), [4.0, f64::INFINITY, 4.0]);
-    }
-
-    /// Of several models, the weakest rank of each stage counts.
-    #[test]
-    fn replicas_do_the_same() {
-        let offers = [offer(2.0, 9), offer(1.0, 7), offer(1.0, 5), offer(1.5, 8)];
-        assert_eq!(of_each_stage(&offers, 2), [offer(1.0, 5), offer(1.0, 7)]);
-        assert_eq!(of_each_stage(&offers, 4), offers);
-        assert_eq!(Offer::from_numbers(&offers[0].to_numbers()), offers[0]);
-    }
 }

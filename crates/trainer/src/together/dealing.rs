@@ -1,13 +1,15 @@
 //! Which layers each of the ranks gets that answer with one model: next to each other, as their memory and speed allow.
 //! No answer depends on it.
 
+use std::ops::Range;
+
 use finetune_model::Stage;
 use finetune_store::human_bytes;
 
 use super::{Sizes, measured_bandwidth};
+use crate::dealing::{Blocks, Why, levelled, listed};
 use crate::error::TrainError;
 use crate::ranks::Ranks;
-use crate::stages::levelled;
 
 /// The parts of a rank's memory that weights may take, in the order in which they are tried. The rest is for keys and
 /// values.
@@ -24,14 +26,6 @@ struct Offer {
     ends: [u64; 2],
 }
 
-/// Why ranks have so many layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Why {
-    Alike,
-    Speed,
-    Memory,
-}
-
 /// This rank's layers, and what the user should know of all. All ranks call it together.
 ///
 /// # Errors
@@ -44,13 +38,9 @@ pub(super) fn deal_together(ranks: &Ranks, sizes: &Sizes) -> Result<(Stage, Opti
     // Rounding may differ between processors, so the first rank deals.
     let counts = dealt.as_ref().map_or_else(|| vec![0; world], |(counts, _)| counts.clone());
     let why = dealt.map_or(Why::Alike, |(_, why)| why);
-    let mut told: Vec<i32> = counts.iter().copied().chain([why as usize]).map(|number| number as i32).collect();
+    let mut told: Vec<i32> = counts.iter().map(|count| *count as i32).chain([why.number()]).collect();
     ranks.group().broadcast(&mut told, 0)?;
-    let why = match told.pop() {
-        Some(why) if why == Why::Speed as i32 => Why::Speed,
-        Some(why) if why == Why::Memory as i32 => Why::Memory,
-        _ => Why::Alike,
-    };
+    let why = told.pop().map_or(why, Why::of_number);
     let counts: Vec<usize> = told.into_iter().map(|count| count as usize).collect();
     if counts.iter().sum::<usize>() == layers {
         return Ok((Stage::in_order(&counts, rank), note(&counts, why)));
@@ -99,20 +89,22 @@ fn gathered(ranks: &Ranks, sizes: &Sizes) -> Result<Vec<Offer>, TrainError> {
 fn deal(offers: &[Offer]) -> Option<(Vec<usize>, Why)> {
     let layers = offers.first()?.layers.len();
     let speeds = levelled(&offers.iter().map(|offer| offer.speed).collect::<Vec<_>>());
-    let alike = Stage::contiguous(layers, offers.len(), 0).counts();
-    let are_alike = speeds.windows(2).all(|two| two[0] == two[1]);
-    let by_speed = if are_alike { Some(alike.clone()) } else { shortest(offers, &speeds, None) };
+    let size = |rank: usize, range: Range<usize>| offers[rank].layers[range].iter().sum::<u64>() as f64;
+    let blocks = Blocks { layers, speeds: &speeds, size: &size };
+    let (alike, by_speed) = (Stage::contiguous(layers, offers.len(), 0).counts(), blocks.by_speed());
     PARTS.into_iter().find_map(|part| {
-        if let Some(counts) = by_speed.as_ref().filter(|counts| fit(offers, counts, part)) {
-            let why = if *counts == alike { Why::Alike } else { Why::Speed };
-            return Some((counts.clone(), why));
-        }
-        shortest(offers, &speeds, Some(part)).map(|counts| (counts, Why::Memory))
+        let counts = blocks.with_room(&|rank, range| fits(offers, rank, range, part))?;
+        let why = match Some(&counts) {
+            counts if counts != by_speed.as_ref() => Why::Memory,
+            counts if counts == Some(&alike) => Why::Alike,
+            _ => Why::Speed,
+        };
+        Some((counts, why))
     })
 }
 
 /// Whether a rank has room for these layers in a part of its memory.
-fn fits(offers: &[Offer], rank: usize, range: std::ops::Range<usize>, part: f64) -> bool {
+fn fits(offers: &[Offer], rank: usize, range: Range<usize>, part: f64) -> bool {
     let Offer { available, layers, ends, .. } = &offers[rank];
     let of_first = if range.start == 0 { ends[0] } else { 0 };
     let of_last = if range.end == layers.len() { ends[1] } else { 0 };
@@ -120,76 +112,13 @@ fn fits(offers: &[Offer], rank: usize, range: std::ops::Range<usize>, part: f64)
     available.is_none_or(|available| bytes as f64 <= available as f64 * part)
 }
 
-fn fit(offers: &[Offer], counts: &[usize], part: f64) -> bool {
-    let mut start = 0;
-    counts.iter().enumerate().all(|(rank, count)| {
-        start += count;
-        fits(offers, rank, start - count..start, part)
-    })
-}
-
-/// Where the layers of the ranks so far end, and how long they take.
-#[derive(Clone, Copy)]
-struct Ways {
-    /// Of the slowest rank.
-    slowest: f64,
-    /// The sum of the squares of all: of equally slow ways the even one is taken.
-    squares: f64,
-    /// Layers of the last rank of them.
-    count: usize,
-}
-
-/// The numbers of layers, of which each rank has one at least, with which the slowest rank takes the least time.
-/// `part`: of the memory that is kept; `None`: whatever it is.
-fn shortest(offers: &[Offer], speeds: &[f64], part: Option<f64>) -> Option<Vec<usize>> {
-    let layers = offers.first()?.layers.len();
-    // [rank][layers on it and on those before]
-    let mut best: Vec<Vec<Option<Ways>>> = Vec::with_capacity(offers.len());
-    for (rank, speed) in speeds.iter().enumerate() {
-        let way = |start: usize, end: usize| {
-            let before = match rank {
-                0 if start == 0 => Ways { slowest: 0.0, squares: 0.0, count: 0 },
-                0 => return None,
-                _ => best[rank - 1][start]?,
-            };
-            if part.is_some_and(|part| !fits(offers, rank, start..end, part)) {
-                return None;
-            }
-            let seconds = offers[rank].layers[start..end].iter().sum::<u64>() as f64 / speed;
-            let squares = before.squares + seconds * seconds;
-            Some(Ways { slowest: before.slowest.max(seconds), squares, count: end - start })
-        };
-        let of_end = |end: usize| {
-            let ways = (0..end).filter_map(|start| way(start, end));
-            ways.min_by(|a, b| a.slowest.total_cmp(&b.slowest).then(a.squares.total_cmp(&b.squares)))
-        };
-        let ends: Vec<Option<Ways>> = (0..=layers).map(of_end).collect();
-        best.push(ends);
-    }
-    let (mut counts, mut end) = (Vec::with_capacity(offers.len()), layers);
-    for of_rank in best.iter().rev() {
-        let count = of_rank[end]?.count;
-        counts.push(count);
-        end -= count;
-    }
-    counts.reverse();
-    Some(counts)
-}
-
 /// How many layers each rank has, if these are not as many.
 fn note(counts: &[usize], why: Why) -> Option<String> {
     if counts.windows(2).all(|two| two[0] == two[1]) {
         return None;
     }
-    let numbers: Vec<String> = counts.iter().map(usize::to_string).collect();
-    let (last, before) = numbers.split_last()?;
-    let by = match why {
-        Why::Alike => "",
-        Why::Speed => ", as their speed allows",
-        Why::Memory => ", as their memory allows",
-    };
     let (layers, ranks) = (counts.iter().sum::<usize>(), counts.len());
-    Some(format!("the {layers} layers are spread over {ranks} ranks: {} and {last} of them{by}", before.join(", ")))
+    Some(format!("the {layers} layers are spread over {ranks} ranks: {} of them{}", listed(counts), why.words()))
 }
 
 /// Why the layers cannot be dealt.
@@ -250,7 +179,7 @@ mod tests {
         assert_eq!(note(&[4, 4], Why::Alike), None);
         assert_eq!(
             note(&[8, 4, 8], Why::Memory).as_deref(),
-            Some("the 20 layers are spread over 3 ranks: 8, 4 and 8 of them, as their memory allows")
+            Some("the 20 layers are spread over 3 ranks: 8, 4 and 8 of them, as their memory and speed allow")
         );
         let what = no_room(&[offer(Some(110), 1.0, 20), offer(Some(120), 1.0, 20)], &["one", "two"]);
         assert!(what.contains("rank 0 (one) has 110 bytes") && what.contains("rank 1 (two) has 120 bytes"), "{what}");

@@ -4,22 +4,19 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::{HalvesOfGroups, halves, halves_of_codes, prefetch, prefetch_at, sum_eight};
-use crate::codes::NibbleOrder;
+use super::{halves, prefetch, prefetch_at, sum_eight};
 use crate::dot::keys::Apart;
 use crate::dot::{BLOCK, HALF, LANES, Tile, add_rest};
-use crate::matrix::Rounding;
 use crate::numbers::widen;
-use crate::simd::round_avx512;
-use crate::values::{Meaning, Piece};
 
 /// Four sets of sums.
-struct Sums512([__m512; 4]);
+#[derive(Clone, Copy)]
+pub(super) struct Sums512([__m512; 4]);
 
 impl Sums512 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    fn new() -> Sums512 {
+    pub(super) fn new() -> Sums512 {
         Sums512([_mm512_setzero_ps(); 4])
     }
 
@@ -27,7 +24,7 @@ impl Sums512 {
     /// two sets.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    fn add<const FIRST: usize>(&mut self, x: &[f32; HALF], [even, odd]: [__m512; 2]) {
+    pub(super) fn add<const FIRST: usize>(&mut self, x: &[f32; HALF], [even, odd]: [__m512; 2]) {
         // SAFETY: the array has two vectors.
         let (x_even, x_odd) = unsafe { (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(LANES))) };
         self.0[FIRST] = _mm512_fmadd_ps(x_even, even, self.0[FIRST]);
@@ -36,7 +33,7 @@ impl Sums512 {
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    fn sum(self) -> f32 {
+    pub(super) fn sum(self) -> f32 {
         let [a, b, c, d] = self.0;
         sum_lanes(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)))
     }
@@ -192,135 +189,6 @@ pub(in crate::dot) fn bf16_avx512(x: &[f32], w: &[bf16]) -> f32 {
         sums.add::<2>(x[1], split(w[1]));
     }
     add_rest(sums.sum(), rest, rest_of_w.iter().map(|w| widen(*w)))
-}
-
-/// The values of sixteen codes of a group. A zero point, bias or factor that the form does not have
-/// changes no bit.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(super) fn values_avx512<const ROUNDED: bool>(piece: &Piece, group: usize, factors: __m512) -> __m512 {
-    let (scale, zero) = (_mm512_set1_ps(piece.scales[group]), _mm512_set1_ps(piece.zeros[group]));
-    let scaled = _mm512_mul_ps(_mm512_sub_ps(factors, zero), scale);
-    let values = _mm512_mul_ps(scaled, _mm512_set1_ps(piece.factor));
-    let values = _mm512_add_ps(values, _mm512_set1_ps(piece.biases[group]));
-    if ROUNDED { round_avx512(piece.rounding, values) } else { values }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn nibbles_avx512<const ROUNDED: bool>(
-    piece: &Piece,
-    factors: &[f32; 16],
-    blocks: usize,
-    mut take: impl FnMut(usize, usize, [__m512; 2]),
-) {
-    // SAFETY: the array is as long as what is loaded.
-    let factors = unsafe { _mm512_loadu_ps(factors.as_ptr()) };
-    // A shift instead of an exchange: the loop has no branch for the order.
-    let is_high_first = piece.codes.order() == NibbleOrder::HighFirst;
-    let of_even = _mm512_set1_epi32(if is_high_first { 4 } else { 0 });
-    let of_odd = _mm512_sub_epi32(_mm512_set1_epi32(4), of_even);
-    let bytes = piece.codes.bytes()[piece.bit / 8..][..blocks * HALF].as_chunks::<HALF>().0;
-    // A permutation takes the lowest four bits.
-    let split = |values: __m512, bytes: &[u8; HALF / 2]| {
-        // SAFETY: the array is as long as what is loaded.
-        let pairs = _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) });
-        let (even, odd) = (_mm512_srlv_epi32(pairs, of_even), _mm512_srlv_epi32(pairs, of_odd));
-        [_mm512_permutexvar_ps(even, values), _mm512_permutexvar_ps(odd, values)]
-    };
-    let mut groups = HalvesOfGroups::new(piece);
-    let mut values = values_avx512::<ROUNDED>(piece, 0, factors);
-    for (block, bytes) in bytes.iter().enumerate() {
-        prefetch(bytes);
-        for (half, bytes) in halves_of_codes(bytes).into_iter().enumerate() {
-            if groups.begins() {
-                values = values_avx512::<ROUNDED>(piece, groups.group, factors);
-            }
-            take(block, half, split(values, bytes));
-        }
-    }
-}
-
-/// Calls `take` with the number of a block, that of its half, and the half's even and odd values, for the first
-/// blocks of a row.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(super) fn each_half(
-    piece: &Piece,
-    factors: &[f32; 16],
-    blocks: usize,
-    take: impl FnMut(usize, usize, [__m512; 2]),
-) {
-    match (piece.codes.bits(), piece.rounding, piece.meaning) {
-        (4, Rounding::None, _) => nibbles_avx512::<false>(piece, factors, blocks, take),
-        (4, ..) => nibbles_avx512::<true>(piece, factors, blocks, take),
-        (_, _, Meaning::Affine) => bytes_avx512::<true>(piece, blocks, take),
-        _ => bytes_avx512::<false>(piece, blocks, take),
-    }
-}
-
-/// The product of the whole blocks of a row.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(in crate::dot) fn row_avx512(piece: &Piece, factors: &[f32; 16], x: &[f32]) -> f32 {
-    let x = x.as_chunks::<BLOCK>().0;
-    let mut sums = Sums512::new();
-    each_half(piece, factors, x.len(), |block, half, values| match half {
-        0 => sums.add::<0>(halves(&x[block])[0], values),
-        _ => sums.add::<2>(halves(&x[block])[1], values),
-    });
-    sums.sum()
-}
-
-/// The values of the whole blocks of a row, split.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-pub(in crate::dot) fn split_avx512(piece: &Piece, factors: &[f32; 16], out: &mut [f32]) {
-    let out = out.as_chunks_mut::<BLOCK>().0;
-    each_half(piece, factors, out.len(), |block, half, [even, odd]| {
-        let out = &mut out[block].as_chunks_mut::<HALF>().0[half];
-        // SAFETY: the array has two vectors.
-        unsafe {
-            _mm512_storeu_ps(out.as_mut_ptr(), even);
-            _mm512_storeu_ps(out.as_mut_ptr().add(LANES), odd);
-        }
-    });
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-fn bytes_avx512<const AFFINE: bool>(piece: &Piece, blocks: usize, mut take: impl FnMut(usize, usize, [__m512; 2])) {
-    let bytes = piece.codes.bytes()[piece.bit / 8..][..blocks * BLOCK].as_chunks::<BLOCK>().0;
-    let factor = _mm512_set1_ps(piece.factor);
-    let of_group = |group: usize| {
-        let offsets = if AFFINE { piece.biases } else { piece.zeros };
-        [_mm512_set1_ps(piece.scales[group]), _mm512_set1_ps(offsets[group])]
-    };
-    let value = |[scale, offset]: [__m512; 2], code: __m512i| {
-        let code = _mm512_cvtepi32_ps(code);
-        if AFFINE {
-            _mm512_add_ps(_mm512_mul_ps(code, scale), offset)
-        } else {
-            _mm512_mul_ps(_mm512_mul_ps(_mm512_sub_ps(code, offset), scale), factor)
-        }
-    };
-    let split = |group: [__m512; 2], bytes: &[u8; HALF]| {
-        // SAFETY: the array is as long as what is loaded.
-        let pairs = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) });
-        let even = value(group, _mm512_and_si512(pairs, _mm512_set1_epi32(0xff)));
-        [even, value(group, _mm512_srli_epi32::<8>(pairs))]
-    };
-    let mut groups = HalvesOfGroups::new(piece);
-    let mut group = of_group(0);
-    for (block, bytes) in bytes.iter().enumerate() {
-        prefetch(bytes);
-        for (half, bytes) in halves(bytes).into_iter().enumerate() {
-            if groups.begins() {
-                group = of_group(groups.group);
-            }
-            take(block, half, split(group, bytes));
-        }
-    }
 }
 
 /// The products of a row of whole vectors with the keys from `first` on, sixteen at a time. Returns how many.

@@ -1,0 +1,95 @@
+//! The grammar of calls of tools: what a template writes around them (`call_form.rs`), and arguments that fit the
+//! schemas of the tools, in the notation of the model.
+
+use serde_json::{Value, json};
+
+use crate::call_form::{Arguments, CallForm};
+use crate::forms::{arguments, quoted};
+use crate::value_grammar::{Notation, Written};
+
+/// Rules of a grammar, and the grammars that they refer to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rules {
+    pub(crate) text: String,
+    pub(crate) grammars: Vec<Value>,
+}
+
+impl Rules {
+    /// A rule in a line of its own.
+    pub(crate) fn add(&mut self, name: &str, body: &str) {
+        self.text += &format!("{name}: {body}\n");
+    }
+
+    /// A grammar by its schema. Returns what refers to it.
+    pub(crate) fn add_json(&mut self, name: &str, schema: Value) -> String {
+        self.grammars.push(json!({"name": name, "json_schema": schema}));
+        format!("@{name}")
+    }
+}
+
+/// The rule `arguments{n}` of each tool: all that stands between its name and what follows the call.
+///
+/// # Errors
+/// A sentence that says what of a tool's `parameters` cannot be kept in this notation.
+pub(crate) fn arguments_of(form: &CallForm, tools: &[&Value]) -> Result<Rules, String> {
+    let mut rules = Rules::default();
+    for (n, tool) in tools.iter().enumerate() {
+        let parameters = &tool["function"]["parameters"];
+        let refused = |what: String| {
+            let name = tool["function"]["name"].as_str().unwrap_or_default();
+            format!("the `parameters` of `{name}`, as this model writes them: {what}")
+        };
+        let (name, notation) = (format!("arguments{n}"), form.notation());
+        let body = match notation {
+            None => rules.add_json(&format!("tool{n}"), arguments(tool)),
+            Some(notation) => Written::new(&mut rules, parameters, notation, n).arguments().map_err(refused)?,
+        };
+        rules.add(&name, &body);
+    }
+    Ok(rules)
+}
+
+/// The rule `calls`, with all that it needs.
+///
+/// # Errors
+/// As [`arguments_of`], or a name that the notation has no place for.
+pub(crate) fn calls(form: &CallForm, tools: &[&Value], one: bool) -> Result<Rules, String> {
+    let mut rules = arguments_of(form, tools)?;
+    let CallForm { open, next, close, arguments } = form;
+    let is_json = open.ends_with('"');
+    let mut bodies = Vec::new();
+    for (n, tool) in tools.iter().enumerate() {
+        let name = tool["function"]["name"].as_str().unwrap_or_default();
+        let is_plain = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '-' | '.');
+        if !is_json && (name.is_empty() || !name.chars().all(is_plain)) {
+            return Err(format!("the name of the tool {name:?} has other letters than this model's calls have"));
+        }
+        let name = if is_json { quoted(name)[1..].trim_end_matches('"').to_owned() } else { name.to_owned() };
+        bodies.push(match arguments {
+            Arguments::Json { between, counted: false } => format!("{} arguments{n}", quoted(&(name + between))),
+            Arguments::Json { between, counted: true } => {
+                format!("{} /[0-9]{{1,3}}/ {} arguments{n}", quoted(&(name + ":")), quoted(between))
+            }
+            Arguments::Tagged(tags) => format!("{} arguments{n}", quoted(&(name + &tags.begin))),
+            Arguments::Gemma => format!("{} arguments{n}", quoted(&(name + "{"))),
+            Arguments::Python => format!("{} arguments{n}", quoted(&(name + "("))),
+        });
+    }
+    rules.add("call", &bodies.join(" | "));
+    let more = next.as_ref().filter(|_| !one).map_or_else(String::new, |next| format!(" ({} call)*", quoted(next)));
+    let around = |text: &str| if text.is_empty() { String::new() } else { quoted(text) };
+    rules.add("calls", format!("{} call{more} {}", around(open), around(close)).trim());
+    Ok(rules)
+}
+
+impl CallForm {
+    /// How values are written. `None`: as JSON.
+    fn notation(&self) -> Option<Notation<'_>> {
+        match &self.arguments {
+            Arguments::Json { .. } => None,
+            Arguments::Tagged(tags) => Some(Notation::Tagged(tags)),
+            Arguments::Gemma => Some(Notation::Gemma),
+            Arguments::Python => Some(Notation::Python),
+        }
+    }
+}
