@@ -330,8 +330,9 @@ fn estimate_of(
         // together.
         (false, _) => 4,
     };
-    // Gradients of each share, and what steps made alone go on with: parameters and two moments.
-    let of_shares = step.shares.saturating_sub(1) + if step.alone { 3 * step.shares } else { 0 };
+    // Gradients of each share. Where shares make steps alone each has parameters, two moments, and, where all meet, its
+    // change: 14.4 vectors more were measured with four shares, 2.4 with one.
+    let of_shares = step.shares.saturating_sub(1) + if step.alone { 4 * step.shares } else { 0 };
     let of_shares = if cpu { of_shares } else { 0 };
     // Between steps and where results are saved there is nothing of a step, and three more copies were measured.
     let between_steps = if cpu && !step.full { 13 + of_shares } else { 0 };

@@ -121,8 +121,8 @@ fn small_steps_take_what_saving_takes() {
     for tokens in [1, 4096] {
         let more = |shares, alone| total(tokens, shares, alone).trained - total(tokens, 1, false).trained;
         assert_eq!(more(3, false), 2 * trained, "{tokens}");
-        // Parameters and two moments of each share that makes steps alone.
-        assert_eq!(more(1, true), 3 * trained, "{tokens}");
-        assert_eq!(more(3, true), (2 + 9) * trained, "{tokens}");
+        // Parameters, two moments and a change of each share that makes steps alone.
+        assert_eq!(more(1, true), 4 * trained, "{tokens}");
+        assert_eq!(more(3, true), (2 + 12) * trained, "{tokens}");
     }
 }
