@@ -6,6 +6,12 @@ pub(crate) const OF_EVERY_RANK: &[&str] = &["train.step", "train.reduce", "train
 /// Points that a rank passes for each micro-batch and layer, where several hold the layers together.
 pub(crate) const OF_EVERY_STAGE: &[&str] = &["hops.send", "hops.receive"];
 
+/// The point before each piece of values and moments that a rank with other layers sends to rank 0 for a checkpoint.
+pub(crate) const OF_EVERY_PIECE: &str = "moments.send";
+
+/// The point before each tensor of a checkpoint or result, on rank 0. There are hundreds of them in a run.
+pub(crate) const OF_EVERY_TENSOR: &str = "checkpoint.tensor";
+
 /// The point before each layer that is read from the disk.
 pub(crate) const OF_EVERY_READ: &str = "layers.read";
 

@@ -275,9 +275,16 @@ fn where_each_rank_reads_all_layers_it_fetches_them() {
     let shared = done(&server, &folder, &[&launch[..], &["--output-dir", "shared"]].concat());
     assert!(!shared.stderr.contains("every host fetches all"), "{}", shared.stderr);
     assert_eq!(weights_in(&folder, "cache"), [1, 2, 3, 4, 5]);
-    let words = ["--output-dir", "dora", "--set", "lora.use_dora=true", "--set", "train.max_steps=2"];
+    // The norms that DoRA begins with are those of a rank's own layers.
+    let layers = ["--set", "parallel.layers=[2, 1]", "--set", "train.max_steps=2"];
+    let words = [&["--output-dir", "dora", "--set", "lora.use_dora=true"], &layers[..]].concat();
+    for ended in on_two_hosts(&server, &folder, false, &words) {
+        ended.expect(0);
+    }
+    assert_eq!(weights_in(&folder, "cache-1"), [3, 5]);
+    let words = [&["--output-dir", "further", "--set", "lora.init_from=shared/adapter"], &layers[..]].concat();
     let [first, second] = on_two_hosts(&server, &folder, false, &words);
-    first.expect(0).says("every host fetches all files of weights: lora.use_dora");
+    first.expect(0).says("every host fetches all files of weights: lora.init_from");
     second.expect(0);
     assert_eq!(weights_in(&folder, "cache-1"), [1, 2, 3, 4, 5]);
 }

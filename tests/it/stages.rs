@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::failpoints::{OF_EVERY_READ, OF_EVERY_STAGE};
+use crate::failpoints::{OF_EVERY_PIECE, OF_EVERY_READ, OF_EVERY_STAGE, OF_EVERY_TENSOR};
 use crate::folder::{CRASH_RECIPE, Folder, RunResult, golden};
 use crate::program::{run, start};
 
@@ -206,6 +206,29 @@ fn a_run_moves_from_four_stages_to_one_to_three_and_back() {
         }
     }
     expect_same(&folder.result("run"), &folder.result("undisturbed"), "four, one, three, four");
+}
+
+/// Killed while a checkpoint is made of what all ranks have, on a rank that sends its part or on the one that writes, a
+/// run goes on over another number of stages, to the same bits.
+#[test]
+fn a_kill_while_a_checkpoint_is_gathered_changes_no_bit() {
+    let folder = folder();
+    run(&mut launch(&folder, (1, 1), "undisturbed", &[])).expect(0);
+    let want = folder.result("undisturbed");
+    for (spread, failpoint, next) in [
+        // The values of the first checkpoint, the second moments of it, and the values of the second.
+        ((3, 3), format!("{OF_EVERY_PIECE}:1@1"), (1, 1)),
+        ((3, 3), format!("{OF_EVERY_PIECE}:3@2"), (2, 2)),
+        ((4, 2), format!("{OF_EVERY_PIECE}:4@1"), (3, 3)),
+        ((2, 2), format!("{OF_EVERY_TENSOR}:20@0"), (3, 3)),
+        ((3, 3), format!("{OF_EVERY_TENSOR}:90@0"), (4, 2)),
+    ] {
+        let output = format!("{} {} {failpoint}", spread.0, spread.1);
+        let ended = run(launch(&folder, spread, &output, &[]).env("FINETUNE_FAILPOINT", &failpoint));
+        assert!(ended.stderr.contains("killed by signal 6"), "{output}: {}", ended.stderr);
+        run(&mut launch(&folder, next, &output, &["--resume"])).expect(0);
+        expect_same(&folder.result(&output), &want, &output);
+    }
 }
 
 /// Killed while a layer is read, a run goes on with its layers in memory, to the same bits.

@@ -252,8 +252,6 @@ fn reads_all(recipe: &Recipe) -> Option<&'static str> {
     match recipe.train.method {
         Method::Full => Some("train.method = \"full\" trains all of them on each rank"),
         Method::Lora if lora.init_from.is_some() => Some("lora.init_from is compared with the whole base"),
-        Method::Lora if lora.use_dora => Some("lora.use_dora begins with norms of all matrices on each rank"),
-        Method::Lora if !lora.modules_to_save.is_empty() => Some("lora.modules_to_save is trained on each rank"),
         Method::Lora => None,
     }
 }

@@ -261,8 +261,8 @@ pub(crate) fn saved_tensors(config: &ModelConfig, adaptation: &Adaptation) -> Ve
     let mut decoder = Decoder::new(&untied);
     let (base, _) = decoder.parameters();
     base.iter()
-        .filter(|slot| adaptation.saves(slot.name()))
-        .map(|slot| (slot.name().to_owned(), slot.shape()))
+        .filter(|(_, slot)| adaptation.saves(slot.name()))
+        .map(|(_, slot)| (slot.name().to_owned(), slot.shape()))
         .collect()
 }
 

@@ -26,6 +26,7 @@ use crate::error::ModelError;
 use crate::lora::{LoraTarget, LoraTargets, is_named, last_parts, layer_of};
 use crate::model::Model;
 use crate::slice::adapter_not_in_slices;
+use crate::stage::not_in_stages;
 use crate::vocabulary::FrozenMatrix;
 
 /// The file of an adapter's settings.
@@ -230,16 +231,17 @@ impl Model {
     /// If the adapter was read for another model, or has other branches.
     pub fn start_from(&mut self, adapter: &Adapter, adaptation: Adaptation, seed: u64) -> Result<(), ModelError> {
         self.take_vocabulary(adapter.rows, &adapter.vocabulary)?;
-        if self.placement().slice().is_none() {
-            self.add_adapter(adaptation, seed)?;
-            self.set_parameters(&adapter.values);
-            return Ok(());
-        }
-        if let Some(what) = adapter_not_in_slices(&self.config, adapter) {
+        let is_sliced = self.placement().slice().is_some();
+        if let Some(what) = is_sliced.then(|| adapter_not_in_slices(&self.config, adapter)).flatten() {
             return Err(ModelError::NotInSlices { what });
         }
+        let is_shared = self.placement().stage().is_some();
+        if let Some(what) = is_shared.then(|| not_in_stages(&self.config, &adaptation)).flatten() {
+            let hint = "one rank can hold all layers, in memory or on its disk".to_owned();
+            return Err(ModelError::NotExpressible { what, hint });
+        }
         self.add_adapter(adaptation, seed)?;
-        let values = self.slice_of(&adapter.values);
+        let values = self.own_of(&adapter.values);
         self.set_parameters(&values);
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::parameters::file_name;
 use crate::random_stream::RandomStream;
 use crate::readback::data;
 use crate::slice::{Along, Cut, VectorCut};
-use crate::tree::{Decoder, Layer, Linear, Matrix, Slot, Vector};
+use crate::tree::{Decoder, Home, Linear, Matrix, Slot, Vector};
 
 /// `scale · drop(x) Aᵀ Bᵀ`
 #[derive(Clone, Debug)]
@@ -62,6 +62,8 @@ pub(crate) struct Place<'a> {
     pub(crate) lora: &'a mut Option<LoraBranch>,
 }
 
+/// The name of the part of a branch that DoRA adds.
+const MAGNITUDE: &str = "lora_magnitude_vector";
 /// The name of the embedding's module.
 pub(crate) const EMBEDDING: &str = "model.embed_tokens";
 /// The name of the output layer's module.
@@ -86,33 +88,38 @@ impl<'a> Place<'a> {
 }
 
 impl LoraBranch {
-    /// A fresh branch as PEFT initializes it. A is U(±1/sqrt inputs), B zero. On the embedding A is
-    /// zero and B normal.
-    fn fresh(place: &Place<'_>, target: &LoraTarget, seed: u64, device: &Device) -> LoraBranch {
-        let stream = Stream::new(seed, RandomStream::Adapter as u32, 0, place.index);
+    /// The branch of a layer that another process computes: names and shapes, without values.
+    fn absent(place: &Place<'_>, target: &LoraTarget, device: &Device) -> LoraBranch {
         let (outputs, inputs) = place.sizes();
-        let (a, b) = ([target.rank, inputs], [outputs, target.rank]);
-        let drawn =
-            |values: Vec<f32>, shape: [usize; 2]| Tensor::<2>::from_data(TensorData::new(values, shape), device);
-        let matrix = |half: &str, shape: [usize; 2], values: Tensor<2>| {
-            let mut matrix = Matrix::new(file_name(place.module, half), shape);
-            matrix.set(values);
-            matrix
-        };
-        let (halves, a_values, b_values) = if place.is_embedding {
-            let normal = drawn(stream.normal(outputs * target.rank, 1.0), b);
-            (["lora_embedding_A", "lora_embedding_B"], Tensor::zeros(a, device), normal)
-        } else {
-            let uniform = drawn(stream.uniform(target.rank * inputs, 1.0 / (inputs as f32).sqrt()), a);
-            (["lora_A", "lora_B"], uniform, Tensor::zeros(b, device))
-        };
+        let halves = if place.is_embedding { ["lora_embedding_A", "lora_embedding_B"] } else { ["lora_A", "lora_B"] };
+        let [a, b] = halves.map(|half| file_name(place.module, half));
+        let magnitude = || Vector::new(file_name(place.module, MAGNITUDE), outputs, 1.0);
         let mut branch = LoraBranch {
-            a: matrix(halves[0], a, a_values),
-            b: matrix(halves[1], b, b_values),
+            a: Matrix::new(a, [target.rank, inputs]),
+            b: Matrix::new(b, [outputs, target.rank]),
             scale: target.scale(),
-            dora: None,
+            dora: target.use_dora.then(|| Dora { magnitude: magnitude(), norms: Tensor::zeros([1], device) }),
         };
         branch.cut_as(place.weight);
+        branch
+    }
+
+    /// A fresh branch as PEFT initializes it. A is U(±1/sqrt inputs), B zero. On the embedding A is
+    /// zero and B normal. It has no magnitudes yet.
+    fn fresh(place: &Place<'_>, target: &LoraTarget, seed: u64, device: &Device) -> LoraBranch {
+        let mut branch = LoraBranch { dora: None, ..LoraBranch::absent(place, target, device) };
+        let stream = Stream::new(seed, RandomStream::Adapter as u32, 0, place.index);
+        let (a, b) = (branch.a.shape, branch.b.shape);
+        let drawn =
+            |values: Vec<f32>, shape: [usize; 2]| Tensor::<2>::from_data(TensorData::new(values, shape), device);
+        let (a_values, b_values) = if place.is_embedding {
+            (Tensor::zeros(a, device), drawn(stream.normal(b[0] * b[1], 1.0), b))
+        } else {
+            let uniform = stream.uniform(a[0] * a[1], 1.0 / (a[1] as f32).sqrt());
+            (drawn(uniform, a), Tensor::zeros(b, device))
+        };
+        branch.a.set(a_values);
+        branch.b.set(b_values);
         branch
     }
 
@@ -159,7 +166,7 @@ impl LoraBranch {
             let what = format!("row {row} of `{}` has no direction: its numbers are zero or too large", weight.name);
             return Err(ModelError::Lora { key: "use_dora", what });
         }
-        let mut magnitude = Vector::new(file_name(module, "lora_magnitude_vector"), weight.shape[0], 1.0);
+        let mut magnitude = Vector::new(file_name(module, MAGNITUDE), weight.shape[0], 1.0);
         if let Some(Cut { whole: [outputs, _], along: Along::Rows(ranges) }) = &weight.cut {
             magnitude.keep(VectorCut::Ranges { whole: *outputs, ranges: ranges.clone() });
         }
@@ -173,6 +180,11 @@ impl Decoder {
     /// Every layer that may have a branch, in model order: the embedding, the linear layers, the
     /// output layer.
     pub(crate) fn places(&mut self) -> Vec<Place<'_>> {
+        self.placed().into_iter().map(|(_, place)| place).collect()
+    }
+
+    /// The same, and where in the model each of them is.
+    pub(crate) fn placed(&mut self) -> Vec<(Home, Place<'_>)> {
         let Decoder { embedding, embedding_lora, layers, per_layer, head, .. } = self;
         let of_inputs = per_layer.as_mut().map(|per_layer| &mut per_layer.projection);
         let embedding: &Matrix = embedding;
@@ -181,11 +193,17 @@ impl Decoder {
         let embedding =
             Place { module: EMBEDDING, index: index + 1, weight: embedding, is_embedding: true, lora: embedding_lora };
         let output = Place { module: OUTPUT, index, weight: output, is_embedding: false, lora: &mut head.lora };
-        let linears = layers.iter_mut().flat_map(Layer::places).chain(of_inputs.map(Place::of));
-        std::iter::once(embedding).chain(linears).chain(std::iter::once(output)).collect()
+        let mut all = vec![(Home::Beginning, embedding)];
+        for (n, layer) in layers.iter_mut().enumerate() {
+            all.extend(layer.places().into_iter().map(|place| (Home::Layer(n), place)));
+        }
+        all.extend(of_inputs.map(|linear| (Home::Beginning, Place::of(linear))));
+        all.push((Home::End, output));
+        all
     }
 
-    /// Gives these modules fresh branches, on the model's device.
+    /// Gives these modules fresh branches, on the model's device. Branches of parts that this process does not have
+    /// are without values.
     ///
     /// # Errors
     /// If the device fails, or a row of a weight cannot have a magnitude.
@@ -194,9 +212,14 @@ impl Decoder {
         targets: &[LoraTarget],
         seed: u64,
         device: &Device,
+        has: &dyn Fn(Home) -> bool,
     ) -> Result<(), ModelError> {
-        for place in self.places() {
+        for (home, place) in self.placed() {
             let Some(target) = targets.iter().find(|target| target.module == place.module) else { continue };
+            if !has(home) {
+                *place.lora = Some(LoraBranch::absent(&place, target, device));
+                continue;
+            }
             let mut branch = LoraBranch::fresh(&place, target, seed, device);
             if target.use_dora && !place.weight.is_absent() {
                 branch.add_magnitudes((place.module, place.weight))?;
@@ -205,16 +228,16 @@ impl Decoder {
         }
         let of_dora = |module: &str| targets.iter().any(|target| target.module == module && target.use_dora);
         if self.source.is_some() && targets.iter().any(|target| target.use_dora) {
-            self.add_magnitudes_of_absent(of_dora)?;
+            let own: Vec<usize> = (0..self.layers.len()).filter(|&n| has(Home::Layer(n))).collect();
+            self.add_magnitudes_of_absent(&own, of_dora)?;
         }
         Ok(())
     }
 
-    /// Gives the branches of these modules magnitudes, where their weights are not in memory.
-    fn add_magnitudes_of_absent(&mut self, of_dora: impl Fn(&str) -> bool) -> Result<(), ModelError> {
-        let count = self.layers.len();
-        for n in 0..count {
-            let mut read = self.layer(n, Some((n + 1) % count))?.into_owned();
+    /// Gives the branches of these modules in these layers magnitudes, where their weights are not in memory.
+    fn add_magnitudes_of_absent(&mut self, own: &[usize], of_dora: impl Fn(&str) -> bool) -> Result<(), ModelError> {
+        for (place, &n) in own.iter().enumerate() {
+            let mut read = self.layer(n, Some(own[(place + 1) % own.len()]))?.into_owned();
             for (linear, read) in self.layers[n].linears().into_iter().zip(read.linears()) {
                 if let Some(branch) = &mut linear.lora
                     && linear.weight.is_absent()

@@ -117,15 +117,17 @@ pub(crate) fn hidden(weights: &Decoder, tokens: &[u32], context: &Context) -> Re
     layers(weights, x, context, &mut between, None)
 }
 
-/// Embeddings [t, hidden] of these tokens, and what layers hand to each other. A process without the embedding has
+/// Embeddings [t, hidden] of these tokens, and what layers hand to each other. A process without the first layer has
 /// zeros in their place, and reads the outputs of the layer before its own.
 ///
 /// # Errors
 /// If rows of a matrix cannot be read from its file.
 pub(crate) fn begin(weights: &Decoder, tokens: &[u32], context: &Context) -> Result<(Tensor<2>, Between), ModelError> {
-    let x = match weights.embedding.is_absent() {
-        false => embed(weights, tokens, context),
-        true => {
+    // Where layers have inputs of their own, all processes need the embeddings.
+    let is_needed = weights.per_layer.is_some() || weights.layers.is_empty() || weights.holds(0);
+    let x = match is_needed && !weights.embedding.is_absent() {
+        true => embed(weights, tokens, context),
+        false => {
             let shape = [tokens.len(), weights.embedding.shape[1]];
             Tensor::zeros(shape, (&device_of(weights), context.compute.dtype()))
         }

@@ -20,7 +20,7 @@ use crate::error::ModelError;
 use crate::files::base_files::BaseFiles;
 use crate::files::fetch::{Fetched, fetch};
 use crate::placement::Placement;
-use crate::tree::{Decoder, Layer, Matrix, Slot};
+use crate::tree::{Decoder, Home, Layer, Matrix, Slot};
 
 /// Most threads that read at a time. A disk serves a few requests at once better than one after the other.
 const READERS: usize = 4;
@@ -224,12 +224,16 @@ impl Decoder {
         Ok(Cow::Owned(layer))
     }
 
-    /// Loads those matrices of the layers whose names `wanted` accepts, to stay.
+    /// Loads those matrices of the layers that `has` accepts whose names `wanted` does, to stay.
     ///
     /// # Errors
     /// As [`Decoder::layer`].
-    pub(crate) fn load_for_good(&mut self, wanted: impl Fn(&str) -> bool) -> Result<(), ModelError> {
-        for n in 0..self.layers.len() {
+    pub(crate) fn load_for_good(
+        &mut self,
+        has: &dyn Fn(Home) -> bool,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<(), ModelError> {
+        for n in (0..self.layers.len()).filter(|&n| has(Home::Layer(n))) {
             let is_wanted = |matrix: &&mut Matrix| wanted(&matrix.name);
             if !self.layers[n].absent().iter().any(is_wanted) {
                 continue;

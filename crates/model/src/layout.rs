@@ -1,14 +1,6 @@
 //! The trained parameters in one fixed order: the layout of gradients, moments and checkpoints.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::path::Path;
-
-use finetune_store::{Dtype, TensorFile, encode_tensors};
-
-use crate::error::ModelError;
-use crate::files::floats::{from_f32, to_f32};
 
 /// One trained tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +21,8 @@ pub struct Layout {
 }
 
 impl Layout {
-    pub(crate) fn push(&mut self, name: String, shape: Vec<usize>) {
+    /// Adds a tensor behind the others.
+    pub fn push(&mut self, name: String, shape: Vec<usize>) {
         let start = self.len();
         let range = start..start + shape.iter().product::<usize>();
         self.parameters.push(Parameter { name, shape, range });
@@ -61,6 +54,10 @@ impl Layout {
         self.parameters.iter()
     }
 
+    pub(crate) fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
     /// BLAKE3 of names and shapes in order, in hexadecimal. Ranks and checkpoints must agree on it.
     pub fn digest(&self) -> String {
         let mut hasher = blake3::Hasher::new();
@@ -69,45 +66,4 @@ impl Layout {
         }
         hasher.finalize().to_hex().to_string()
     }
-}
-
-/// Flat values as safetensors under the names of the layout, in f32.
-///
-/// # Errors
-/// If safetensors cannot hold them.
-///
-/// # Panics
-/// If there are fewer values than the layout has elements.
-pub fn encode_flat(layout: &Layout, values: &[f32]) -> Result<Vec<u8>, ModelError> {
-    let tensors: Vec<_> = layout
-        .iter()
-        .map(|parameter| {
-            let bytes = from_f32(&values[parameter.range.clone()], Dtype::F32);
-            (parameter.name.clone(), Dtype::F32, parameter.shape.clone(), Cow::Owned(bytes))
-        })
-        .collect();
-    Ok(encode_tensors(&tensors, &BTreeMap::from([("format".to_owned(), "pt".to_owned())]))?)
-}
-
-/// Reads what [`encode_flat`] wrote: every parameter of the layout in its shape, and nothing else.
-///
-/// # Errors
-/// If the file cannot be read, or has other tensors than the layout.
-pub fn read_flat(path: &Path, layout: &Layout) -> Result<Vec<f32>, ModelError> {
-    let file = TensorFile::open(path)?;
-    let mut values = Vec::with_capacity(layout.len());
-    let keys = |what, names| Err(ModelError::AdapterKeys { path: path.to_owned(), what, names });
-    for parameter in layout.iter() {
-        let Some(view) = file.get(&parameter.name) else {
-            return keys("a parameter is missing", vec![parameter.name.clone()]);
-        };
-        if view.shape != parameter.shape.as_slice() {
-            let (found, expected) = (view.shape.to_vec(), parameter.shape.clone());
-            return Err(ModelError::Shape { path: path.to_owned(), name: parameter.name.clone(), found, expected });
-        }
-        values.extend(to_f32(&view)?);
-    }
-    let known: BTreeSet<&str> = layout.iter().map(|parameter| parameter.name.as_str()).collect();
-    let extra: Vec<String> = file.names().filter(|name| !known.contains(name)).map(str::to_owned).collect();
-    if extra.is_empty() { Ok(values) } else { keys("tensors that are no parameter of this run", extra) }
 }

@@ -21,6 +21,7 @@ use crate::layer_source::LayerSource;
 use crate::layout::Layout;
 use crate::placement::Placement;
 use crate::slice::{Sliced, Sums};
+use crate::spread::Spread;
 use crate::stage::{Connected, Hops};
 use crate::tree::Decoder;
 
@@ -45,7 +46,10 @@ pub struct Model {
     pub(crate) frequencies: Vec<[Vec<f32>; 2]>,
     pub(crate) trained: Trained,
     pub(crate) placement: Placement,
+    /// What is trained and of this process.
     pub(crate) layout: Layout,
+    /// What is trained, and the process that has it.
+    pub(crate) spread: Spread,
     /// Whether embedding or output layer are not those of the directory: rows were added, or an
     /// adapter brought others along.
     pub(crate) has_own_vocabulary: bool,
@@ -211,6 +215,7 @@ impl Model {
             trained: Trained::Nothing,
             placement: placement.clone(),
             layout: Layout::default(),
+            spread: Spread::default(),
             has_own_vocabulary: false,
             device_peak: 0,
             expert_use: Arc::default(),

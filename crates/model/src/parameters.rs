@@ -12,8 +12,10 @@ use crate::files::wrapper::name_inside;
 use crate::layout::Layout;
 use crate::lora::LoraTargets;
 use crate::model::{Model, Trained};
+use crate::placement::Placement;
 use crate::readback::data;
-use crate::tree::{Matrix, Slot, Vector, linear_modules};
+use crate::spread::Spread;
+use crate::tree::{Home, Matrix, Slot, Vector, linear_modules};
 
 impl Model {
     /// Names of all linear layers inside the decoder, in model order.
@@ -32,9 +34,11 @@ impl Model {
             self.weights.untie();
         }
         let device = self.placement.device.clone();
-        self.weights.add_branches(&adaptation.targets, seed, &device)?;
-        self.weights.load_for_good(|name| adaptation.saves(name))?;
-        for slot in self.weights.slots().into_iter().filter(|slot| adaptation.saves(slot.name())) {
+        let has = has(&self.placement);
+        self.weights.add_branches(&adaptation.targets, seed, &device, &has)?;
+        self.weights.load_for_good(&has, |name| adaptation.saves(name))?;
+        let (base, _) = self.weights.parameters();
+        for (_, slot) in base.into_iter().filter(|(home, slot)| has(*home) && adaptation.saves(slot.name())) {
             widen(slot, &device);
         }
         self.train(Trained::Adapter(adaptation));
@@ -57,15 +61,20 @@ impl Model {
         let is_adapter = matches!(trained, Trained::Adapter(_));
         let is_wrapped = self.config.is_named_inside();
         self.trained = trained;
-        let mut layout = Layout::default();
-        for slot in self.trained() {
-            layout.push(tensor_name(slot.name(), is_adapter, is_wrapped), slot.shape());
+        let stage = self.placement.stage().cloned();
+        let mut spread = Spread::new(stage.as_ref().map_or(0, |stage| stage.mine));
+        for (home, slot) in self.trained_anywhere() {
+            let process = stage.as_ref().map_or(0, |stage| stage.process_of(home));
+            spread.push(tensor_name(slot.name(), is_adapter, is_wrapped), slot.shape(), process);
+            if process != spread.mine() {
+                continue;
+            }
             match slot {
                 Slot::Vector(vector) => vector.set(vector.values().clone().inner().autodiff().require_grad()),
                 Slot::Matrix(matrix) => matrix.set(matrix.dense().clone().inner().autodiff().require_grad()),
             }
         }
-        self.layout = layout;
+        (self.layout, self.spread) = (spread.own(), spread);
     }
 
     /// The LoRA branches; `None` if all weights are trained, or none.
@@ -76,13 +85,25 @@ impl Model {
         }
     }
 
-    /// The trained parameters in their order.
+    /// The trained parameters of this process in their order: all of them, unless several processes hold the layers
+    /// of the model. Then each has those of its layers.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Every trained tensor, in the order of the layout.
+    /// The trained parameters of all processes that hold the model together, and where each is.
+    pub fn spread(&self) -> &Spread {
+        &self.spread
+    }
+
+    /// Every trained tensor of this process, in the order of the layout.
     pub(crate) fn trained(&mut self) -> Vec<Slot<'_>> {
+        let has = has(&self.placement);
+        self.trained_anywhere().into_iter().filter(|(home, _)| has(*home)).map(|(_, slot)| slot).collect()
+    }
+
+    /// Every trained tensor. Those of other processes have no values here.
+    fn trained_anywhere(&mut self) -> Vec<(Home, Slot<'_>)> {
         // They may get other values.
         self.branches = OnceLock::new();
         match &self.trained {
@@ -90,12 +111,12 @@ impl Model {
             Trained::All => self.weights.parameters().0,
             Trained::Adapter(adaptation) => {
                 let (base, branches) = self.weights.parameters();
-                branches.into_iter().chain(base.into_iter().filter(|slot| adaptation.saves(slot.name()))).collect()
+                branches.into_iter().chain(base.into_iter().filter(|(_, slot)| adaptation.saves(slot.name()))).collect()
             }
         }
     }
 
-    /// The values of the trained parameters, [`Layout::len`] of them, in f32.
+    /// The values of the trained parameters of this process, [`Layout::len`] of them, in f32.
     ///
     /// # Errors
     /// If the device fails.
@@ -110,7 +131,7 @@ impl Model {
         Ok(values)
     }
 
-    /// Puts new values into the trained parameters.
+    /// Puts new values into the trained parameters of this process.
     ///
     /// # Panics
     /// If `values` do not have the layout's length.
@@ -118,7 +139,8 @@ impl Model {
         assert_eq!(values.len(), self.layout.len(), "values of another layout");
         let device = self.placement.device.clone();
         // A GPU gets all values at once. Each parameter is then a part of that tensor.
-        let all = (!is_cpu(&device)).then(|| Tensor::<1>::from_data(TensorData::from(values), &device));
+        let all =
+            (!is_cpu(&device) && !values.is_empty()).then(|| Tensor::<1>::from_data(TensorData::from(values), &device));
         let mut start = 0;
         for slot in self.trained() {
             let len = slot.len();
@@ -135,19 +157,23 @@ impl Model {
         self.weights.update_norms();
     }
 
-    /// Of values that are of whole parameters, in the order of the layout, those that this process has.
+    /// Of values of all parameters that are whole, in their order, those that this process has.
     ///
     /// # Panics
     /// If they are values of another layout.
-    pub(crate) fn slice_of(&mut self, values: &[f32]) -> Vec<f32> {
+    pub(crate) fn own_of(&mut self, values: &[f32]) -> Vec<f32> {
         let (mut kept, mut rest) = (Vec::with_capacity(self.layout.len()), values);
-        for slot in self.trained() {
+        let has = has(&self.placement);
+        for (home, slot) in self.trained_anywhere() {
             let whole = match &slot {
                 Slot::Vector(vector) => vector.whole_length(),
                 Slot::Matrix(matrix) => matrix.whole_shape().iter().product(),
             };
             let (own, later) = rest.split_at(whole);
             rest = later;
+            if !has(home) {
+                continue;
+            }
             match slot {
                 Slot::Vector(Vector { cut: Some(cut), .. }) => kept.extend(cut.of(own)),
                 Slot::Matrix(Matrix { cut: Some(cut), .. }) => kept.extend(cut.of(own)),
@@ -157,6 +183,12 @@ impl Model {
         assert!(rest.is_empty(), "values of another layout");
         kept
     }
+}
+
+/// Which parts of a model are trained by the process of this placement.
+fn has(placement: &Placement) -> impl Fn(Home) -> bool + use<> {
+    let stage = placement.stage().cloned();
+    move |home| stage.as_ref().is_none_or(|stage| stage.process_of(home) == stage.mine)
 }
 
 /// Makes the values of a matrix f32, as trained parameters are. A packed one is decoded.

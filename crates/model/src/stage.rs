@@ -37,6 +37,7 @@ use std::sync::Arc;
 use burn::tensor::{Tensor, TensorData};
 
 use crate::adaptation::Adaptation;
+use crate::branch::EMBEDDING;
 use crate::config::{ModelConfig, Values};
 use crate::decoder::balance::Balance;
 use crate::error::ModelError;
@@ -209,7 +210,10 @@ pub fn not_in_stages(config: &ModelConfig, adaptation: &Adaptation) -> Option<St
         return Some("layers of this model use keys and values of earlier layers, which stay on their rank".to_owned());
     }
     let inner = |name: &str| name.contains(".layers.") || name.contains(".h.");
-    let of_inputs = |name: &str| name.contains("per_layer_model_projection") && !inner(name);
+    let makes_inputs = |name: &str| {
+        ["per_layer_model_projection", "per_layer_projection_norm", EMBEDDING].iter().any(|part| name.contains(part))
+    };
+    let of_inputs = |name: &str| config.per_layer.is_some() && makes_inputs(name) && !inner(name);
     let target = adaptation.targets.iter().map(|target| target.module.as_str());
     target.chain(adaptation.saved.iter().map(String::as_str)).find(|name| of_inputs(name)).map(|name| {
         format!("{name} gets gradients from all layers, whose order of summation would depend on the number of ranks")

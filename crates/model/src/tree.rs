@@ -15,7 +15,7 @@ use std::sync::Arc;
 use finetune_kernels::ExpertWeights;
 
 pub use self::lists::{LinearLayer, expected_tensors, linear_layers, linear_modules};
-pub(crate) use self::parts::Slot;
+pub(crate) use self::parts::{Home, Slot};
 pub(crate) use self::tensors::{Matrix, Vector};
 use crate::branch::{GateUp, LoraBranch};
 use crate::config::{Activation, LatentConfig};

@@ -7,7 +7,6 @@ use finetune_kernels::Weight;
 use crate::adaptation::Adaptation;
 use crate::branch::{EMBEDDING, OUTPUT};
 use crate::error::ModelError;
-use crate::layout::Layout;
 use crate::model::Model;
 use crate::parameters::tensor_name;
 use crate::placement::Placement;
@@ -98,23 +97,29 @@ impl Model {
     }
 
     /// The frozen matrices that an adapter's file has to hold because the base's directory has
-    /// others: their names and shapes behind the layout of the adapter, and their values.
-    pub(crate) fn with_own_vocabulary(&self, adaptation: &Adaptation) -> Result<(Layout, Vec<f32>), ModelError> {
-        let (mut layout, mut values) = (self.layout.clone(), Vec::new());
+    /// others: module, name and shape.
+    pub(crate) fn own_vocabulary(&self, adaptation: &Adaptation) -> Vec<(&'static str, String, Vec<usize>)> {
         if !self.has_own_vocabulary {
-            return Ok((layout, values));
+            return Vec::new();
         }
-        for (module, matrix) in self.weights.of_vocabulary() {
-            if adaptation.saved.iter().any(|saved| saved == module) {
-                continue;
-            }
+        let is_frozen = |module: &str| !adaptation.saved.iter().any(|saved| saved == module);
+        let name = |module: &str| {
             let has_branch = adaptation.targets.iter().any(|target| target.module == module);
             let end = if has_branch { ".base_layer.weight" } else { ".weight" };
-            let name = tensor_name(&format!("{module}{end}"), true, self.config.is_named_inside());
-            layout.push(name, matrix.shape.to_vec());
-            values.extend(data(matrix.in_f32(self.placement.device()))?);
-        }
-        Ok((layout, values))
+            tensor_name(&format!("{module}{end}"), true, self.config.is_named_inside())
+        };
+        let matrices = self.weights.of_vocabulary().into_iter().filter(|(module, _)| is_frozen(module));
+        matrices.map(|(module, matrix)| (module, name(module), matrix.shape.to_vec())).collect()
+    }
+
+    /// The values of the embedding or the output layer, in f32.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn vocabulary_values(&self, module: &str) -> Result<Vec<f32>, ModelError> {
+        let all = self.weights.of_vocabulary();
+        let found = all.iter().find(|(known, _)| *known == module);
+        found.map_or(Ok(Vec::new()), |(_, matrix)| data(matrix.in_f32(self.placement.device())))
     }
 }
 

@@ -17,17 +17,20 @@
 //! with the highest number whose manifest verifies (`retention.rs`).
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::disk::Disk;
+use crate::encode::{TensorSpec, check_length, encode_header};
 use crate::error::{Operation, StoreError};
 use crate::failpoint;
 use crate::hash::hex;
 use crate::manifest::{FileRecord, MANIFEST_NAME, Manifest};
 use crate::names::SafeName;
 use crate::own_names::{UNFINISHED, temporary_name};
+use crate::tensors::PIECE;
 
 /// A file to be written.
 #[derive(Debug, Clone)]
@@ -135,6 +138,60 @@ impl<'disk> Staging<'disk> {
         self.needed_bytes = self.needed_bytes.max(before.saturating_add(size));
         self.write_synced(name.as_str(), bytes)?;
         let blake3 = blake3::hash(bytes).to_hex().to_string();
+        self.files.push(FileRecord { name: name.to_string(), size, blake3 });
+        Ok(())
+    }
+
+    /// Says how many bytes the whole directory will take, for the message when the disk is full.
+    pub fn expect_bytes(&mut self, bytes: u64) {
+        self.needed_bytes = bytes;
+    }
+
+    /// Writes and syncs a safetensors file, one tensor at a time. `produce(n)` gives the bytes of the `n`th of
+    /// `tensors`; it is called once for each, ascending.
+    ///
+    /// # Errors
+    /// As [`Staging::write`], [`StoreError::CannotWrite`] for bytes that do not fit the shape, or an error of
+    /// `produce`.
+    pub fn write_tensors<E: From<StoreError>>(
+        &mut self,
+        name: &str,
+        tensors: &[TensorSpec],
+        metadata: &BTreeMap<String, String>,
+        mut produce: impl FnMut(usize) -> Result<Vec<u8>, E>,
+    ) -> Result<(), E> {
+        failpoint::hit("checkpoint.file");
+        let name = self.new_name(name)?;
+        let path = self.temporary.join(name.as_str());
+        let failed = |operation| {
+            let (path, needed) = (&path, self.needed_bytes);
+            move |source| StoreError::io(path, operation, needed, source)
+        };
+        let (mut hasher, mut size) = (blake3::Hasher::new(), 0);
+        let mut append = |bytes: &[u8]| {
+            hasher.update(bytes);
+            size += bytes.len() as u64;
+            match bytes.is_empty() {
+                true => Ok(()),
+                false => self.disk.append_file(&path, bytes).map_err(failed(Operation::Write)),
+            }
+        };
+        let mut begun = encode_header(&path, tensors, metadata)?;
+        self.disk.write_file(&path, &[]).map_err(failed(Operation::Write))?;
+        for (n, spec) in tensors.iter().enumerate() {
+            failpoint::hit("checkpoint.tensor");
+            let bytes = produce(n)?;
+            check_length(&path, spec, &bytes)?;
+            // Small ones are written together.
+            if begun.len() + bytes.len() > PIECE {
+                append(&begun)?;
+                begun.clear();
+            }
+            if bytes.len() > PIECE { append(&bytes)? } else { begun.extend_from_slice(&bytes) }
+        }
+        append(&begun)?;
+        self.disk.sync_file(&path).map_err(failed(Operation::Sync))?;
+        let blake3 = hasher.finalize().to_hex().to_string();
         self.files.push(FileRecord { name: name.to_string(), size, blake3 });
         Ok(())
     }

@@ -10,7 +10,7 @@
 //! Without the variable a hit is one comparison.
 //!
 //! The points of this crate: `checkpoint.begin`, `checkpoint.file` (before each file),
-//! `checkpoint.written`, `checkpoint.synced`, `checkpoint.renamed`, `checkpoint.done`,
+//! `checkpoint.tensor` (before each tensor of those that are written one by one), `checkpoint.written`, `checkpoint.synced`, `checkpoint.renamed`, `checkpoint.done`,
 //! `prune.trashed`, `replace.aside` (the old directory has made way, the new one is not there yet).
 
 use std::sync::OnceLock;

@@ -206,6 +206,29 @@ fn a_staged_model_becomes_visible_as_a_whole() {
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
 }
 
+/// Tensors that are handed over one by one make the bytes of the whole file, and the manifest knows their hash.
+#[test]
+fn tensors_written_one_by_one_make_the_same_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut tensors = three_tensors();
+    // Larger than what is written together.
+    tensors.insert(1, ("large".to_string(), Dtype::F32, vec![3 << 20], vec![7; 12 << 20].into()));
+    let specs: Vec<TensorSpec> = tensors
+        .iter()
+        .map(|(name, dtype, shape, _)| TensorSpec { name: name.clone(), dtype: *dtype, shape: shape.clone() })
+        .collect();
+    let mut staging = Staging::begin(&RealDisk, directory.path(), "step-000001").unwrap();
+    let produce = |n: usize| Ok::<_, StoreError>(tensors[n].3.to_vec());
+    staging.write_tensors("adapter.safetensors", &specs, &metadata(), produce).unwrap();
+    let short = |_: usize| Ok::<_, StoreError>(vec![0; 3]);
+    let error = staging.write_tensors("other.safetensors", &specs, &metadata(), short).unwrap_err();
+    assert!(error.to_string().contains("was given 3 bytes"), "{error}");
+    let path = staging.publish(&json!({"kind": "checkpoint"})).unwrap();
+    assert_eq!(verify_directory(&RealDisk, &path).unwrap().files.len(), 1);
+    let whole = encode_tensors(&tensors, &metadata()).unwrap();
+    assert!(fs::read(path.join("adapter.safetensors")).unwrap() == whole, "other bytes");
+}
+
 #[test]
 fn bad_indexes_and_absent_models_are_explained() {
     let directory = tempfile::tempdir().unwrap();

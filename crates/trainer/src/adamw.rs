@@ -53,23 +53,3 @@ impl AdamW {
 
 /// Parameters that one task of the thread pool takes.
 const JOB: usize = 1 << 16;
-
-/// The norm sqrt(Σ g²), in f64. Each task has a sum of its own, and these are added in order, so
-/// the number of threads changes nothing.
-pub(crate) fn norm(gradients: &[f32]) -> f64 {
-    let sum = |gradients: &[f32]| gradients.iter().map(|&g| f64::from(g) * f64::from(g)).sum::<f64>();
-    let sums: Vec<f64> = gradients.par_chunks(JOB).map(sum).collect();
-    sums.iter().sum::<f64>().sqrt()
-}
-
-/// Scales gradients so that their norm is at most `limit`, as `torch.nn.utils.clip_grad_norm_`
-/// does, with its 1e-6. A limit of 0 leaves them as they are.
-pub(crate) fn clip(gradients: &mut [f32], norm: f64, limit: f64) {
-    let factor = limit / (norm + 1e-6);
-    if limit > 0.0 && factor < 1.0 {
-        let factor = factor as f32;
-        for gradient in gradients {
-            *gradient *= factor;
-        }
-    }
-}

@@ -8,7 +8,7 @@
 use finetune_recipe::{Distributed, Optimizer, Recipe};
 use finetune_store::failpoint;
 
-use crate::adamw::{AdamW, clip, norm};
+use crate::adamw::AdamW;
 use crate::error::TrainError;
 use crate::ranks::Ranks;
 use crate::share_assignment::ShareAssignment;
@@ -66,17 +66,9 @@ impl LocalShares {
         self.shares.iter().all(|share| share.parameters.iter().all(|value| value.is_finite()))
     }
 
-    /// Updates each share with its own gradients, which are means already.
-    pub(crate) fn update(
-        &mut self,
-        gradients: &mut [Vec<f32>],
-        max_norm: f64,
-        learning_rate: f64,
-        settings: &Optimizer,
-    ) {
+    /// Updates each share with its own gradients, which are means already, and clipped.
+    pub(crate) fn update(&mut self, gradients: &[Vec<f32>], learning_rate: f64, settings: &Optimizer) {
         for (share, gradients) in self.shares.iter_mut().zip(gradients) {
-            let norm = norm(gradients);
-            clip(gradients, norm, max_norm);
             share.optimizer.update(&mut share.parameters, gradients, learning_rate, settings);
         }
     }

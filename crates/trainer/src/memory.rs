@@ -7,7 +7,7 @@ use finetune_dataset::{Dataset, Row};
 use finetune_model::footprint::{self, AttentionSizes};
 use finetune_model::{
     Adaptation, AttentionWidths, FloatType, HAS_GPU_BACKEND, LayerKept, LayerSizes, ModelConfig, PackedSizes,
-    Placement, expected_tensors, kept_layers,
+    Placement, Stage, TrainedElements, expected_tensors, kept_layers,
 };
 use finetune_recipe::{Method, Recipe};
 use serde::Serialize;
@@ -203,13 +203,24 @@ struct Peak {
 /// a mixture has tens of thousands of matrices.
 pub(crate) struct Counted {
     sizes: Sizes,
+    /// What is trained of each part of the model; `None` if all weights are.
+    trained: Option<TrainedElements>,
     /// What the layers that are differentiated keep.
     layers: Vec<LayerKept>,
 }
 
 impl Counted {
     fn new(config: &ModelConfig, adaptation: Option<&Adaptation>) -> Counted {
-        Counted { sizes: sizes(config, adaptation), layers: kept_layers(config, adaptation) }
+        Counted {
+            sizes: sizes(config, adaptation),
+            trained: adaptation.map(|adaptation| TrainedElements::of(config, adaptation)),
+            layers: kept_layers(config, adaptation),
+        }
+    }
+
+    /// Trained parameters of a process that holds these layers; `None`: all.
+    fn trained_on(&self, stage: Option<&Stage>) -> u64 {
+        self.trained.as_ref().zip(stage).map_or(self.sizes.trained, |(trained, stage)| trained.on(stage))
     }
 }
 
@@ -278,13 +289,20 @@ pub(crate) fn estimate(
     step: &StepShape,
     precision: Precision,
 ) -> Estimate {
-    estimate_of(config, &Counted::new(config, adaptation), step, precision)
+    estimate_of(config, &Counted::new(config, adaptation), None, step, precision)
 }
 
-/// The same for a model that is counted already.
-fn estimate_of(config: &ModelConfig, counted: &Counted, step: &StepShape, precision: Precision) -> Estimate {
+/// The same for a model that is counted already, on a process that holds the layers of `stage`.
+fn estimate_of(
+    config: &ModelConfig,
+    counted: &Counted,
+    stage: Option<&Stage>,
+    step: &StepShape,
+    precision: Precision,
+) -> Estimate {
     let cpu = precision.cpu;
-    let Sizes { parameters, trained } = counted.sizes;
+    let Sizes { parameters, .. } = counted.sizes;
+    let trained = counted.trained_on(stage);
     let Peak { bytes: peak, logits, unused_logits } = peak(config, &counted.layers, step, precision);
     // While a matrix is packed, nothing of a step is there. On a GPU it is done in the host's memory.
     let peak = if cpu { peak.max(precision.loading) } else { peak };
@@ -416,7 +434,8 @@ impl Subject<'_> {
     pub(crate) fn estimate_counted(&self, counted: &Counted) -> Estimate {
         let train = &self.recipe.train;
         let step = StepShape::new(self, train.micro_batch_size, train.gradient_checkpointing, usize::MAX);
-        estimate_of(&self.sizing.config, counted, &step, Precision::new(self.sizing))
+        let stage = self.sizing.placement.stage();
+        estimate_of(&self.sizing.config, counted, stage, &step, Precision::new(self.sizing))
     }
 }
 

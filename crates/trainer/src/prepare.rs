@@ -2,7 +2,7 @@
 //! before anything in the run directory changes. To what [`examine`] finds it adds the lock of the
 //! run directory, what the ranks agree on, the loaded model, and the checkpoint.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use finetune_dataset::Dataset;
@@ -27,7 +27,7 @@ use crate::ranks::Ranks;
 use crate::resume::Resume;
 use crate::router_loss;
 use crate::run::Run;
-use crate::run_directory::{LockedDirectory, RunDirectory, publishes_best};
+use crate::run_directory::{LockedDirectory, publishes_best};
 use crate::schedule::Schedule;
 use crate::stages;
 use crate::state::{self, TrainState};
@@ -95,12 +95,17 @@ fn put_together(
     let identity = identity(&recipe, &train, eval.as_ref(), &model, &base_digest, &device_plan);
     ranks.expect_same(&identity.digests())?;
     let mut state = TrainState::new(model.parameters()?, LossScale::new(device_plan.placement.compute()));
-    ranks.expect_same(&[("set of starting weights", state.digest())])?;
+    ranks.expect_same_layers(&[("set of starting weights", state.digest())])?;
     bring_newest(&recipe.output_dir, resume, ranks, &identity, &mut notices)?;
     let start = Start { recipe: &recipe, resume, model: &model, identity: &identity, steps };
     let disk = |trained| DiskNeed::new(&recipe, trained, steps, eval.is_some(), sizing.text_bytes, host.disk);
-    let run_directory = locked.map(|locked| start.find(locked, &mut state, &disk, &mut notices)).transpose()?;
-    ranks.share_state(&mut state)?;
+    let find = |locked: &LockedDirectory| start.find(locked, &mut state, &disk, &mut notices);
+    let from = locked.as_ref().map(find).transpose()?.flatten();
+    if ranks.share_state(&mut state, from.is_some())? {
+        state.load_vectors(from.as_deref(), &model, ranks)?;
+    }
+    let open = |locked: LockedDirectory| locked.open(&recipe, &state, from, &mut notices);
+    let run_directory = locked.map(open).transpose()?;
     model.set_parameters(&state.parameters);
     let run = Run {
         objective: Objective::new(&recipe, &model.config),
@@ -162,7 +167,7 @@ fn identity(
         train_data: train.digest.clone(),
         eval_data: eval.map(|eval| eval.digest.clone()),
         model: base_digest.to_owned(),
-        layout: model.layout().digest(),
+        layout: model.spread().whole().digest(),
         compute: Some(device_plan.compute()),
         new_tokens: recipe.data.add_tokens.clone(),
     }
@@ -179,30 +184,28 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
-    /// Rank 0's part: loads the checkpoint to go on from, if there is one, into `state`, and opens
-    /// the run directory for writing. `disk`: what the run needs on disk, for this many trained
-    /// parameters.
+    /// Rank 0's part: finds the checkpoint to go on from, if there is one, and takes over what `state` has beside
+    /// its vectors. `disk`: what the run needs on disk, for this many trained parameters.
     fn find(
         &self,
-        locked: LockedDirectory,
+        locked: &LockedDirectory,
         state: &mut TrainState,
         disk: &dyn Fn(u64) -> DiskNeed,
         notices: &mut Vec<String>,
-    ) -> Result<RunDirectory, TrainError> {
+    ) -> Result<Option<PathBuf>, TrainError> {
         let recipe = self.recipe;
         let from = locked.find(self.resume, notices)?;
         if let Some(path) = &from {
-            let patience = recipe.eval.early_stopping_patience;
-            *state = TrainState::load(path, self.model, self.identity, patience, notices)?;
+            state.load_numbers(path, self.identity, recipe.eval.early_stopping_patience, notices)?;
             if state.step > self.steps {
                 return Err(TrainError::PastTheEnd { path: path.clone(), step: state.step, last: self.steps });
             }
             notices.extend(best_is_missing(recipe, state)?);
         }
         if state.step < self.steps && !state.stopped_early {
-            disk(state.parameters.len() as u64).check(recipe)?;
+            disk(self.model.spread().whole().len() as u64).check(recipe)?;
         }
-        locked.open(recipe, state, from, notices)
+        Ok(from)
     }
 }
 

@@ -5,6 +5,8 @@
 //! says. The sums of each share are kept apart until all are added in the order of the shares. So
 //! the bits do not show how many processes computed them.
 
+mod of_stages;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -65,6 +67,8 @@ pub struct Ranks {
     stages: OnceLock<usize>,
     /// What connects those ranks.
     connections: OnceLock<Arc<Connections>>,
+    /// Those that hold the same layers, where several ranks hold a model together and there are several models.
+    same_layers: OnceLock<Group>,
 }
 
 impl Ranks {
@@ -76,7 +80,13 @@ impl Ranks {
         if virtual_ranks == Some(0) {
             return Err(TrainError::VirtualRanks { virtual_ranks: 0, replicas: group.world() });
         }
-        Ok(Ranks { group, virtual_ranks, stages: OnceLock::new(), connections: OnceLock::new() })
+        Ok(Ranks {
+            group,
+            virtual_ranks,
+            stages: OnceLock::new(),
+            connections: OnceLock::new(),
+            same_layers: OnceLock::new(),
+        })
     }
 
     /// Settles how many ranks hold one model together.
@@ -96,7 +106,7 @@ impl Ranks {
         Ok(())
     }
 
-    /// Connects the ranks that hold a model together. All call it together. `queue`: the most messages that wait for
+    /// Connects the ranks that hold a model together, and those that hold the same layers. All call it together. `queue`: the most messages that wait for
     /// one of the others.
     ///
     /// # Errors
@@ -104,6 +114,7 @@ impl Ranks {
     pub(crate) fn connect(&self, stage: &Stage, queue: usize) -> Result<Arc<Connections>, TrainError> {
         let connections = Arc::new(Connections::new(self, [stage.mine, stage.count()], stage.links(), queue)?);
         let _ = self.connections.set(Arc::clone(&connections));
+        self.connect_same_layers(stage)?;
         Ok(connections)
     }
 
@@ -117,6 +128,12 @@ impl Ranks {
             received += between.received;
             let first = self.replica() * self.stages();
             between.waited.iter().for_each(|(stage, time)| waited[first + stage] += *time);
+        }
+        if let Some(same_layers) = self.same_layers.get() {
+            let moved = same_layers.bytes_moved();
+            (sent, received) = (sent + moved.0, received + moved.1);
+            let ranks = (self.group.rank() % self.stages()..).step_by(self.stages());
+            ranks.zip(same_layers.waited()).for_each(|(rank, time)| waited[rank] += time);
         }
         (sent, received, waited)
     }
@@ -231,8 +248,8 @@ impl Ranks {
         Ok((total, rows))
     }
 
-    /// Sums gradients over all ranks' shares, in their order. Of ranks that hold one model together, each has the
-    /// gradients of its own layers, and 0 elsewhere.
+    /// Sums gradients over all ranks' shares, in their order. Ranks that hold one model together have the gradients of
+    /// their own layers, and sum them with those that hold the same.
     /// `mine`: the gradients of this rank's
     /// shares. The first becomes the sum, and the others are left undefined.
     /// `wire`: what they are on the way; shares that one rank has are added before.
@@ -242,74 +259,40 @@ impl Ranks {
         mine: &mut [Vec<f32>],
         wire: WireDtype,
     ) -> Result<(), GroupError> {
-        if self.is_first() {
-            // Rank 0's shares are the first ones, so the sum of all begins with their sum.
-            let (first, rest) = mine.split_first_mut().expect("every rank has a share");
-            rest.iter().for_each(|share| add(first, share));
-        }
-        if self.group.world() == 1 {
-            return Ok(());
-        }
-        if (1..self.group.world()).all(|rank| assignment.count_of(rank) == 1) {
-            // A ring adds in another order than that of the shares, which virtual ranks promise. Ranks that hold
-            // one model have 0 where the others have gradients, which any order adds to the same bits.
+        self.sum_first_shares(mine);
+        let Some(group) = self.with_same_layers() else { return Ok(()) };
+        if assignment.counts()[1..].iter().all(|count| *count == 1) {
+            // A ring adds in another order than that of the shares, which virtual ranks promise.
             let algorithm = self.virtual_ranks.and(Some(Algorithm::Mesh));
-            return self.group.all_reduce_with(&mut mine[0], &Reduce { algorithm, wire, ..Reduce::SUM });
+            return group.all_reduce_with(&mut mine[0], &Reduce { algorithm, wire, ..Reduce::SUM });
         }
-        self.sum_segments(assignment, mine)
+        sum_segments(group, assignment, mine)
     }
 
     /// Sums vectors over all ranks' shares, in their order, as [`Ranks::sum_gradients`] does. Nothing is rounded on
     /// the way, and no algorithm adds in another order.
     pub(crate) fn sum_exactly(&self, assignment: &ShareAssignment, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
-        if self.is_first() {
+        self.sum_first_shares(mine);
+        self.with_same_layers().map_or(Ok(()), |group| sum_segments(group, assignment, mine))
+    }
+
+    /// Adds the shares of the first model, so that the sum of all begins with their sum.
+    fn sum_first_shares(&self, mine: &mut [Vec<f32>]) {
+        if self.replica() == 0 {
             let (first, rest) = mine.split_first_mut().expect("every rank has a share");
             rest.iter().for_each(|share| add(first, share));
         }
-        if self.group.world() == 1 { Ok(()) } else { self.sum_segments(assignment, mine) }
     }
 
-    /// Every rank gets its segment of all shares and adds them in order. Then all ranks get all
-    /// sums.
-    fn sum_segments(&self, assignment: &ShareAssignment, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
-        let (world, length) = (self.group.world(), mine[0].len());
-        // Rank 0 has added its own shares already.
-        let count = |rank: usize| if rank == 0 { 1 } else { assignment.count_of(rank) };
-        let most = (0..world).map(count).max().unwrap_or(1);
-        let longest = length.div_ceil(world).max(1);
-        let mut send = vec![0f32; longest * most * world];
-        for (owner, block) in send.chunks_mut(longest * most).enumerate() {
-            let segment = segment(length, world, owner);
-            let shares = &mine[..count(self.group.rank())];
-            for (place, share) in block.chunks_mut(longest).zip(shares) {
-                place[..segment.len()].copy_from_slice(&share[segment.clone()]);
-            }
-        }
-        let mut received = vec![0f32; send.len()];
-        self.group.all_to_all(&send, &mut received)?;
-        let blocks = received.chunks(longest * most).enumerate();
-        let mut shares = blocks.flat_map(|(rank, block)| block.chunks(longest).take(count(rank)));
-        let mut sum = shares.next().unwrap_or_default().to_vec();
-        shares.for_each(|share| add(&mut sum, share));
-        let mut all = vec![0f32; longest * world];
-        self.group.all_gather(&sum, &mut all)?;
-        for (owner, sum) in all.chunks(longest).enumerate() {
-            let segment = segment(length, world, owner);
-            let length = segment.len();
-            mine[0][segment].copy_from_slice(&sum[..length]);
-        }
-        Ok(())
-    }
-
-    /// Gives rank 0's state to all ranks, because only rank 0 reads the checkpoint.
-    pub(crate) fn share_state(&self, state: &mut TrainState) -> Result<(), GroupError> {
+    /// Gives what rank 0's state has beside its vectors to all ranks, because only rank 0 reads the checkpoint.
+    /// Returns whether there is one, which rank 0 says.
+    pub(crate) fn share_state(&self, state: &mut TrainState, is_loaded: bool) -> Result<bool, GroupError> {
         let mut numbers = state.to_numbers();
         self.group.broadcast(&mut numbers, 0)?;
         state.set_numbers(&numbers);
-        self.group.broadcast(&mut state.parameters, 0)?;
-        self.group.broadcast(&mut state.optimizer.first_moment, 0)?;
-        self.group.broadcast(&mut state.optimizer.second_moment, 0)?;
-        state.velocity.as_mut().map_or(Ok(()), |velocity| self.group.broadcast(velocity, 0))
+        let mut is_loaded = [u8::from(is_loaded)];
+        self.group.broadcast(&mut is_loaded, 0)?;
+        Ok(is_loaded[0] > 0)
     }
 
     /// The numbers of all ranks, one after the other in rank order. All ranks give the same count.
@@ -336,23 +319,64 @@ impl Ranks {
 
     /// Refuses to go on if a rank has other content than rank 0 under one of these names.
     pub(crate) fn expect_same(&self, contents: &[(&'static str, blake3::Hash)]) -> Result<(), TrainError> {
+        self.expect_same_as(contents, &|_| 0)
+    }
+
+    /// Refuses to go on if a rank has other content than the one that `first` names for it.
+    fn expect_same_as(
+        &self,
+        contents: &[(&'static str, blake3::Hash)],
+        first: &dyn Fn(usize) -> usize,
+    ) -> Result<(), TrainError> {
         let mine: Vec<u8> = contents.iter().flat_map(|(_, hash)| *hash.as_bytes()).collect();
         let mut all = vec![0u8; mine.len() * self.group.world()];
         self.group.all_gather(&mine, &mut all)?;
-        let mut ranks = all.chunks(mine.len().max(1));
-        let first = ranks.next().unwrap_or_default();
+        let of = |rank: usize| all[rank * mine.len()..][..mine.len()].chunks(blake3::OUT_LEN);
         let who = self.group.who();
         let mut differences = Vec::new();
-        for (rank, theirs) in (1..).zip(ranks) {
-            let pairs = first.chunks(blake3::OUT_LEN).zip(theirs.chunks(blake3::OUT_LEN));
-            for ((name, _), (ours, theirs)) in contents.iter().zip(pairs) {
+        for rank in 0..self.group.world() {
+            let first = first(rank);
+            for ((name, _), (ours, theirs)) in contents.iter().zip(of(first).zip(of(rank))) {
                 if ours != theirs {
-                    differences.push(format!("rank {rank} ({}) has another {name} than rank 0", who[rank].host));
+                    let host = &who[rank].host;
+                    differences.push(format!("rank {rank} ({host}) has another {name} than rank {first}"));
                 }
             }
         }
         if differences.is_empty() { Ok(()) } else { Err(TrainError::Differ { differences }) }
     }
+}
+
+/// Every rank gets its segment of all shares and adds them in order. Then all ranks get all sums. The ranks of `group`
+/// are counted as the assignment's models.
+fn sum_segments(group: &Group, assignment: &ShareAssignment, mine: &mut [Vec<f32>]) -> Result<(), GroupError> {
+    let (world, length) = (group.world(), mine[0].len());
+    // The first has added its own shares already.
+    let count = |rank: usize| if rank == 0 { 1 } else { assignment.counts()[rank] };
+    let most = (0..world).map(count).max().unwrap_or(1);
+    let longest = length.div_ceil(world).max(1);
+    let mut send = vec![0f32; longest * most * world];
+    for (owner, block) in send.chunks_mut(longest * most).enumerate() {
+        let segment = segment(length, world, owner);
+        let shares = &mine[..count(group.rank())];
+        for (place, share) in block.chunks_mut(longest).zip(shares) {
+            place[..segment.len()].copy_from_slice(&share[segment.clone()]);
+        }
+    }
+    let mut received = vec![0f32; send.len()];
+    group.all_to_all(&send, &mut received)?;
+    let blocks = received.chunks(longest * most).enumerate();
+    let mut shares = blocks.flat_map(|(rank, block)| block.chunks(longest).take(count(rank)));
+    let mut sum = shares.next().unwrap_or_default().to_vec();
+    shares.for_each(|share| add(&mut sum, share));
+    let mut all = vec![0f32; longest * world];
+    group.all_gather(&sum, &mut all)?;
+    for (owner, sum) in all.chunks(longest).enumerate() {
+        let segment = segment(length, world, owner);
+        let length = segment.len();
+        mine[0][segment].copy_from_slice(&sum[..length]);
+    }
+    Ok(())
 }
 
 /// `sum[i] += more[i]`

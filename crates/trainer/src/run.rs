@@ -105,7 +105,8 @@ impl Run {
     /// Refuses parameters that an update made too large for f32, before they are saved. (A finite
     /// gradient can still do that.)
     pub(crate) fn ensure_finite_parameters(&self, rows: &[(usize, f64)]) -> Result<(), TrainError> {
-        if self.state.parameters.iter().all(|value| value.is_finite()) {
+        let is_finite = self.state.parameters.iter().all(|value| value.is_finite());
+        if !self.ranks.of_any_stage(!is_finite)? {
             return Ok(());
         }
         Err(self.not_finite("a parameter after the update", rows)?)
@@ -205,7 +206,11 @@ impl Run {
 
     /// Checks that all ranks still have the same numbers.
     fn compare(&self) -> Result<(), TrainError> {
-        self.ranks.expect_same(&[("state", self.state.digest())]).map_err(|error| match error {
+        // Ranks with other layers have nothing else in common.
+        let numbers = [("state", self.state.digest_of_numbers())];
+        let compared = if self.ranks.stages() > 1 { self.ranks.expect_same(&numbers) } else { Ok(()) };
+        let compared = compared.and_then(|()| self.ranks.expect_same_layers(&[("state", self.state.digest())]));
+        compared.map_err(|error| match error {
             TrainError::Differ { differences } => TrainError::Drifted { step: self.state.step, differences },
             error => error,
         })
@@ -303,7 +308,10 @@ impl Run {
     /// Saves what all ranks agree on.
     fn save(&mut self, tell: &mut dyn FnMut(Event<'_>)) -> Result<(), TrainError> {
         self.compare()?;
-        let saved = self.directory.as_ref().map(|directory| directory.save(&self.snapshot())).transpose()?;
+        let saved = match &self.directory {
+            Some(directory) => Some(directory.save(&self.snapshot(), &self.ranks)?),
+            None => self.state.send(&self.model, &self.ranks, true).map(|()| None)?,
+        };
         if let (Some(path), Some(directory)) = (saved, &mut self.directory) {
             directory.saved = Some(path.clone());
             tell(Event::Saved { step: self.state.step, path });
@@ -333,12 +341,17 @@ impl Run {
 
     /// Writes the result. No rank leaves before it is there.
     pub(crate) fn finish(&self) -> Result<(), TrainError> {
+        let of_state = self.directory.as_ref().is_some_and(|kept| kept.publishes_state(&self.recipe, &self.state));
+        let of_state = self.ranks.as_first_says(of_state)?;
+        if of_state && self.directory.is_none() {
+            self.state.send(&self.model, &self.ranks, false)?;
+        }
         if let Some(directory) = &self.directory {
             // A run may have been killed between its last save and the pruning after it.
             let snapshot = self.snapshot();
             directory.prune(&snapshot)?;
             failpoint::hit("train.publish");
-            directory.publish(&snapshot)?;
+            directory.publish(&snapshot, &self.ranks)?;
             failpoint::hit("train.published");
             directory.describe(&snapshot, &End::done())?;
         }

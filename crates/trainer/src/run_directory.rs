@@ -2,23 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
+use finetune_model::{FlatFile, Model};
 use finetune_recipe::{Method, Recipe, ResultChoice};
-use finetune_store::{
-    Disk, NewFile, RealDisk, RunLock, commit_directory, numbered, replace_directory, replace_file, set_aside, sweep,
-};
+use finetune_store::{Disk, RealDisk, RunLock, Staging, numbered, replace_file, set_aside, sweep};
 
 use crate::card::{model_card, model_card_of};
 use crate::error::TrainError;
+use crate::gathering::Gathered;
 use crate::metrics::{Metrics, Row};
 use crate::names::{CHECKPOINTS, RECIPE_FILE, RESULTS, free_name};
 use crate::output_directory::{self, Contents};
+use crate::ranks::Ranks;
 use crate::report;
 use crate::resume;
 use crate::resume::Resume;
 use crate::run_facts::{self, End, RunFacts};
 use crate::samples::Answers;
 use crate::snapshot::Snapshot;
-use crate::state::{self, About, OPTIMIZER_FILE, STATE_FILE, TrainState, prune};
+use crate::state::{self, OPTIMIZER_FILE, STATE_FILE, TrainState, prune};
 use crate::tensorboard::EventFile;
 
 /// The model card of a result and of a checkpoint.
@@ -58,17 +59,16 @@ impl RunDirectory {
     }
 
     /// Commits the state as `checkpoints/step-NNNNNN`, with the files of the trained model. It
-    /// appears whole or not at all. Returns its path.
-    pub(crate) fn save(&self, run: &Snapshot<'_>) -> Result<PathBuf, TrainError> {
+    /// appears whole or not at all. Returns its path. The other ranks send what they have of the state meanwhile.
+    pub(crate) fn save(&self, run: &Snapshot<'_>, ranks: &Ranks) -> Result<PathBuf, TrainError> {
         self.metrics.sync()?;
         if let Some(events) = &self.events {
             events.sync()?;
         }
         let mut files = self.files(run)?;
         let date = run.tokenizer.filter(|tokenizer| tokenizer.uses_date()).map(|_| run.date);
-        files.extend(run.state.files(&About { model: run.model, identity: run.identity, date })?);
-        let files: Vec<NewFile<'_>> =
-            files.iter().map(|(name, bytes)| NewFile { name, bytes: bytes.as_slice().into() }).collect();
+        files.push(Content::Flat(run.state.optimizer_file(run.model), run.state.optimizer_vectors()));
+        files.push(Content::Bytes(STATE_FILE.to_owned(), run.state.encode_numbers(run.identity, date)));
         let step = run.state.step;
         let about = about("checkpoint", step, run);
         let (checkpoints, name) = (self.directory.join(CHECKPOINTS), state::name(step));
@@ -76,9 +76,11 @@ impl RunDirectory {
         // A checkpoint of this step exists only if its evaluation was interrupted, and has been
         // made since.
         if self.disk.exists(&path).unwrap_or(false) {
-            return Ok(replace_directory(&*self.disk, &path, &files, &about)?);
+            let staging = Staging::begin_replacing(&*self.disk, &path, "checkpoint")?;
+            return Ok(written(staging, &files, run.model, ranks)?.publish_replacing(&about)?);
         }
-        Ok(commit_directory(&*self.disk, &checkpoints, &name, &files, &about)?)
+        let staging = Staging::begin(&*self.disk, &checkpoints, &name)?;
+        Ok(written(staging, &files, run.model, ranks)?.publish(&about)?)
     }
 
     /// After a save: removes checkpoints that are not kept, and brings the report up to date.
@@ -95,14 +97,15 @@ impl RunDirectory {
 
     /// The files of the trained model as it is now: parameters and the card. With them go the files
     /// by which other programs write and end text as this run did.
-    fn files(&self, run: &Snapshot<'_>) -> Result<Vec<(String, Vec<u8>)>, TrainError> {
-        let mut files = run.model.files(&run.state.parameters, run.base)?;
+    fn files<'a>(&self, run: &Snapshot<'a>) -> Result<Vec<Content<'a>>, TrainError> {
         let card = (CARD_FILE.to_owned(), model_card(run, &self.metrics.rows).into_bytes());
         // Companions of the base with the same names are left out.
         let ours: Vec<(String, Vec<u8>)> = run.text.iter().cloned().chain([card]).collect();
-        files.retain(|(name, _)| !ours.iter().any(|(known, _)| known == name));
-        files.extend(ours);
-        Ok(files)
+        let mut beside = run.model.files_beside(run.base)?;
+        beside.retain(|(name, _)| !ours.iter().any(|(known, _)| known == name));
+        let bytes = |(name, bytes)| Content::Bytes(name, bytes);
+        let values = run.model.values_file()?.map(|file| Content::Flat(file, vec![run.state.parameters.as_slice()]));
+        Ok(beside.into_iter().map(bytes).chain(values).chain(ours.into_iter().map(bytes)).collect())
     }
 
     /// The step whose parameters are the result, as things stand: the best evaluation's if the
@@ -120,9 +123,14 @@ impl RunDirectory {
         (path.is_dir() || recipe.checkpoint.result.is_some()).then_some((best.step, path))
     }
 
+    /// Whether the result is made of the state as it is, and not of an earlier checkpoint.
+    pub(crate) fn publishes_state(&self, recipe: &Recipe, state: &TrainState) -> bool {
+        self.best_checkpoint(recipe, state).is_none()
+    }
+
     /// Writes the result under a name of its own: `adapter/`, or `model/` if all weights were
-    /// trained.
-    pub(crate) fn publish(&self, run: &Snapshot<'_>) -> Result<(), TrainError> {
+    /// trained. If [`RunDirectory::publishes_state`], the other ranks send what they have of it meanwhile.
+    pub(crate) fn publish(&self, run: &Snapshot<'_>, ranks: &Ranks) -> Result<(), TrainError> {
         let name = match run.recipe.train.method {
             Method::Lora => RESULTS[0],
             Method::Full => RESULTS[1],
@@ -132,16 +140,15 @@ impl RunDirectory {
             Some((step, path)) => self.files_of_best(run, step, &path)?,
             None => self.files(run)?,
         };
-        let files: Vec<NewFile<'_>> =
-            files.iter().map(|(name, bytes)| NewFile { name, bytes: bytes.as_slice().into() }).collect();
         let about = about(name, step, run);
-        replace_directory(&*self.disk, &self.directory.join(name), &files, &about)?;
+        let staging = Staging::begin_replacing(&*self.disk, &self.directory.join(name), name)?;
+        written(staging, &files, run.model, ranks)?.publish_replacing(&about)?;
         Ok(())
     }
 
     /// The files of the trained model from the best checkpoint, without those that only a resume
     /// needs.
-    fn files_of_best(&self, run: &Snapshot<'_>, step: u64, path: &Path) -> Result<Vec<(String, Vec<u8>)>, TrainError> {
+    fn files_of_best<'a>(&self, run: &Snapshot<'_>, step: u64, path: &Path) -> Result<Vec<Content<'a>>, TrainError> {
         let unfit = |what: String| TrainError::BestCheckpoint { path: path.to_owned(), what };
         let manifest = resume::check(&*self.disk, path, Some(step)).map_err(|error| unfit(error.to_string()))?;
         let mut files = Vec::new();
@@ -150,11 +157,61 @@ impl RunDirectory {
                 continue;
             }
             let bytes = self.disk.read(&path.join(&record.name)).map_err(|error| unfit(error.to_string()))?;
-            files.push((record.name, bytes));
+            files.push(Content::Bytes(record.name, bytes));
         }
-        files.push((CARD_FILE.to_owned(), model_card_of(run, &self.metrics.rows, step).into_bytes()));
+        let card = model_card_of(run, &self.metrics.rows, step).into_bytes();
+        files.push(Content::Bytes(CARD_FILE.to_owned(), card));
         Ok(files)
     }
+}
+
+/// A file of a checkpoint or result.
+enum Content<'a> {
+    /// Its name and bytes.
+    Bytes(String, Vec<u8>),
+    /// Made tensor by tensor of vectors of which this rank has a part.
+    Flat(FlatFile, Vec<&'a [f32]>),
+}
+
+impl Content<'_> {
+    /// Bytes on disk, but for headers.
+    fn size(&self) -> u64 {
+        match self {
+            Content::Bytes(_, bytes) => bytes.len() as u64,
+            Content::Flat(file, _) => {
+                file.specs().iter().map(|spec| 4 * spec.shape.iter().product::<usize>() as u64).sum()
+            }
+        }
+    }
+}
+
+/// The directory with these files written. What other ranks have of a vector comes from them, piece by piece.
+fn written<'disk>(
+    mut staging: Staging<'disk>,
+    files: &[Content<'_>],
+    model: &Model,
+    ranks: &Ranks,
+) -> Result<Staging<'disk>, TrainError> {
+    staging.expect_bytes(files.iter().map(Content::size).sum());
+    for file in files {
+        let (file, vectors) = match file {
+            Content::Bytes(name, bytes) => {
+                staging.write(name, bytes)?;
+                continue;
+            }
+            Content::Flat(file, vectors) => (file, vectors),
+        };
+        let mut gathered = Gathered::new(ranks, model.spread(), file, vectors.clone());
+        let tensor = |n: usize| -> Result<Vec<u8>, TrainError> {
+            let parts = match file.frozen(n) {
+                Some(module) => vec![model.vocabulary_values(module)?],
+                None => file.lengths(n).into_iter().map(|length| gathered.next(length)).collect::<Result<_, _>>()?,
+            };
+            Ok(file.bytes(n, &parts))
+        };
+        staging.write_tensors(&file.name, &file.specs(), &FlatFile::metadata(), tensor)?;
+    }
+    Ok(staging)
 }
 
 /// What the manifest of a checkpoint or a result says besides its files. An adapter fits its base as

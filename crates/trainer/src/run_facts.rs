@@ -156,7 +156,7 @@ impl RunFacts {
             },
             train: row_files(run.train),
             eval: run.eval.map(row_files).unwrap_or_default(),
-            trained_parameters: run.state.parameters.len() as u64,
+            trained_parameters: run.model.spread().whole().len() as u64,
             device: run.device.to_owned(),
             hosts: run.who.iter().map(|who| who.host.clone()).collect(),
             rank_of_layer: run.model.placement().stage().map_or(Vec::new(), |stage| stage.of_layer.to_vec()),

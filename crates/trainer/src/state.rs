@@ -5,15 +5,17 @@
 
 use std::path::Path;
 
-use finetune_model::{Model, ModelError, encode_flat, read_flat};
+use finetune_model::{FlatFile, Model};
 use finetune_store::{Disk, numbered, remove_directory};
 use serde::{Deserialize, Serialize};
 
 use crate::adamw::AdamW;
 use crate::error::TrainError;
+use crate::gathering;
 use crate::identity::Identity;
 use crate::loss_scale::LossScale;
 use crate::names::CHECKPOINTS;
+use crate::ranks::Ranks;
 
 /// The file with everything but the vectors.
 pub(crate) const STATE_FILE: &str = "trainer_state.json";
@@ -33,7 +35,8 @@ pub struct Best {
     pub eval_loss: f64,
 }
 
-/// Progress of a run after `step` steps.
+/// Progress of a run after `step` steps. Where several ranks hold the layers of a model together, each has the values
+/// and moments of its own layers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainState {
     /// The number of steps done.
@@ -88,14 +91,6 @@ pub(crate) fn name(step: u64) -> String {
     format!("step-{step:06}")
 }
 
-/// What a checkpoint records of its run.
-pub(crate) struct About<'a> {
-    pub(crate) model: &'a Model,
-    pub(crate) identity: &'a Identity,
-    /// The chat template's "today", if it asks for it.
-    pub(crate) date: Option<&'a str>,
-}
-
 impl TrainState {
     /// The state before the first step.
     pub(crate) fn new(parameters: Vec<f32>, loss_scale: LossScale) -> TrainState {
@@ -112,7 +107,7 @@ impl TrainState {
         }
     }
 
-    /// BLAKE3 of everything in it. Ranks that have done the same have the same digest.
+    /// BLAKE3 of everything in it. Ranks that have done the same, with the same layers, have the same digest.
     pub(crate) fn digest(&self) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         hasher.update(bytemuck::bytes_of(&self.to_numbers()));
@@ -121,6 +116,11 @@ impl TrainState {
             hasher.update(bytemuck::cast_slice(values));
         }
         hasher.finalize()
+    }
+
+    /// BLAKE3 of everything but the vectors, which is the same on all ranks.
+    pub(crate) fn digest_of_numbers(&self) -> blake3::Hash {
+        blake3::hash(bytemuck::bytes_of(&self.to_numbers()))
     }
 
     /// Everything but the vectors, for other ranks.
@@ -153,9 +153,8 @@ impl TrainState {
         self.loss_scale = LossScale::from_number(loss_scale);
     }
 
-    /// The files that a checkpoint has beside those of the trained model: the optimizer's, and the
-    /// state's.
-    pub(crate) fn files(&self, run: &About<'_>) -> Result<Vec<(String, Vec<u8>)>, TrainError> {
+    /// The file of everything but the vectors.
+    pub(crate) fn encode_numbers(&self, identity: &Identity, date: Option<&str>) -> Vec<u8> {
         let state = StateFile {
             format: 1,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -167,32 +166,34 @@ impl TrainState {
             evaluation_due: self.evaluation_due,
             has_velocity: self.velocity.is_some(),
             loss_scale: self.loss_scale,
-            date: run.date.map(str::to_owned),
-            identity: run.identity.clone(),
+            date: date.map(str::to_owned),
+            identity: identity.clone(),
         };
-        let optimizer = self.encode_optimizer(run.model)?;
-        let state = serde_json::to_vec_pretty(&state).expect("plain data");
-        Ok(vec![(OPTIMIZER_FILE.to_owned(), optimizer), (STATE_FILE.to_owned(), state)])
+        serde_json::to_vec_pretty(&state).expect("plain data")
     }
 
-    /// The file of both moments.
-    fn encode_optimizer(&self, model: &Model) -> Result<Vec<u8>, ModelError> {
-        let mut values = self.optimizer.first_moment.clone();
-        values.extend_from_slice(&self.optimizer.second_moment);
-        values.extend(self.velocity.iter().flatten());
+    /// The file of both moments, and of the velocity if there is one.
+    pub(crate) fn optimizer_file(&self, model: &Model) -> FlatFile {
         let prefixes = if self.velocity.is_some() { &MOMENTS_AND_VELOCITY[..] } else { &MOMENTS };
-        encode_flat(&model.layout().repeated(prefixes), &values)
+        FlatFile::of(OPTIMIZER_FILE, &model.spread().whole().repeated(prefixes))
     }
 
-    /// Reads a checkpoint whose manifest was verified, after checking that it belongs to this run.
-    /// Changes that are allowed give notices. `patience`: the recipe's patience of early stopping.
-    pub(crate) fn load(
+    /// The vectors of that file, as far as this rank has them.
+    pub(crate) fn optimizer_vectors(&self) -> Vec<&[f32]> {
+        let AdamW { first_moment, second_moment, .. } = &self.optimizer;
+        [first_moment, second_moment].into_iter().chain(&self.velocity).map(Vec::as_slice).collect()
+    }
+
+    /// Takes over everything but the vectors from a checkpoint whose manifest was verified, after checking that it
+    /// belongs to this run. Changes that are allowed give notices. `patience`: the recipe's patience of early
+    /// stopping.
+    pub(crate) fn load_numbers(
+        &mut self,
         path: &Path,
-        model: &Model,
         identity: &Identity,
         patience: Option<u64>,
         notices: &mut Vec<String>,
-    ) -> Result<TrainState, TrainError> {
+    ) -> Result<(), TrainError> {
         let mut state = StateFile::read(path)?;
         let differences = state.identity.differences(identity);
         if !differences.is_empty() {
@@ -209,22 +210,39 @@ impl TrainState {
                 state.step
             ));
         }
-        let parameters = model.read_values(path)?;
-        let prefixes = if state.has_velocity { &MOMENTS_AND_VELOCITY[..] } else { &MOMENTS };
-        let mut first_moment = read_flat(&path.join(OPTIMIZER_FILE), &model.layout().repeated(prefixes))?;
-        let mut second_moment = first_moment.split_off(parameters.len());
-        let velocity = state.has_velocity.then(|| second_moment.split_off(parameters.len()));
-        Ok(TrainState {
-            step: state.step,
-            parameters,
-            velocity,
-            optimizer: AdamW { first_moment, second_moment, updates: state.updates },
-            best: state.best,
-            evaluations_without_improvement: state.evaluations_without_improvement,
-            stopped_early: state.stopped_early,
-            evaluation_due: state.evaluation_due,
-            loss_scale: state.loss_scale,
-        })
+        self.step = state.step;
+        self.optimizer.updates = state.updates;
+        self.best = state.best;
+        self.evaluations_without_improvement = state.evaluations_without_improvement;
+        self.stopped_early = state.stopped_early;
+        self.evaluation_due = state.evaluation_due;
+        self.velocity = state.has_velocity.then(|| vec![0.0; self.parameters.len()]);
+        self.loss_scale = state.loss_scale;
+        Ok(())
+    }
+
+    /// Takes over the vectors from a checkpoint, which rank 0 reads for all: each has those of its layers. All ranks
+    /// call it together. `path`: the checkpoint, on rank 0.
+    pub(crate) fn load_vectors(&mut self, path: Option<&Path>, model: &Model, ranks: &Ranks) -> Result<(), TrainError> {
+        if let Some(file) = model.values_file()? {
+            gathering::read(ranks, model.spread(), &file, path, &mut [self.parameters.as_mut_slice()])?;
+        }
+        let file = self.optimizer_file(model);
+        let AdamW { first_moment, second_moment, .. } = &mut self.optimizer;
+        let vectors = [first_moment, second_moment].into_iter().chain(&mut self.velocity);
+        let mut vectors: Vec<&mut [f32]> = vectors.map(Vec::as_mut_slice).collect();
+        gathering::read(ranks, model.spread(), &file, path, &mut vectors)
+    }
+
+    /// Gives rank 0 what this rank has of a result, or of a checkpoint with its moments.
+    pub(crate) fn send(&self, model: &Model, ranks: &Ranks, with_moments: bool) -> Result<(), TrainError> {
+        if let Some(file) = model.values_file()? {
+            gathering::send(ranks, model.spread(), &file, &[self.parameters.as_slice()])?;
+        }
+        if with_moments {
+            gathering::send(ranks, model.spread(), &self.optimizer_file(model), &self.optimizer_vectors())?;
+        }
+        Ok(())
     }
 }
 

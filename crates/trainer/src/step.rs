@@ -7,12 +7,12 @@ use finetune_model::{Backward, Batch, LossSum, Part, Randomness};
 use finetune_recipe::{Recipe, WireChoice};
 use finetune_store::failpoint;
 
-use crate::adamw::{clip, norm};
 use crate::error::TrainError;
 use crate::evaluate::batch_row;
 use crate::events::Event;
 use crate::local_steps::LocalShares;
 use crate::metrics::{ExpertRow, RankRow, StepRow};
+use crate::norm::{clip, norm, squares};
 use crate::progress::Progress;
 use crate::ranks::Sums;
 use crate::run::Run;
@@ -65,7 +65,10 @@ impl Run {
             // slow computation does.
             tell(Event::Working { step: self.state.step + 1, seconds: progress.seconds(), saved: progress.saved });
             let step = self.forward_and_backward(assignment, start, gradients, local)?;
-            let overflow = step.sums.loss.is_finite() && !norm(&gradients[0]).is_finite();
+            // Without a scale nothing can be halved.
+            let may_overflow = self.state.loss_scale.scale > 1.0 && step.sums.loss.is_finite();
+            let overflow =
+                may_overflow && self.ranks.of_any_stage(gradients[0].iter().any(|value| !value.is_finite()))?;
             if !overflow || !self.state.loss_scale.halve() {
                 self.state.loss_scale.passed(overflow);
                 return Ok(step);
@@ -75,7 +78,7 @@ impl Run {
     }
 
     /// Sums of loss and gradients over this step's rows, of all ranks. `gradients`: one vector for
-    /// each share of this rank. The first gets the sum. With `local`, each share has parameters of its own, and
+    /// each share of this rank, for the parameters that it has. The first gets the sum. With `local`, each share has parameters of its own, and
     /// keeps its gradients.
     fn forward_and_backward(
         &mut self,
@@ -146,7 +149,8 @@ impl Run {
         rows: &[(usize, f64)],
     ) -> Result<f64, TrainError> {
         divide(gradients, self.objective.normaliser(sums));
-        let grad_norm = norm(gradients);
+        let squares = squares(self.model.layout(), gradients);
+        let grad_norm = norm(&self.ranks.squares_of_all(self.model.spread(), squares)?);
         self.ensure_finite(sums, grad_norm, rows)?;
         clip(gradients, grad_norm, self.recipe.train.max_grad_norm);
         let learning_rate = self.schedule.at(self.state.step);
@@ -170,11 +174,16 @@ impl Run {
         });
         // A NaN is the largest.
         let larger = |one: f64, other: f64| if one.total_cmp(&other.abs()).is_lt() { other.abs() } else { one };
-        let largest = gradients.iter().map(|gradients| norm(gradients)).fold(0.0, larger);
+        let layout = self.model.layout();
+        let norms: Vec<f64> = gradients.iter().map(|gradients| norm(&squares(layout, gradients))).collect();
+        let largest = norms.iter().copied().fold(0.0, larger);
         let largest = self.ranks.gather(&[largest])?.into_iter().fold(0.0, larger);
         self.ensure_finite(sums, largest, rows)?;
         let learning_rate = self.schedule.at(self.state.step);
-        local.update(gradients, self.recipe.train.max_grad_norm, learning_rate, &self.recipe.optimizer);
+        gradients.iter_mut().zip(norms).for_each(|(gradients, norm)| {
+            clip(gradients, norm, self.recipe.train.max_grad_norm);
+        });
+        local.update(gradients, learning_rate, &self.recipe.optimizer);
         if self.ranks.largest(i32::from(!local.are_finite()))? > 0 {
             return Err(self.not_finite("a parameter after the update", rows)?);
         }

@@ -64,8 +64,9 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
     let measured = run.recipe.distributed.shares == SharesChoice::Measured;
     let mut balancer = ShareBalancer::new(run.ranks.even(), measured);
     let mut asked = run.begin(&balancer.assignment, stop, tell)?;
+    let trained_parameters = run.model.spread().whole().len();
+    tell(Event::Begin { from: run.state.step, to: run.steps, trained_parameters });
     let parameters = run.model.layout().len();
-    tell(Event::Begin { from: run.state.step, to: run.steps, trained_parameters: parameters });
     let mut gradients: Vec<Vec<f32>> = Vec::new();
     let of_this_rank = balancer.assignment.count_of(run.ranks.group().rank());
     let mut local = Meetings::of(&run.recipe).map(|meetings| LocalShares::new(meetings, &run.state, of_this_rank));

@@ -3,14 +3,15 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::deeper::deeper;
-use common::{adapter, goldens, recipe, run, run_on, state};
+use common::{adapter, goldens, recipe, run, run_altered, run_on, state};
 use finetune_allreduce::DeviceMatrix;
 use finetune_trainer::{Outcome, Resume, ThisHost, TrainError};
 
-/// The layers of one model over 1 to 4 ranks, and over twice two ranks: losses, gradients, evaluations, checkpoints
+/// The layers of one model over 1 to 4 ranks, and over twice two ranks: losses, norms of gradients, evaluations, checkpoints
 /// and adapters have the bits of one process, whether layers are in memory or read from the disk.
 #[test]
 fn layers_over_several_ranks_give_the_bits_of_one_process() {
@@ -39,7 +40,7 @@ fn layers_over_several_ranks_give_the_bits_of_one_process() {
             };
             let (told, outcomes) = run(world, None, &Resume::No, of_rank, |_, _| 0);
             assert!(outcomes.iter().all(Result::is_ok), "{family}, {world} ranks, {stages} stages: {outcomes:?}");
-            (told.losses(), told.evaluations, adapter(&output), state(&output))
+            (told.losses(), told.norms(), told.evaluations, adapter(&output), state(&output))
         };
         let expected = told(1, 1, |_| false);
         for (world, stages, on_disk) in [
@@ -95,7 +96,10 @@ fn uneven_layers_give_the_bits_of_one_process() {
             assert!(outcomes.iter().all(Result::is_ok), "{family}, {world} ranks, {counts:?}: {outcomes:?}");
             let facts = std::fs::read_to_string(output.join("run.json")).expect("run.json");
             let facts: serde_json::Value = serde_json::from_str(&facts).expect("JSON");
-            (facts["rank_of_layer"].clone(), (told.losses(), told.evaluations, adapter(&output), state(&output)))
+            (
+                facts["rank_of_layer"].clone(),
+                (told.losses(), told.norms(), told.evaluations, adapter(&output), state(&output)),
+            )
         };
         let (none, expected) = told(1, &[], |_| false);
         assert!(none.is_null(), "{none}");
@@ -112,7 +116,7 @@ fn uneven_layers_give_the_bits_of_one_process() {
         let (second, outcomes) = run(world, None, &Resume::Newest, |_| recipe_of(&output, &spread), |_, _| 0);
         assert!(outcomes.iter().all(Result::is_ok), "{family}, {counts:?}: {outcomes:?}");
         assert_eq!([first.losses(), second.losses()].concat(), expected.0, "{family}, {counts:?}");
-        assert!(state(&output) == expected.3, "{family}, {counts:?}: another state");
+        assert!(state(&output) == expected.4, "{family}, {counts:?}: another state");
     }
 }
 
@@ -141,7 +145,7 @@ fn deeper_and_packed_models_give_the_bits_of_one_process() {
                 for rank in told.steps.iter().flat_map(|row| &row.ranks) {
                     assert_eq!(rank.reading_seconds.is_some(), on_disk(rank.rank), "{stages} stages: {rank:?}");
                 }
-                (told.losses(), told.evaluations, adapter(&output), state(&output))
+                (told.losses(), told.norms(), told.evaluations, adapter(&output), state(&output))
             };
             let expected = told(1, |_| false);
             assert!(told(4, |rank| rank % 2 == 1) == expected, "{family}, {packed:?}, 4 stages: other bits");
@@ -285,7 +289,7 @@ fn auto_spreads_what_has_no_room() {
         let facts = std::fs::read_to_string(output.join("run.json")).expect("run.json");
         let facts: serde_json::Value = serde_json::from_str(&facts).expect("JSON");
         let ranks = facts["rank_of_layer"].as_array().map(Vec::len);
-        (ranks, (told.losses(), told.evaluations, adapter(&output), state(&output)))
+        (ranks, (told.losses(), told.norms(), told.evaluations, adapter(&output), state(&output)))
     };
     let (alone, expected) = told("alone", 1, None);
     let whole = needed.load(Ordering::SeqCst);
@@ -310,4 +314,105 @@ fn other_numbers_of_layers_than_the_model_has_are_refused() {
             }
         }
     }
+}
+
+/// What can be trained beside plain LoRA, with the rank that has it: the embedding is of the first layer's, the last norm
+/// and the output layer of the last one's. Each rank has values and moments of its own part alone, and the result is
+/// that of one process.
+#[test]
+fn each_rank_has_what_it_trains() {
+    let variants: [&[&str]; 4] = [
+        &["lora.use_dora=true"],
+        &[r#"lora.target_modules=["embed_tokens", "q_proj", "lm_head"]"#],
+        &[r#"lora.target_modules=["q_proj"]"#, r#"lora.modules_to_save=["norm", "embed_tokens", "lm_head"]"#],
+        &["lora.layers_to_transform=[1]", "train.max_grad_norm=0.01"],
+    ];
+    for family in ["llama", "gemma3"] {
+        let rows = goldens(family).join("rows.jsonl");
+        let paths = [("model.path", goldens(family)), ("data.train", rows.clone()), ("data.eval", rows)];
+        let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
+        for variant in variants {
+            let folder = tempfile::tempdir().expect("a directory");
+            let told = |world: usize, stages: usize, residency: &str| {
+                let output = folder.path().join(format!("{world} {stages} {residency}"));
+                let stages = format!("parallel.stages={stages}");
+                let more = ["model.device=cpu", "distributed.virtual_ranks=2", residency, &stages];
+                let sets: Vec<&str> =
+                    paths.iter().map(String::as_str).chain(more).chain(variant.iter().copied()).collect();
+                let lengths = Mutex::new(vec![0; world]);
+                let look = |rank: usize, run: &mut finetune_trainer::Run| {
+                    let lengths_here = [
+                        run.state.parameters.len(),
+                        run.state.optimizer.first_moment.len(),
+                        run.state.optimizer.second_moment.len(),
+                    ];
+                    assert_eq!(lengths_here, [run.model.layout().len(); 3]);
+                    lengths.lock().expect("no panic")[rank] = lengths_here[0];
+                };
+                let (told, outcomes) =
+                    run_altered(world, None, &Resume::No, |_| recipe(&output, &sets), |_, _| 0, look);
+                assert!(outcomes.iter().all(Result::is_ok), "{family}, {variant:?}, {stages}: {outcomes:?}");
+                let result = (told.losses(), told.norms(), told.evaluations, adapter(&output), state(&output));
+                (lengths.into_inner().expect("no panic"), result)
+            };
+            let (whole, expected) = told(1, 1, "model.residency=memory");
+            for (world, stages, residency) in
+                [(2, 2, "model.residency=memory"), (2, 2, "model.residency=disk"), (4, 2, "model.residency=memory")]
+            {
+                let (lengths, got) = told(world, stages, residency);
+                let what = format!("{family}, {variant:?}, {world} ranks, {residency}");
+                assert_eq!(lengths[..stages].iter().sum::<usize>(), whole[0], "{what}: {lengths:?}");
+                assert!(lengths.iter().all(|length| *length <= whole[0]), "{what}: {lengths:?}");
+                assert!(got == expected, "{what}: other bits");
+            }
+        }
+    }
+}
+
+/// The best checkpoint becomes the result, and early stopping ends the run, as on one process.
+#[test]
+fn the_best_checkpoint_is_that_of_one_process() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let rows = goldens("llama").join("rows.jsonl");
+    let paths = [("model.path", goldens("llama")), ("data.train", rows.clone()), ("data.eval", rows)];
+    let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
+    // A rate at which the evaluation gets worse after the first one.
+    for sets in [["checkpoint.result=best", "eval.every=1"], ["eval.early_stopping_patience=1", "eval.every=1"]] {
+        let told = |world: usize, stages: usize| {
+            let output = folder.path().join(format!("{world} {stages} {}", sets[0]));
+            let stages = format!("parallel.stages={stages}");
+            let more = ["model.device=cpu", "distributed.virtual_ranks=2", "optimizer.learning_rate=0.3", &stages];
+            let all: Vec<&str> = paths.iter().map(String::as_str).chain(more).chain(sets).collect();
+            let (told, outcomes) = run(world, None, &Resume::No, |_| recipe(&output, &all), |_, _| 0);
+            let Some(Ok(Outcome::Finished { summary, .. })) = outcomes.first() else { panic!("{outcomes:?}") };
+            (summary.result_step, told.losses(), told.evaluations, adapter(&output))
+        };
+        let expected = told(1, 1);
+        for (world, stages) in [(2, 2), (4, 2)] {
+            assert!(told(world, stages) == expected, "{sets:?}, {world} ranks: another result");
+        }
+    }
+}
+
+/// Ranks are compared with those that hold the same layers: a bit that changes in the memory of one of them ends the run
+/// before anything is saved.
+#[test]
+fn ranks_with_the_same_layers_that_drift_apart_stop() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let output = folder.path().join("run");
+    let flip = |rank: usize, run: &mut finetune_trainer::Run| {
+        if rank == 3 {
+            let value =
+                run.state.parameters.iter_mut().find(|value| **value != 0.0).expect("a branch that is not zero");
+            *value = f32::from_bits(value.to_bits() ^ (1 << 10));
+        }
+    };
+    let recipe = |_| recipe(&output, &["model.device=cpu", "parallel.stages=2"]);
+    let (_, outcomes) = run_altered(4, None, &Resume::No, recipe, |_, _| 0, flip);
+    for outcome in outcomes {
+        let error = outcome.expect_err("a bit is another").to_string();
+        assert!(error.starts_with("after step 2 the ranks no longer have the same numbers: rank 3 ("), "{error}");
+        assert!(error.contains("has another state than rank 1"), "{error}");
+    }
+    assert_eq!(std::fs::read_dir(output.join("checkpoints")).expect("a directory").count(), 0, "nothing was saved");
 }

@@ -4,31 +4,12 @@
 //! their B side by side, [o, r · e] by rank: as PEFT has the branch of a parameter.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 
 use crate::adaptation::{is_expert, stack_of};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
+use crate::flat_file::{FlatFile, FlatTensor};
 use crate::layout::{Layout, Parameter};
-
-/// A tensor of the file.
-#[derive(Debug)]
-struct FileTensor {
-    name: String,
-    shape: Vec<usize>,
-    /// Where its elements are in the flat vector: of one tensor, or of that of each expert.
-    parts: Vec<Range<usize>>,
-    /// Of each expert's B, [o, r]. `None`: its parts lie one behind the other.
-    by_rank: Option<[usize; 2]>,
-}
-
-/// The tensors of the file, in its order.
-#[derive(Debug)]
-pub(super) struct FileLayout {
-    tensors: Vec<FileTensor>,
-    /// Elements of the flat vector.
-    len: usize,
-}
 
 /// A parameter of an expert's branch: that of the stack, such as `base_model.model.model.layers.0.mlp.experts`
 /// and `down_proj`, and the half.
@@ -39,96 +20,50 @@ fn place(name: &str) -> Option<(String, String, &str)> {
     Some((experts.to_owned(), part.to_owned(), half))
 }
 
-impl FileLayout {
-    /// Of these trained parameters. `None`: the file has them as they are.
-    ///
-    /// # Errors
-    /// [`ModelError::NotExpressible`] if the experts of a layer have branches of several shapes, or only some of
-    /// them have one.
-    pub(super) fn of(layout: &Layout, config: &ModelConfig) -> Result<Option<FileLayout>, ModelError> {
-        let Some(experts) = config.experts.as_ref().filter(|_| config.family.has_expert_parameters()) else {
-            return Ok(None);
+/// The file of these trained parameters. `None`: it has them as they are.
+///
+/// # Errors
+/// [`ModelError::NotExpressible`] if the experts of a layer have branches of several shapes, or only some of
+/// them have one.
+pub(super) fn stacked(name: &str, layout: &Layout, config: &ModelConfig) -> Result<Option<FlatFile>, ModelError> {
+    let Some(experts) = config.experts.as_ref().filter(|_| config.family.has_expert_parameters()) else {
+        return Ok(None);
+    };
+    // PEFT wraps the module once for each of its parameters, `down_proj` last.
+    let wrapped_twice: BTreeSet<String> =
+        layout.iter().filter_map(|p| place(&p.name)).filter(|p| p.1 == "down_proj").map(|p| p.0).collect();
+    let mut tensors: Vec<FlatTensor> = Vec::new();
+    let mut stacks: BTreeMap<String, usize> = BTreeMap::new();
+    for Parameter { name, shape, range } in layout.iter() {
+        let Some((module, part, half)) = place(name) else {
+            let (name, shape, parts) = (name.clone(), shape.clone(), vec![range.clone()]);
+            tensors.push(FlatTensor { name, shape, parts, take_turns: false, frozen: None });
+            continue;
         };
-        // PEFT wraps the module once for each of its parameters, `down_proj` last.
-        let wrapped_twice: BTreeSet<String> =
-            layout.iter().filter_map(|p| place(&p.name)).filter(|p| p.1 == "down_proj").map(|p| p.0).collect();
-        let mut tensors: Vec<FileTensor> = Vec::new();
-        let mut stacks: BTreeMap<String, usize> = BTreeMap::new();
-        for Parameter { name, shape, range } in layout.iter() {
-            let Some((module, part, half)) = place(name) else {
-                let (name, shape, parts) = (name.clone(), shape.clone(), vec![range.clone()]);
-                tensors.push(FileTensor { name, shape, parts, by_rank: None });
-                continue;
+        let inner = if part != "down_proj" && wrapped_twice.contains(&module) { ".base_layer" } else { "" };
+        let stack = format!("{module}{inner}.{half}.weight");
+        let ([rows, columns], take_turns) = ([shape[0], shape[1]], half == "lora_B");
+        let number = *stacks.entry(stack.clone()).or_insert_with(|| {
+            let shape = match take_turns {
+                true => vec![rows, columns * experts.count],
+                false => vec![experts.count * rows, columns],
             };
-            let inner = if part != "down_proj" && wrapped_twice.contains(&module) { ".base_layer" } else { "" };
-            let stack = format!("{module}{inner}.{half}.weight");
-            let (one, by_rank) = ([shape[0], shape[1]], half == "lora_B");
-            let number = *stacks.entry(stack.clone()).or_insert_with(|| {
-                let [rows, columns] = one;
-                let shape =
-                    if by_rank { vec![rows, columns * experts.count] } else { vec![experts.count * rows, columns] };
-                let by_rank = by_rank.then_some(one);
-                tensors.push(FileTensor { name: stack, shape, parts: Vec::new(), by_rank });
-                tensors.len() - 1
-            });
-            tensors[number].parts.push(range.clone());
-        }
-        let is_whole = |number: &usize| {
-            let FileTensor { shape, parts, .. } = &tensors[*number];
-            let each = shape.iter().product::<usize>() / experts.count;
-            parts.len() == experts.count && parts.iter().all(|part| part.len() == each)
-        };
-        match stacks.iter().find(|(_, number)| !is_whole(number)) {
-            None => Ok(Some(FileLayout { tensors, len: layout.len() })),
-            Some((name, _)) => Err(ModelError::NotExpressible {
-                what: format!("PEFT has one branch for all experts: those of `{name}` differ"),
-                hint: "--format merged writes the model with them".to_owned(),
-            }),
-        }
+            tensors.push(FlatTensor { name: stack, shape, parts: Vec::new(), take_turns, frozen: None });
+            tensors.len() - 1
+        });
+        tensors[number].parts.push(range.clone());
     }
-
-    pub(super) fn layout(&self) -> Layout {
-        let mut layout = Layout::default();
-        for tensor in &self.tensors {
-            layout.push(tensor.name.clone(), tensor.shape.clone());
-        }
-        layout
-    }
-
-    /// The flat values in the order of the file.
-    pub(super) fn put_together(&self, values: &[f32]) -> Vec<f32> {
-        let mut in_file = Vec::with_capacity(self.len);
-        for FileTensor { parts, by_rank, .. } in &self.tensors {
-            match *by_rank {
-                None => parts.iter().for_each(|part| in_file.extend_from_slice(&values[part.clone()])),
-                Some([rows, columns]) => {
-                    for element in 0..rows * columns {
-                        in_file.extend(parts.iter().map(|part| values[part.start + element]));
-                    }
-                }
-            }
-        }
-        in_file
-    }
-
-    /// The opposite of [`FileLayout::put_together`].
-    pub(super) fn take_apart(&self, in_file: &[f32]) -> Vec<f32> {
-        let (mut values, mut rest) = (vec![0.0; self.len], in_file.iter());
-        for FileTensor { parts, by_rank, .. } in &self.tensors {
-            match *by_rank {
-                None => {
-                    for part in parts {
-                        values[part.clone()].iter_mut().zip(&mut rest).for_each(|(value, from)| *value = *from);
-                    }
-                }
-                Some([rows, columns]) => {
-                    for element in 0..rows * columns {
-                        parts.iter().zip(&mut rest).for_each(|(part, from)| values[part.start + element] = *from);
-                    }
-                }
-            }
-        }
-        values
+    let is_whole = |number: &usize| {
+        let FlatTensor { shape, parts, .. } = &tensors[*number];
+        let each = shape.iter().product::<usize>() / experts.count;
+        parts.len() == experts.count && parts.iter().all(|part| part.len() == each)
+    };
+    match stacks.iter().find(|(_, number)| !is_whole(number)) {
+        None => Ok(Some(FlatFile { name: name.to_owned(), tensors })),
+        Some((name, _)) => Err(ModelError::NotExpressible {
+            what: format!("PEFT has one branch for all experts: those of `{name}` differ"),
+            hint: "--format merged writes the model with them".to_owned(),
+        }),
     }
 }
 
@@ -136,7 +71,10 @@ impl FileLayout {
 mod tests {
     use std::path::Path;
 
+    use finetune_store::{RealDisk, TensorFile, replace_file};
+
     use super::*;
+    use crate::files::floats::to_f32;
 
     /// Two experts of a model of two, rank 2, two inputs and three outputs. (expert, half, elements)
     #[test]
@@ -153,8 +91,8 @@ mod tests {
                 layout.push(format!("{module}.{expert}.{part}.lora_B.weight"), vec![3, 2]);
             }
         }
-        let file = FileLayout::of(&layout, &config).expect("whole stacks").expect("stacks");
-        let found: Vec<_> = file.layout().iter().map(|p| (p.name.clone(), p.shape.clone())).collect();
+        let file = stacked("adapter.safetensors", &layout, &config).expect("whole stacks").expect("stacks");
+        let found: Vec<_> = file.specs().into_iter().map(|spec| (spec.name, spec.shape)).collect();
         let want = [
             ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight".to_owned(), vec![1, 2]),
             (format!("{module}.base_layer.lora_A.weight"), vec![4, 2]),
@@ -165,12 +103,18 @@ mod tests {
         assert_eq!(found, want);
         // Of expert 0 the elements 2 to 21, of expert 1 those from 22 on.
         let values: Vec<f32> = (0..42).map(|n| n as f32).collect();
-        let in_file = file.put_together(&values);
-        assert_eq!(in_file[..10], [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 22.0, 23.0, 24.0, 25.0]);
-        assert_eq!(in_file[10..16], [6.0, 26.0, 7.0, 27.0, 8.0, 28.0]);
-        assert_eq!(file.take_apart(&in_file), values);
+        let folder = tempfile::tempdir().expect("a directory");
+        let bytes = file.encode(&values, |_| panic!("nothing is frozen")).expect("a file");
+        replace_file(&RealDisk, &folder.path().join(&file.name), &bytes).expect("written");
+        let whole = TensorFile::open(&folder.path().join(&file.name)).expect("a file");
+        let in_file = |name: &str| to_f32(&whole.get(name).expect("a tensor")).expect("values");
+        assert_eq!(in_file(&want[0].0), [0.0, 1.0]);
+        assert_eq!(in_file(&want[1].0), [2.0, 3.0, 4.0, 5.0, 22.0, 23.0, 24.0, 25.0]);
+        assert_eq!(in_file(&want[2].0)[..6], [6.0, 26.0, 7.0, 27.0, 8.0, 28.0]);
+        assert_eq!(file.read(folder.path(), values.len()).expect("values"), values);
         config.experts.as_mut().expect("experts").count = 3;
-        let error = FileLayout::of(&layout, &config).expect_err("an expert without a branch").to_string();
+        let error =
+            stacked("adapter.safetensors", &layout, &config).expect_err("an expert without a branch").to_string();
         assert!(error.contains("one branch for all experts"), "{error}");
     }
 }

@@ -1,6 +1,5 @@
 //! The files of a trained model or adapter, and reading them again bit by bit.
 
-use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
@@ -8,15 +7,18 @@ use finetune_store::Dtype;
 use serde_json::{Value, json};
 
 use crate::adaptation::{Adaptation, is_expert, is_taken_for_expert, saved_modules, stack_of, target_layers};
-use crate::adapter::stacked_file::FileLayout;
+use crate::adapter::stacked_file::stacked;
 use crate::adapter::{BaseName, CONFIG_FILE, TENSOR_FILE};
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::files::companions::{amend_config, companion_files};
 use crate::files::wrapper::name_inside;
-use crate::layout::{encode_flat, read_flat};
+use crate::flat_file::{FlatFile, FlatTensor};
 use crate::lora::{LoraTarget, LoraTargets};
 use crate::model::{Model, Trained};
+
+/// The file of all weights.
+const WEIGHTS_FILE: &str = "model.safetensors";
 
 impl Model {
     /// The files of a checkpoint of these parameter values. They are a PEFT adapter, or with full
@@ -27,49 +29,73 @@ impl Model {
     /// If the companions of the base cannot be read, or the device fails.
     ///
     /// # Panics
-    /// If `values` do not have the layout's length.
+    /// If `values` are not those of all parameters.
     pub fn files(&self, values: &[f32], base: &BaseName) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
+        let mut files = self.files_beside(base)?;
+        if let Some(file) = self.values_file()? {
+            let bytes = file.encode(values, |module| self.vocabulary_values(module))?;
+            files.push((file.name, bytes));
+        }
+        Ok(files)
+    }
+
+    /// The files of a checkpoint but for that of the parameter values.
+    ///
+    /// # Errors
+    /// If the companions of the base cannot be read.
+    pub fn files_beside(&self, base: &BaseName) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
         match &self.trained {
             Trained::Nothing => Ok(vec![]),
             Trained::Adapter(adaptation) => {
-                let (layout, more) = self.with_own_vocabulary(adaptation)?;
-                let values: Cow<'_, [f32]> =
-                    if more.is_empty() { values.into() } else { [values, &more].concat().into() };
-                let tensors = match FileLayout::of(&layout, &self.config)? {
-                    None => encode_flat(&layout, &values)?,
-                    Some(file) => encode_flat(&file.layout(), &file.put_together(&values))?,
-                };
                 let config = adapter_config(adaptation, base, &self.config);
                 let config = serde_json::to_vec_pretty(&config).expect("a JSON value can be written");
-                Ok(vec![(CONFIG_FILE.to_owned(), config), (TENSOR_FILE.to_owned(), tensors)])
+                Ok(vec![(CONFIG_FILE.to_owned(), config)])
             }
             Trained::All => {
                 let mut files = companion_files(&self.directory, Dtype::F32, &[])?;
                 if self.has_own_vocabulary {
                     amend_config(&mut files, |config| config["vocab_size"] = json!(self.config.vocabulary));
                 }
-                files.push(("model.safetensors".to_owned(), encode_flat(self.layout(), values)?));
                 Ok(files)
             }
         }
     }
 
-    /// The values of the trained parameters, as [`Model::files`] wrote them.
+    /// The file of the values of all trained parameters. `None` if none are trained.
+    ///
+    /// # Errors
+    /// [`ModelError::NotExpressible`] if PEFT's format has no place for them.
+    pub fn values_file(&self) -> Result<Option<FlatFile>, ModelError> {
+        let layout = self.spread.whole();
+        let adaptation = match &self.trained {
+            Trained::Nothing => return Ok(None),
+            Trained::Adapter(adaptation) => adaptation,
+            Trained::All => return Ok(Some(FlatFile::of(WEIGHTS_FILE, layout))),
+        };
+        let mut file = match stacked(TENSOR_FILE, layout, &self.config)? {
+            Some(file) => file,
+            None => FlatFile::of(TENSOR_FILE, layout),
+        };
+        let frozen = self.own_vocabulary(adaptation).into_iter().map(|(module, name, shape)| FlatTensor {
+            name,
+            shape,
+            parts: Vec::new(),
+            take_turns: false,
+            frozen: Some(module),
+        });
+        file.tensors.extend(frozen);
+        Ok(Some(file))
+    }
+
+    /// The values of all trained parameters, as [`Model::files`] wrote them.
     ///
     /// # Errors
     /// If the file is missing, damaged, or has other tensors than the layout.
     pub fn read_values(&self, directory: &Path) -> Result<Vec<f32>, ModelError> {
-        let Trained::Adapter(adaptation) = &self.trained else {
-            return read_flat(&directory.join("model.safetensors"), self.layout());
-        };
-        let (layout, _) = self.with_own_vocabulary(adaptation)?;
-        let path = directory.join(TENSOR_FILE);
-        let mut values = match FileLayout::of(&layout, &self.config)? {
-            None => read_flat(&path, &layout)?,
-            Some(file) => file.take_apart(&read_flat(&path, &file.layout())?),
-        };
-        values.truncate(self.layout().len());
-        Ok(values)
+        match self.values_file()? {
+            Some(file) => file.read(directory, self.spread.whole().len()),
+            None => Ok(Vec::new()),
+        }
     }
 }
 

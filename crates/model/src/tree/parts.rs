@@ -33,6 +33,17 @@ impl Slot<'_> {
     }
 }
 
+/// Where in a model a tensor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// Before the first layer.
+    Beginning,
+    /// In this layer.
+    Layer(usize),
+    /// Behind the last layer.
+    End,
+}
+
 /// A norm, a linear layer or another vector of a layer.
 enum Part<'a> {
     Norm(&'a mut Norm),
@@ -45,6 +56,14 @@ enum Part<'a> {
 
 /// The base tensors of a part, and those of its branch.
 type Slots<'a> = (Vec<Slot<'a>>, Vec<Slot<'a>>);
+/// The same of a model, with the places of the tensors.
+type HomedSlots<'a> = (Vec<(Home, Slot<'a>)>, Vec<(Home, Slot<'a>)>);
+
+/// Adds the tensors of a part of a model.
+fn add<'a>(all: &mut HomedSlots<'a>, home: Home, (base, branches): Slots<'a>) {
+    all.0.extend(base.into_iter().map(|slot| (home, slot)));
+    all.1.extend(branches.into_iter().map(|slot| (home, slot)));
+}
 
 impl<'a> Part<'a> {
     fn slots(self) -> Slots<'a> {
@@ -216,13 +235,13 @@ impl Layer {
 impl Decoder {
     /// Every base tensor in model order, which numbers the random streams of fresh weights.
     pub(crate) fn slots(&mut self) -> Vec<Slot<'_>> {
-        self.slots_by(|_| 0).0
+        self.slots_by(|_| 0).0.into_iter().map(|(_, slot)| slot).collect()
     }
 
     /// Every base tensor in the order of the parameters of full training, and every tensor of a
     /// branch in model order. As [`Decoder::slots`], but the norms of a layer come before its
     /// linear layers.
-    pub(crate) fn parameters(&mut self) -> Slots<'_> {
+    pub(crate) fn parameters(&mut self) -> HomedSlots<'_> {
         self.slots_by(|part| match part {
             Part::Norm(_) | Part::Vector(_) => 0,
             Part::Linear(_) | Part::Half(_) | Part::Both(_) => 1,
@@ -231,30 +250,25 @@ impl Decoder {
 
     /// Every base tensor, and those of the branches. The parts of a layer are sorted by `rank`,
     /// stably.
-    fn slots_by(&mut self, rank: fn(&Part<'_>) -> u8) -> Slots<'_> {
-        let (mut base, mut branches) =
-            (vec![Slot::Matrix(&mut self.embedding)], branch_slots(&mut self.embedding_lora));
-        for layer in &mut self.layers {
+    fn slots_by(&mut self, rank: fn(&Part<'_>) -> u8) -> HomedSlots<'_> {
+        let mut all = (Vec::new(), Vec::new());
+        let embedding = vec![Slot::Matrix(&mut self.embedding)];
+        add(&mut all, Home::Beginning, (embedding, branch_slots(&mut self.embedding_lora)));
+        for (n, layer) in self.layers.iter_mut().enumerate() {
             let mut parts = layer.parts();
             parts.sort_by_key(rank);
-            for part in parts {
-                let (of_base, of_branch) = part.slots();
-                base.extend(of_base);
-                branches.extend(of_branch);
-            }
+            parts.into_iter().for_each(|part| add(&mut all, Home::Layer(n), part.slots()));
         }
         if let Some(per_layer) = &mut self.per_layer {
-            base.push(Slot::Matrix(&mut per_layer.table));
+            add(&mut all, Home::Beginning, (vec![Slot::Matrix(&mut per_layer.table)], Vec::new()));
             for part in [Part::Linear(&mut per_layer.projection), Part::Norm(&mut per_layer.norm)] {
-                let (of_base, of_branch) = part.slots();
-                base.extend(of_base);
-                branches.extend(of_branch);
+                add(&mut all, Home::Beginning, part.slots());
             }
         }
-        base.push(Slot::Vector(&mut self.head.norm.gamma));
-        base.extend(self.head.output.as_mut().map(Slot::Matrix));
-        branches.extend(branch_slots(&mut self.head.lora));
-        (base, branches)
+        let output = self.head.output.as_mut().map(Slot::Matrix);
+        let base = std::iter::once(Slot::Vector(&mut self.head.norm.gamma)).chain(output).collect();
+        add(&mut all, Home::End, (base, branch_slots(&mut self.head.lora)));
+        all
     }
 
     /// Every linear layer inside the decoder, in model order.

@@ -1,14 +1,15 @@
 //! C1 and C3: whatever call the power goes at, or the disk is full at, the newest checkpoint that
 //! verifies is the previous one or the new one, whole. And the test of the test: planted bugs.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::Path;
 
 use finetune_advice::Advice as _;
 use finetune_store::fault::FaultDisk;
 use finetune_store::{
-    Disk, NewFile, StoreError, commit_directory, newest_verified, numbered, remove_directory, replace_directory,
-    replace_file, sweep, verify_directory,
+    Disk, Dtype, NewFile, Staging, StoreError, TensorSpec, commit_directory, newest_verified, numbered,
+    remove_directory, replace_directory, replace_file, sweep, verify_directory,
 };
 use serde_json::json;
 
@@ -91,6 +92,40 @@ fn a_power_cut_at_any_call_leaves_the_previous_or_the_new_checkpoint() {
     // 1 directory, its mark written and synced, 3 files written and synced, the mark removed, the
     // directory synced, renamed, the parent synced.
     assert_eq!(calls, 13);
+}
+
+/// Checkpoint 2, with a file whose tensors are written one by one.
+fn save_by_tensors(disk: &dyn Disk) -> Result<(), StoreError> {
+    let specs: Vec<TensorSpec> =
+        ["a", "b"].map(|name| TensorSpec { name: name.to_owned(), dtype: Dtype::F32, shape: vec![3 << 20] }).into();
+    let mut staging = Staging::begin(disk, Path::new(PARENT), "step-000002")?;
+    staging.write_tensors("adapter.safetensors", &specs, &BTreeMap::new(), |n| {
+        Ok::<_, StoreError>(vec![n as u8 + 1; 12 << 20])
+    })?;
+    staging.publish(&json!({"kind": "checkpoint", "step": 2})).map(drop)
+}
+
+#[test]
+fn a_power_cut_between_tensors_leaves_the_previous_or_the_new_checkpoint() {
+    for call in 1.. {
+        let disk = first_saved();
+        disk.crash_at(call);
+        let fired = save_by_tensors(&disk).is_err();
+        assert_eq!(fired, disk.fired(), "call {call}");
+        for seed in 0..10 {
+            let reborn = disk.after_crash(seed);
+            let (found, rejected) = newest_verified(&reborn, Path::new(PARENT), "step-").unwrap();
+            assert!(rejected.is_empty(), "call {call}, seed {seed}: a torn checkpoint is visible");
+            let (number, ..) = found.expect("a checkpoint");
+            assert!(number == 2 || (fired && number == 1), "call {call}, seed {seed}: {number}");
+        }
+        if !fired {
+            // 1 directory, its mark written and synced, the file made, its header and both tensors added, synced, the
+            // manifest written and synced, the mark removed, the directory synced, renamed, the parent synced.
+            assert_eq!(call - 1, 14);
+            return;
+        }
+    }
 }
 
 #[test]

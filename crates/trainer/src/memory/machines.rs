@@ -169,7 +169,7 @@ impl Training {
         let train = &self.recipe.train;
         let step = StepShape::new(&subject, train.micro_batch_size, train.gradient_checkpointing, usize::MAX);
         let precision = Precision { cpu: self.cpu, ..Precision::new(&sizing) };
-        estimate_of(&sizing.config, &self.counted, &step, precision).total
+        estimate_of(&sizing.config, &self.counted, sizing.placement.stage(), &step, precision).total
     }
 
     /// The smallest memory with which it fits, and behind it the groups that micro-batches go in, if

@@ -108,8 +108,7 @@ impl Planner<'_> {
     /// Bytes of the base's files on each of the machines that hold a model together. Of a directory all are
     /// everywhere; of a hub id each fetches the files of its layers, if nothing else is read there.
     fn base_bytes(&self, recipe: &Recipe, placement: &Placement, stage: Option<&Stage>) -> Vec<u64> {
-        let (stages, lora) = (stage.map_or(1, Stage::count), &recipe.lora);
-        let reads_all = lora.init_from.is_some() || lora.use_dora || !lora.modules_to_save.is_empty();
+        let (stages, reads_all) = (stage.map_or(1, Stage::count), recipe.lora.init_from.is_some());
         if let Some(stage) = stage.filter(|_| self.is_from_hub && !reads_all) {
             let placement = placement.clone().with_stage(Some(stage.clone()));
             if let Ok(bytes) = Model::file_bytes_of_stages(&self.directory, &placement) {

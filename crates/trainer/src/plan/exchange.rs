@@ -33,9 +33,12 @@ pub(super) fn shares(recipe: &Recipe, replicas: usize) -> usize {
     recipe.distributed.virtual_ranks.map_or(1, |shares| shares.div_ceil(replicas))
 }
 
-/// Bytes that a rank sends in a step of what it learns about so many values: on average, if ranks make steps alone.
+/// Bytes that a rank sends in a step of what is learned about so many values: on average, if ranks make steps alone.
+/// Ranks that hold a model together have a part of the values each, and add up that of their layers with the ranks of
+/// other models that have the same.
 pub(super) fn sent(recipe: &Recipe, trained: u64, hosts: usize, replicas: usize) -> u64 {
-    let (hosts, shares) = (hosts as u128, shares(recipe, replicas) as u128);
+    let trained = trained.div_ceil((hosts / replicas) as u64);
+    let (hosts, shares) = (replicas as u128, shares(recipe, replicas) as u128);
     // Each rank adds up a part of the values: it is sent that part of all shares, and sends the sum to all others.
     let vector = |bytes: usize| bytes as u128 * u128::from(trained) * (shares + 1) * (hosts - 1) / hosts;
     let all = match Meetings::of(recipe) {
@@ -120,8 +123,9 @@ mod tests {
             ("[distributed]\nsync_every = 10\n", 1, 1, 0),
             // Two shares of each of two ranks go one by one.
             ("[distributed]\nvirtual_ranks = 4\n", 2, 2, 6000),
-            // Two models, each on two ranks.
-            ("[parallel]\nstages = 2\n", 4, 2, 6000),
+            // Two models, each on two ranks, which have half of the values each; one model on two ranks.
+            ("[parallel]\nstages = 2\n", 4, 2, 2000),
+            ("[parallel]\nstages = 2\n", 2, 1, 0),
         ] {
             assert_eq!(sent(&recipe(keys), 1000, hosts, replicas), bytes, "{keys} {hosts}");
         }

@@ -42,6 +42,10 @@ impl Told {
     pub(crate) fn losses(&self) -> Vec<f64> {
         self.steps.iter().map(|row| row.loss).collect()
     }
+
+    pub(crate) fn norms(&self) -> Vec<f64> {
+        self.steps.iter().map(|row| row.grad_norm).collect()
+    }
 }
 
 /// Runs `world` ranks. Every one must end like the first. `stop` is called before each step with
