@@ -25,6 +25,8 @@ const UNSAFE: &[(&str, &str)] = &[
     ("crates/packed/src/dot/x86/avx2.rs", "vector instructions"),
     ("crates/packed/src/dot/x86/avx512.rs", "vector instructions"),
     ("crates/packed/src/dot/x86/bf16.rs", "vector instructions"),
+    ("crates/packed/src/dot/x86/codes512.rs", "vector instructions"),
+    ("crates/packed/src/dot/x86/some_rows.rs", "vector instructions"),
     ("crates/packed/src/simd.rs", "vector instructions"),
     ("crates/rdma/src/functions.rs", "looking up the verbs library's functions"),
     ("crates/rdma/src/layout.rs", "types of the verbs library's functions"),

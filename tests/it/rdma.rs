@@ -135,7 +135,7 @@ cat > chain.json <<END
 END
 "$finetune" launch --hostfile chain.json -- recipe.toml --output-dir chain "${sets[@]}" --set parallel.stages=3
 "#;
-    let Some(ended) = in_virtual_machine(&folder, inside, &[]) else { return };
+    let Some(ended) = in_virtual_machine(&folder, inside) else { return };
     let said = ended.stdout + &ended.stderr;
     assert!(said.contains("1, 1 and 1 of them next to each other, as the cables form a chain"), "{said}");
     // The last rank tells all others a few numbers, and has no cable to the first.
