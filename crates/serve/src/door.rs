@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, BodyDataStream, Bytes};
 use axum::extract::{ConnectInfo, Request, State as Shared};
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::middleware::Next;
@@ -18,6 +19,9 @@ use crate::server::State;
 
 /// Bodies count by pieces of so many bytes. The first piece of each is free, as most have no more.
 pub(crate) const PIECE: usize = 256 << 10;
+
+/// How long a body is read on whose request is refused.
+const HEARD: Duration = Duration::from_secs(2);
 
 /// Lets a request in, with its whole body.
 pub(crate) async fn enter(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
@@ -48,7 +52,7 @@ async fn admitted(state: &State, request: Request) -> Result<(Request, Room<'_>)
         return Err(too_large(most));
     }
     let mut room = Room { state, pieces: Vec::new() };
-    let body = read(body, most, &mut room).await?;
+    let body = read(body, most, announced, &mut room).await?;
     if let Some(ConnectInfo(connection)) = parts.extensions.get::<ConnectInfo<Connection>>() {
         let busy = Arc::new(connection.busy());
         parts.extensions.insert(busy);
@@ -63,12 +67,15 @@ struct Room<'a> {
 }
 
 impl Room<'_> {
-    /// Waits for room for so many bytes, for as long as a request may take to come.
+    /// Waits for room for so many bytes, for half of the time that a request may take to come: then there is time left
+    /// for an answer.
     async fn grow(&mut self, bytes: usize) -> Result<(), ApiError> {
-        while bytes > (self.pieces.len() + 1) * PIECE {
-            let piece = Arc::clone(&self.state.bodies).acquire_owned();
-            match timeout(self.state.settings.bounds.request, piece).await {
-                Ok(Ok(piece)) => self.pieces.push(piece),
+        let has = self.pieces.iter().map(OwnedSemaphorePermit::num_permits).sum::<usize>();
+        let lacking = bytes.div_ceil(PIECE).saturating_sub(has + 1);
+        if lacking > 0 {
+            let pieces = Arc::clone(&self.state.bodies).acquire_many_owned(lacking as u32);
+            match timeout(self.state.settings.bounds.request / 2, pieces).await {
+                Ok(Ok(pieces)) => self.pieces.push(pieces),
                 _ => return Err(ApiError::busy()),
             }
         }
@@ -76,18 +83,37 @@ impl Room<'_> {
     }
 }
 
-async fn read(body: Body, most: usize, room: &mut Room<'_>) -> Result<Bytes, ApiError> {
+/// The body of a request. Room for as many bytes as are announced is taken at once: of bodies that take it bit by bit, each
+/// could wait for what another has.
+async fn read(body: Body, most: usize, announced: Option<u64>, room: &mut Room<'_>) -> Result<Bytes, ApiError> {
     let mut stream = body.into_data_stream();
     let mut bytes = Vec::new();
-    while let Some(piece) = stream.next().await {
+    let mut grown = room.grow(announced.map_or(0, |length| length as usize)).await;
+    while grown.is_ok()
+        && let Some(piece) = stream.next().await
+    {
         let piece = piece.map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "the body did not come to its end"))?;
         if bytes.len() + piece.len() > most {
             return Err(too_large(most));
         }
-        room.grow(bytes.len() + piece.len()).await?;
+        grown = room.grow(bytes.len() + piece.len()).await;
         bytes.extend_from_slice(&piece);
     }
+    if let Err(error) = grown {
+        let _ = timeout(HEARD, leave_out(&mut stream, most)).await;
+        return Err(error);
+    }
     Ok(bytes.into())
+}
+
+/// Reads what comes without keeping it: a client that still writes would not read an answer.
+async fn leave_out(stream: &mut BodyDataStream, most: usize) {
+    let mut left = most;
+    while let Some(Ok(piece)) = stream.next().await
+        && piece.len() <= left
+    {
+        left -= piece.len();
+    }
 }
 
 fn too_large(most: usize) -> ApiError {

@@ -43,8 +43,10 @@ pub(crate) fn kinds<'a>(schema: &'a Value, root: &'a Value) -> Vec<&'a str> {
     }
     let branches = ["anyOf", "oneOf"].iter().find_map(|key| schema.get(key)?.as_array());
     // Where one branch does not say, nothing is known.
-    let of_branch =
-        |branch: &'a Value| resolved(branch, root)?.get("type")?.as_str().or_else(|| only_text(branch, root));
+    let of_branch = |branch: &'a Value| {
+        let kind = resolved(branch, root)?.get("type").and_then(Value::as_str);
+        kind.or_else(|| only_text(branch, root))
+    };
     branches.and_then(|branches| branches.iter().map(of_branch).collect()).unwrap_or_default()
 }
 

@@ -20,7 +20,7 @@ const MOST_RULES: usize = 2000;
 /// Bytes of the schemas of a tool's arguments.
 const MOST_BYTES: usize = 1 << 20;
 /// What of a schema says nothing about its values, or is kept.
-const KNOWN: [&str; 31] = [
+const KNOWN: [&str; 32] = [
     "$comment",
     "$defs",
     "$id",
@@ -52,6 +52,7 @@ const KNOWN: [&str; 31] = [
     "properties",
     "required",
     "title",
+    "type",
 ];
 
 /// What is about a schema, not about its values.

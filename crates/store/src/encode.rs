@@ -47,6 +47,16 @@ pub fn encode_tensors(
     Ok(file)
 }
 
+/// Bytes of a safetensors file with these tensors: those of its header, and of the tensors.
+///
+/// # Errors
+/// As [`encode_tensors`].
+pub fn bytes_of_tensors(tensors: &[TensorSpec], metadata: &BTreeMap<String, String>) -> Result<u64, StoreError> {
+    let header = encode_header(Path::new("the safetensors file"), tensors, metadata)?.len();
+    let sizes = tensors.iter().filter_map(|tensor| byte_length(tensor.dtype, &tensor.shape));
+    Ok((header + sizes.sum::<usize>()) as u64)
+}
+
 /// Length and header, padded so that the first tensor lies at a multiple of 8.
 pub(crate) fn encode_header(
     path: &Path,

@@ -53,7 +53,7 @@ pub use cache::{Cache, EntryLock};
 pub use directory::{NewFile, Staging, commit_directory, ensure_directory};
 pub use disk::{Disk, RealDisk};
 pub use dtype::Dtype;
-pub use encode::{TensorSpec, encode_tensors};
+pub use encode::{TensorSpec, bytes_of_tensors, encode_tensors};
 pub use error::{Operation, StoreError};
 pub use file_reader::FileReader;
 pub use hash::{content_hash, content_hash_of, hash_of, hex};

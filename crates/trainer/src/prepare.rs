@@ -99,11 +99,7 @@ fn put_together(
     bring_newest(&recipe.output_dir, resume, ranks, &identity, &mut notices)?;
     let start = Start { recipe: &recipe, resume, model: &model, identity: &identity, steps };
     let disk = |trained| DiskNeed::new(&recipe, trained, steps, eval.is_some(), sizing.text_bytes, host.disk);
-    let find = |locked: &LockedDirectory| start.find(locked, &mut state, &disk, &mut notices);
-    let from = locked.as_ref().map(find).transpose()?.flatten();
-    if ranks.share_state(&mut state, from.is_some())? {
-        state.load_vectors(from.as_deref(), &model, ranks)?;
-    }
+    let from = start.take_over(locked.as_ref(), &mut state, &disk, ranks, &mut notices)?;
     let open = |locked: LockedDirectory| locked.open(&recipe, &state, from, &mut notices);
     let run_directory = locked.map(open).transpose()?;
     model.set_parameters(&state.parameters);
@@ -184,6 +180,24 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
+    /// Gives all ranks the state to begin with: that of the checkpoint that rank 0 finds, which is returned there, or
+    /// what `state` has. `disk`: what the run needs on disk, for this many trained parameters.
+    fn take_over(
+        &self,
+        locked: Option<&LockedDirectory>,
+        state: &mut TrainState,
+        disk: &dyn Fn(u64) -> DiskNeed,
+        ranks: &Ranks,
+        notices: &mut Vec<String>,
+    ) -> Result<Option<PathBuf>, TrainError> {
+        let find = |locked| self.find(locked, state, disk, notices);
+        let from = locked.map(find).transpose()?.flatten();
+        if ranks.share_state(state, from.is_some())? {
+            state.load_vectors(from.as_deref(), self.model, ranks)?;
+        }
+        Ok(from)
+    }
+
     /// Rank 0's part: finds the checkpoint to go on from, if there is one, and takes over what `state` has beside
     /// its vectors. `disk`: what the run needs on disk, for this many trained parameters.
     fn find(

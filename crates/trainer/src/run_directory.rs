@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use finetune_model::{FlatFile, Model};
 use finetune_recipe::{Method, Recipe, ResultChoice};
-use finetune_store::{Disk, RealDisk, RunLock, Staging, numbered, replace_file, set_aside, sweep};
+use finetune_store::{
+    Disk, RealDisk, RunLock, Staging, StoreError, bytes_of_tensors, numbered, replace_file, set_aside, sweep,
+};
 
 use crate::card::{model_card, model_card_of};
 use crate::error::TrainError;
@@ -174,13 +176,11 @@ enum Content<'a> {
 }
 
 impl Content<'_> {
-    /// Bytes on disk, but for headers.
-    fn size(&self) -> u64 {
+    /// Bytes on disk.
+    fn size(&self) -> Result<u64, StoreError> {
         match self {
-            Content::Bytes(_, bytes) => bytes.len() as u64,
-            Content::Flat(file, _) => {
-                file.specs().iter().map(|spec| 4 * spec.shape.iter().product::<usize>() as u64).sum()
-            }
+            Content::Bytes(_, bytes) => Ok(bytes.len() as u64),
+            Content::Flat(file, _) => bytes_of_tensors(&file.specs(), &FlatFile::metadata()),
         }
     }
 }
@@ -192,7 +192,7 @@ fn written<'disk>(
     model: &Model,
     ranks: &Ranks,
 ) -> Result<Staging<'disk>, TrainError> {
-    staging.expect_bytes(files.iter().map(Content::size).sum());
+    staging.expect_bytes(files.iter().map(Content::size).sum::<Result<u64, StoreError>>()?);
     for file in files {
         let (file, vectors) = match file {
             Content::Bytes(name, bytes) => {
