@@ -40,7 +40,8 @@ pub(super) fn sent(recipe: &Recipe, trained: u64, hosts: usize, replicas: usize)
     let trained = trained.div_ceil((hosts / replicas) as u64);
     let (hosts, shares) = (replicas as u128, shares(recipe, replicas) as u128);
     // Each rank adds up a part of the values: it is sent that part of all shares, and sends the sum to all others.
-    let vector = |bytes: usize| bytes as u128 * u128::from(trained) * (shares + 1) * (hosts - 1) / hosts;
+    let values = u128::from(trained).saturating_mul(shares + 1).saturating_mul(hosts - 1);
+    let vector = |bytes: usize| values.saturating_mul(bytes as u128) / hosts;
     let all = match Meetings::of(recipe) {
         // Parameters and both moments. Nothing is rounded on the way.
         Some(meetings) => 3 * vector(FloatType::F32.bytes()) / u128::from(meetings.every),
