@@ -38,8 +38,9 @@ def deadline():
 
 def starts(program):
     """Whether it is a browser that runs here. Some distributions have a script by that name that says where to get one."""
+    seconds = max(0, min(START_SECONDS, last_moment - time.monotonic()))
     try:
-        said = subprocess.run([program, "--version"], capture_output=True, timeout=START_SECONDS)
+        said = subprocess.run([program, "--version"], capture_output=True, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return said.returncode == 0 and any(word in said.stdout for word in (b"Chrom", b"HeadlessShell"))
@@ -235,12 +236,12 @@ def main():
     parser.add_argument("--browser")
     parser.add_argument("--seconds", type=float, default=600)
     options = parser.parse_args()
+    global last_moment
+    last_moment = time.monotonic() + options.seconds
     browser = options.browser or find_browser()
     if not browser:
         print("SKIPPED: there is no Chromium or Chrome that starts; --browser names one")
         return 0
-    global last_moment
-    last_moment = time.monotonic() + options.seconds
     adapters = [word for adapter in options.adapter for word in ("--adapter", adapter)]
     failed = 0
     with Server(options.finetune, options.model, *adapters) as server, Browser(browser) as page:

@@ -154,7 +154,7 @@ def gpt_oss(intermediate_size, experts=6, **more):
                 rope_parameters=dict(YARN_ROPE, truncate=False, original_max_position_embeddings=32),
             ),
             lora=dict(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
-            ),
+        ),
         **more,
     )
 

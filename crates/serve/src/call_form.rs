@@ -15,6 +15,8 @@ const SAMPLES: [&str; 2] = ["sample_name", "sample_other"];
 const KEYS: [&str; 2] = ["first_key", "second_key"];
 const TEXT: &str = "sample_value";
 const NUMBER: &str = "7";
+/// Bytes of the longest mark that is looked for: a template may write any number of `<`.
+const LONGEST_MARK: usize = 200;
 /// Names of calls that templates take: Mistral's takes nine letters, and Kimi's has the tool in it.
 const IDS: [[&str; 2]; 2] = [["callabcde", "callfghij"], ["functions.sample_name:0", "functions.sample_other:1"]];
 
@@ -211,8 +213,9 @@ fn rendered(tokenizer: &ChatTokenizer, ids: &[&str; 2], count: usize) -> Option<
 /// Where the first token is that is no part of calls.
 fn end_of_calls(text: &str, is_end: &dyn Fn(&str) -> bool) -> usize {
     let mark = |begin: usize| {
-        let close = if text[begin..].starts_with('<') { '>' } else { ']' };
-        Some(&text[begin..=begin + text[begin..].find(close)?])
+        let close = if text[begin..].starts_with('<') { b'>' } else { b']' };
+        let length = text.bytes().skip(begin).take(LONGEST_MARK).position(|byte| byte == close)?;
+        text.get(begin..=begin + length)
     };
     let mut begins = text.match_indices(['<', '[']).map(|(begin, _)| begin);
     begins.find(|&begin| mark(begin).is_some_and(is_end)).unwrap_or(text.len())

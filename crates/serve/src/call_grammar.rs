@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::call_form::{Arguments, CallForm};
 use crate::forms::{arguments, quoted};
+use crate::literals::is_name;
 use crate::value_grammar::{Notation, Written};
 
 /// Rules of a grammar, and the grammars that they refer to.
@@ -60,11 +61,13 @@ pub(crate) fn calls(form: &CallForm, tools: &[&Value], one: bool) -> Result<Rule
     let mut bodies = Vec::new();
     for (n, tool) in tools.iter().enumerate() {
         let name = tool["function"]["name"].as_str().unwrap_or_default();
-        let is_plain = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '-' | '.');
-        if !is_json && (name.is_empty() || !name.chars().all(is_plain)) {
+        if !is_json && !is_name(name) {
             return Err(format!("the name of the tool {name:?} has other letters than this model's calls have"));
         }
-        let name = if is_json { quoted(name)[1..].trim_end_matches('"').to_owned() } else { name.to_owned() };
+        // The quotes around it are the form's. A name may end with one of its own.
+        let within = quoted(name);
+        let within = within.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(&within);
+        let name = if is_json { within.to_owned() } else { name.to_owned() };
         bodies.push(match arguments {
             Arguments::Json { between, counted: false } => format!("{} arguments{n}", quoted(&(name + between))),
             Arguments::Json { between, counted: true } => {

@@ -35,8 +35,7 @@ impl<'a> Literals<'a> {
     pub(crate) fn name(&mut self, end: char) -> Option<&'a str> {
         let (name, rest) = self.rest.split_once(end)?;
         let name = name.trim();
-        let is_name = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '-' | '.');
-        if name.is_empty() || !name.chars().all(is_name) {
+        if !is_name(name) {
             return None;
         }
         self.rest = rest;
@@ -123,6 +122,12 @@ impl<'a> Literals<'a> {
         self.rest = rest;
         Some(value)
     }
+}
+
+/// Whether a name may stand without quotes, in front of `(`, `=` or `:`.
+pub(crate) fn is_name(name: &str) -> bool {
+    let is_letter = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '-' | '.');
+    !name.is_empty() && name.chars().all(is_letter)
 }
 
 /// The value of a word: a number, or one of the words of Python and JSON.

@@ -8,8 +8,14 @@ const LONGEST_CHAIN: usize = 16;
 /// The schema that a value has, behind references within `root` and lists of one alternative. `None`: a reference leads
 /// nowhere, or in a circle.
 pub(crate) fn resolved<'a>(schema: &'a Value, root: &'a Value) -> Option<&'a Value> {
-    let mut schema = schema;
+    chain(schema, root)?.pop()
+}
+
+/// A schema and those that it leads to, one behind the other: the last is [`resolved`].
+pub(crate) fn chain<'a>(schema: &'a Value, root: &'a Value) -> Option<Vec<&'a Value>> {
+    let (mut schema, mut chain) = (schema, Vec::new());
     for _ in 0..LONGEST_CHAIN {
+        chain.push(schema);
         let only = |key: &str| match schema.get(key).and_then(Value::as_array).map(Vec::as_slice) {
             Some([only]) => Some(only),
             _ => None,
@@ -19,7 +25,7 @@ pub(crate) fn resolved<'a>(schema: &'a Value, root: &'a Value) -> Option<&'a Val
         } else if let Some(only) = ["allOf", "anyOf", "oneOf"].into_iter().find_map(only) {
             only
         } else {
-            return Some(schema);
+            return Some(chain);
         };
     }
     None

@@ -11,8 +11,8 @@ use serde_json::{Map, Value, json};
 use crate::call_form::Tags;
 use crate::call_grammar::Rules;
 use crate::forms::quoted;
-use crate::literals::{QUOTE, word_value};
-use crate::schema_kinds::{kinds, resolved};
+use crate::literals::{QUOTE, is_name, word_value};
+use crate::schema_kinds::{chain, kinds};
 use crate::text_grammar::text;
 
 /// Values that a tool may have at most, as each has a rule of its own.
@@ -107,7 +107,7 @@ impl<'a> Written<'a> {
     pub(crate) fn arguments(&mut self) -> Result<String, String> {
         let nothing = json!({});
         let root = if self.root.is_null() { &nothing } else { self.root };
-        let schema = resolved(root, root).ok_or("a `$ref` that leads nowhere")?;
+        let schema = self.resolved(root)?;
         let is_object = schema.get("type").is_none_or(|kind| kind == "object");
         if !is_object || ["allOf", "anyOf", "const", "enum"].iter().any(|key| schema.get(key).is_some()) {
             return Err("they have to be an object with `properties`".to_owned());
@@ -132,6 +132,23 @@ impl<'a> Written<'a> {
         let name = self.name()?;
         self.rules.add(&name, body);
         Ok(name)
+    }
+
+    /// The schema behind references and lists of one. What stands beside these would be lost, and is refused.
+    fn resolved<'s>(&self, schema: &'s Value) -> Result<&'s Value, String>
+    where
+        'a: 's,
+    {
+        let mut chain = chain(schema, self.root).ok_or("a `$ref` that leads nowhere")?;
+        let last = chain.pop().unwrap_or(schema);
+        // A type beside them is that of what they lead to.
+        let says = |key: &&String| *key != "type" && !SAYS_NOTHING.contains(&key.as_str()) && !key.starts_with("x-");
+        for fields in chain.into_iter().filter_map(Value::as_object) {
+            if let [first, second, ..] = fields.keys().filter(says).collect::<Vec<_>>()[..] {
+                return Err(format!("`{second}` beside `{first}`"));
+            }
+        }
+        Ok(last)
     }
 
     /// Refuses what nobody looks at.
@@ -180,7 +197,7 @@ impl<'a> Written<'a> {
     fn tagged_value(&mut self, key: &str, schema: &Value, tags: &Tags) -> Result<String, String> {
         let root = self.root;
         let kinds = kinds(schema, root);
-        let schema = resolved(schema, root).ok_or_else(|| format!("the `$ref` of `{key}` leads nowhere"))?;
+        let schema = self.resolved(schema).map_err(|what| format!("{what}, of `{key}`"))?;
         self.check(schema)?;
         let mark = tags.end.trim();
         let values = schema.get("const").map(std::slice::from_ref);
@@ -214,7 +231,7 @@ impl<'a> Written<'a> {
             Some(branches) => {
                 let is_text = |branch: &&Value| crate::schema_kinds::kinds(branch, root) == ["string"];
                 match branches.iter().filter(is_text).collect::<Vec<_>>().as_slice() {
-                    [only] => resolved(only, root).unwrap_or(only),
+                    [only] => self.resolved(only)?,
                     _ => return Err(format!("the alternatives of `{key}`, of which several are texts")),
                 }
             }
@@ -260,7 +277,7 @@ impl<'a> Written<'a> {
             let value = self.value(schema)?;
             let member = match self.notation {
                 Notation::Python if end != ")" => format!("{} {value}", quoted(&format!("{}: ", quoted(key)))),
-                _ if !is_word(key) => return Err(format!("the name of the property {key:?} has no place in a call")),
+                _ if !is_name(key) => return Err(format!("the name of the property {key:?} has no place in a call")),
                 Notation::Python => format!("{} {value}", quoted(&format!("{key}="))),
                 _ => format!("{} {value}", quoted(&format!("{key}:"))),
             };
@@ -299,6 +316,8 @@ impl<'a> Written<'a> {
 
     /// The rule of a value. References have one of their own, as they may be within themselves.
     fn value(&mut self, schema: &Value) -> Result<String, String> {
+        self.resolved(schema)?;
+        // A reference that leads somewhere begins with `#`.
         let key = if is_any(schema) { "any".to_owned() } else { reference(schema).unwrap_or_default().to_owned() };
         if let Some(known) = self.known.get(&key) {
             return Ok(known.clone());
@@ -315,13 +334,17 @@ impl<'a> Written<'a> {
     }
 
     fn body(&mut self, schema: &Value) -> Result<String, String> {
-        let schema = resolved(schema, self.root).ok_or("a `$ref` that leads nowhere")?.clone();
+        let schema = self.resolved(schema)?.clone();
         self.check(&schema)?;
         if is_any(&schema) {
             return self.any();
         }
         let values = schema.get("const").map(std::slice::from_ref);
         if let Some(values) = values.or_else(|| schema.get("enum").and_then(Value::as_array).map(Vec::as_slice)) {
+            let has_quote = |value: &&Value| value.as_str().is_some_and(|text| text.contains(QUOTE));
+            if let (Notation::Gemma, Some(value)) = (self.notation, values.iter().find(has_quote)) {
+                return Err(format!("the value {value}, which is read in another way"));
+            }
             let all: Vec<String> =
                 values.iter().flat_map(|value| self.literal(value)).map(|one| quoted(&one)).collect();
             return Ok(all.join(" | "));
@@ -453,10 +476,4 @@ fn is_any(schema: &Value) -> bool {
         Value::Object(fields) => fields.keys().all(|key| SAYS_NOTHING.contains(&key.as_str())),
         other => *other == Value::Bool(true),
     }
-}
-
-/// Whether a name may stand in front of `=` or `:`.
-fn is_word(name: &str) -> bool {
-    let is_letter = |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '-' | '.');
-    !name.is_empty() && name.chars().all(is_letter)
 }

@@ -27,7 +27,7 @@ use crate::ranks::Ranks;
 use crate::resume::Resume;
 use crate::router_loss;
 use crate::run::Run;
-use crate::run_directory::{LockedDirectory, publishes_best};
+use crate::run_directory::{LockedDirectory, RunDirectory, publishes_best};
 use crate::schedule::Schedule;
 use crate::stages;
 use crate::state::{self, TrainState};
@@ -99,9 +99,7 @@ fn put_together(
     bring_newest(&recipe.output_dir, resume, ranks, &identity, &mut notices)?;
     let start = Start { recipe: &recipe, resume, model: &model, identity: &identity, steps };
     let disk = |trained| DiskNeed::new(&recipe, trained, steps, eval.is_some(), sizing.text_bytes, host.disk);
-    let from = start.take_over(locked.as_ref(), &mut state, &disk, ranks, &mut notices)?;
-    let open = |locked: LockedDirectory| locked.open(&recipe, &state, from, &mut notices);
-    let run_directory = locked.map(open).transpose()?;
+    let run_directory = start.go_on(locked, &mut state, &disk, ranks, &mut notices)?;
     model.set_parameters(&state.parameters);
     let run = Run {
         objective: Objective::new(&recipe, &model.config),
@@ -180,22 +178,21 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
-    /// Gives all ranks the state to begin with: that of the checkpoint that rank 0 finds, which is returned there, or
-    /// what `state` has. `disk`: what the run needs on disk, for this many trained parameters.
-    fn take_over(
+    /// Puts all ranks where the run goes on. Returns rank 0's run directory. `disk`: as for [`Start::find`].
+    fn go_on(
         &self,
-        locked: Option<&LockedDirectory>,
+        locked: Option<LockedDirectory>,
         state: &mut TrainState,
         disk: &dyn Fn(u64) -> DiskNeed,
         ranks: &Ranks,
         notices: &mut Vec<String>,
-    ) -> Result<Option<PathBuf>, TrainError> {
-        let find = |locked| self.find(locked, state, disk, notices);
-        let from = locked.map(find).transpose()?.flatten();
+    ) -> Result<Option<RunDirectory>, TrainError> {
+        let find = |locked: &LockedDirectory| self.find(locked, state, disk, notices);
+        let from = locked.as_ref().map(find).transpose()?.flatten();
         if ranks.share_state(state, from.is_some())? {
             state.load_vectors(from.as_deref(), self.model, ranks)?;
         }
-        Ok(from)
+        locked.map(|locked| locked.open(self.recipe, state, from, notices)).transpose()
     }
 
     /// Rank 0's part: finds the checkpoint to go on from, if there is one, and takes over what `state` has beside

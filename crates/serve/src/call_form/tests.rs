@@ -262,6 +262,7 @@ fn calls_that_fit_are_read_as_what_they_are() {
 fn parameters_that_a_notation_cannot_keep_are_refused() {
     let tagged = form_in("<function=", &published()[1].1).expect("a form");
     let python = form_in("", &published()[9].1).expect("a form");
+    let gemma = form_in("<|tool_call>call:", &published()[8].1).expect("a form");
     let text = json!({"type": "string"});
     for (form, schema, words) in [
         (&tagged, json!({"type": ["string", "integer"]}), Some("texts have no quotes")),
@@ -272,10 +273,16 @@ fn parameters_that_a_notation_cannot_keep_are_refused() {
         (&tagged, json!({"anyOf": [text, {"type": "null"}], "default": null}), None),
         (&tagged, json!({"type": "object", "not": {}}), Some("`not`")),
         (&tagged, json!({"$ref": "#/nowhere"}), Some("leads nowhere")),
+        (&tagged, json!({"anyOf": [{"type": "integer"}], "minimum": 5}), Some("`minimum` beside `anyOf`")),
+        (&tagged, json!({"allOf": [{"type": "integer"}], "type": "integer", "default": 5}), None),
         (&python, json!({"type": "string", "pattern": "a"}), Some("`pattern`")),
         (&python, json!({"oneOf": [text, {"type": "null"}]}), Some("`oneOf`")),
         (&python, json!({"allOf": [text, {"minLength": 1}]}), Some("`allOf`")),
         (&python, json!({"type": "array", "uniqueItems": true}), Some("`uniqueItems`")),
+        (&python, json!({"type": "array", "items": {"$ref": "#", "enum": [1]}}), Some("`enum` beside `$ref`")),
+        (&python, json!({"enum": ["<|\"|>"]}), None),
+        (&gemma, json!({"enum": ["<|\"|>"]}), Some("read in another way")),
+        (&gemma, json!({"enum": ["say \"hi\""]}), None),
         (&python, json!({"anyOf": [text, {"type": "null"}], "description": "x"}), None),
         (&python, json!({}), None),
         (&python, json!({"type": "object", "additionalProperties": {"type": "integer"}}), None),
@@ -304,6 +311,19 @@ fn parameters_that_a_notation_cannot_keep_are_refused() {
     let required = json!({"function": {"name": "f", "parameters": {"type": "object", "required": ["b"]}}});
     let calls = Calls { form: &tagged, tools: vec![&required], one: true };
     assert!(grammar(None, Some(&calls), Thought::Not).is_err_and(|what| what.contains("`required` has \"b\"")));
+}
+
+/// Names of tools are letters of JSON, whatever they end with.
+#[test]
+fn a_name_that_ends_with_a_quote() {
+    let (sign, text) = &published()[0];
+    let form = form_in(sign, text).expect("a form");
+    let tool = json!({"type": "function", "function": {"name": "say \"hi\""}});
+    let calls = Calls { form: &form, tools: vec![&tool], one: true };
+    let rules = grammar(None, Some(&calls), Thought::Not).expect("a grammar");
+    let grammars = Grammars::new(&tokenizer(), &[0], &form.marks(&formats_of(sign))).expect("a vocabulary of bytes");
+    let answer = format!("{}say \\\"hi\\\"\", \"arguments\": {{}}{}", form.open, form.close);
+    assert!(fits(&grammars, &tokenizer(), &rules, &answer, 0), "{answer}");
 }
 
 /// What templates write by themselves. (a file, the marks or the JSON of its arguments)
