@@ -84,26 +84,20 @@ fn put_together(
         steps,
         text,
         mut sizing,
-        mut estimate,
+        estimate,
         mut notices,
     } = found.ready()?;
-    if stages::agree_on_groups(&mut sizing, ranks)? {
-        estimate = Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing }.estimate();
-    }
+    let has_stages = stages::agree_on_groups(&mut sizing, ranks)?;
     let subject = Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing };
+    let estimate = if has_stages { subject.estimate() } else { estimate };
     let (mut model, base_digest) = open_connected(&subject, &directory, start, host, ranks, &mut notices)?;
     let identity = identity(&recipe, &train, eval.as_ref(), &model, &base_digest, &device_plan);
     ranks.expect_same(&identity.digests())?;
-    let mut state = TrainState::new(model.parameters()?, LossScale::new(device_plan.placement.compute()));
-    ranks.expect_same_layers(&[("set of starting weights", state.digest())])?;
+    let mut state = first_state(&mut model, &device_plan, ranks)?;
     bring_newest(&recipe.output_dir, resume, ranks, &identity, &mut notices)?;
     let start = Start { recipe: &recipe, resume, model: &model, identity: &identity, steps };
     let disk = |trained| DiskNeed::new(&recipe, trained, steps, eval.is_some(), sizing.text_bytes, host.disk);
-    let find = |locked: &LockedDirectory| start.find(locked, &mut state, &disk, &mut notices);
-    let from = locked.as_ref().map(find).transpose()?.flatten();
-    if ranks.share_state(&mut state, from.is_some())? {
-        state.load_vectors(from.as_deref(), &model, ranks)?;
-    }
+    let from = start.load(locked.as_ref(), &mut state, &disk, ranks, &mut notices)?;
     let open = |locked: LockedDirectory| locked.open(&recipe, &state, from, &mut notices);
     let run_directory = locked.map(open).transpose()?;
     model.set_parameters(&state.parameters);
@@ -153,6 +147,13 @@ fn open_connected(
     Ok((model, digest))
 }
 
+/// The state before the first step. Ranks with the same layers must have the same one.
+fn first_state(model: &mut Model, device_plan: &DevicePlan, ranks: &Ranks) -> Result<TrainState, TrainError> {
+    let state = TrainState::new(model.parameters()?, LossScale::new(device_plan.placement.compute()));
+    ranks.expect_same_layers(&[("set of starting weights", state.digest())])?;
+    Ok(state)
+}
+
 /// What a run is made of.
 fn identity(
     recipe: &Recipe,
@@ -184,6 +185,23 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
+    /// Takes over the checkpoint to go on from, if there is one, and returns where rank 0 has it. All ranks call it
+    /// together. `locked`: the run directory, on rank 0; `disk`: as for [`Start::find`].
+    fn load(
+        &self,
+        locked: Option<&LockedDirectory>,
+        state: &mut TrainState,
+        disk: &dyn Fn(u64) -> DiskNeed,
+        ranks: &Ranks,
+        notices: &mut Vec<String>,
+    ) -> Result<Option<PathBuf>, TrainError> {
+        let from = locked.map(|locked| self.find(locked, state, disk, notices)).transpose()?.flatten();
+        if ranks.share_state(state, from.is_some())? {
+            state.load_vectors(from.as_deref(), self.model, ranks)?;
+        }
+        Ok(from)
+    }
+
     /// Rank 0's part: finds the checkpoint to go on from, if there is one, and takes over what `state` has beside
     /// its vectors. `disk`: what the run needs on disk, for this many trained parameters.
     fn find(
