@@ -50,4 +50,8 @@ fn offers_come_to_the_least_of_all_or_to_an_error_that_names_both() {
         rank 0 and rank 1 cannot be connected over RDMA: its offer for rdma_en5 makes no sense: WireOffer { device: "rdma_en5", gid: ::ffff:10.0.0.1, lid: 0, mtu: 4000, small: QueueOffer { number: 17, first_packet: 1, depth: 8 }, bulk: QueueOffer { number: 17, first_packet: 1, depth: 8 } }
         rank 0 and rank 1 cannot be connected over RDMA: the other one offers slots of 4097 bytes
     "#]].assert_eq(&text);
+    // In a group within a group people know ranks by other numbers.
+    let error = Offer::agree(0, &[mine, offer(64 << 10, uc, vec![vec![]])]).expect_err("they do not fit");
+    let text = error.with_ranks(&[4, 6]).to_string();
+    assert!(text.starts_with("rank 4 and rank 6 cannot be connected over RDMA: the other one counts"), "{text}");
 }
