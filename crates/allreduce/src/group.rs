@@ -335,8 +335,8 @@ impl Group {
     /// This rank's [`segment`] of `data` becomes that of the reduction of all ranks' data. The rest
     /// of `data` is undefined afterwards. Returns the segment.
     ///
-    /// Decision: `finetune` uses this only in its benchmark. It stays because layers spread over
-    /// machines will give each rank the sum of its own part only.
+    /// Decision: `finetune` uses this only in its benchmark. Ranks that hold layers together need it no
+    /// more: each adds up its own part in a group of the ranks that have the same layers.
     ///
     /// # Errors
     /// If the group has failed.
@@ -387,8 +387,9 @@ impl Group {
 
     /// Sends `data` to rank `to`, which calls [`Group::recv`] with a buffer of the same length.
     ///
-    /// Decision: `finetune` sends copies of checkpoints with this. What goes between layers on several
-    /// machines travels beside the computing: see [`Group::sender`].
+    /// Decision: `finetune` sends copies of checkpoints with this, and to rank 0 what it writes of other
+    /// ranks' layers. What goes between layers on several machines travels beside the computing: see
+    /// [`Group::sender`].
     ///
     /// # Errors
     /// If the group has failed.

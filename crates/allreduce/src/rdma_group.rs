@@ -42,7 +42,14 @@ pub(crate) fn attach(group: &Group, session: u64, config: &Config) -> Result<(),
         return Ok(());
     }
     let wired = match cabling(devices, config) {
-        Ok(cabling) => wire(group, session, config, cabling)?,
+        Ok(cabling) => {
+            if cabling.reach == Reach::Neighbours && config.topology != Some(Algorithm::Ring) {
+                let missing = words(devices, &devices.missing_for_mesh());
+                let what = format!("data goes around a ring instead of over a mesh: {missing}");
+                (config.notices)(Notice::FellBack { what });
+            }
+            wire(group, session, config, cabling)?
+        }
         Err(why) => Err(why),
     };
     match wired {
@@ -120,6 +127,8 @@ fn wire(group: &Group, session: u64, config: &Config, cabling: Cabling) -> Resul
         Some(prepared) if offers.len() == config.world => prepared.connect(&offers, read_head),
         _ => return Ok(Err("a rank made no offer".into())),
     };
+    // People know ranks by their numbers in the first group.
+    let connected = connected.map_err(|error| error.with_ranks(&group.inner.members));
     let outcome = Outcome { offer: None, failed: connected.as_ref().err().map(ToString::to_string) };
     // After this exchange every rank has posted its receives.
     if let Err(why) = exchange(group, &outcome).map_err(failed)? {
@@ -171,6 +180,11 @@ fn exchange(group: &Group, mine: &Outcome) -> Result<Result<Vec<Outcome>, String
     Ok(Ok(outcomes))
 }
 
+/// What is missing between these pairs.
+fn words(devices: &DeviceMatrix, pairs: &[(usize, usize)]) -> String {
+    pairs.iter().map(|&(a, b)| devices.cables_between(a, b)).collect::<Vec<_>>().join(", ")
+}
+
 /// What of the matrix is used, or why nothing is.
 fn cabling(devices: &DeviceMatrix, config: &Config) -> Result<Cabling, String> {
     let (rank, world) = (config.rank, config.world);
@@ -178,9 +192,6 @@ fn cabling(devices: &DeviceMatrix, config: &Config) -> Result<Cabling, String> {
         return Err(format!("the device matrix is for {} ranks, this group has {world}", devices.world()));
     }
     let neighbours = |peer: usize| peer == (rank + 1) % world || peer == (rank + world - 1) % world;
-    let pairs = |missing: Vec<(usize, usize)>| {
-        missing.iter().map(|&(a, b)| devices.cables_between(a, b)).collect::<Vec<_>>().join(", ")
-    };
     let ring_asked = config.topology == Some(Algorithm::Ring);
     let ring = devices.missing_for_ring().is_empty();
     let (reach, used): (Reach, &dyn Fn(usize) -> bool) = match devices.shape() {
@@ -189,16 +200,10 @@ fn cabling(devices: &DeviceMatrix, config: &Config) -> Result<Cabling, String> {
         Shape::Neither => {
             return Err(format!(
                 "the cables make neither a mesh nor a closed ring: {}",
-                pairs(devices.missing_for_ring())
+                words(devices, &devices.missing_for_ring())
             ));
         }
     };
-    if reach == Reach::Neighbours && !ring_asked {
-        let missing = pairs(devices.missing_for_mesh());
-        (config.notices)(Notice::FellBack {
-            what: format!("data goes around a ring instead of over a mesh: {missing}"),
-        });
-    }
     // A ring uses the same number of cables all around, a mesh between all pairs: the fewest that
     // any two have.
     let joined = |a: usize, b: usize| a != b && (reach == Reach::Pairs || b == (a + 1) % world);

@@ -88,6 +88,19 @@ pub enum RdmaError {
 }
 
 impl RdmaError {
+    /// The same with other numbers of the ranks: `ranks[n]` is what people call rank n.
+    ///
+    /// # Panics
+    /// If it names a rank that has no other number.
+    pub fn with_ranks(self, ranks: &[usize]) -> RdmaError {
+        match self {
+            RdmaError::Disagreement { rank, peer, what } => {
+                RdmaError::Disagreement { rank: ranks[rank], peer: ranks[peer], what }
+            }
+            other => other,
+        }
+    }
+
     pub(crate) fn call(device: &str, call: &'static str, errno: i32) -> RdmaError {
         RdmaError::Call { device: device.to_string(), call, errno, advice: advice(call, errno) }
     }

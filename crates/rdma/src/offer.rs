@@ -207,16 +207,16 @@ impl Offer {
             }
             if theirs.kind != mine.kind {
                 return differ(format!(
-                    "this one offers {} queue pairs and rank {peer} {}: configure the same kind everywhere (Thunderbolt \
+                    "this one offers {} queue pairs and the other one {}: configure the same kind everywhere (Thunderbolt \
                      has only uc)",
                     mine.kind, theirs.kind
                 ));
             }
             if theirs.wires.len() != world {
-                return differ(format!("rank {peer} counts {} ranks, this one {world}", theirs.wires.len()));
+                return differ(format!("the other one counts {} ranks, this one {world}", theirs.wires.len()));
             }
             if theirs.bulk_bytes < 2 * FRAME_BYTES || !theirs.bulk_bytes.is_multiple_of(FRAME_BYTES) {
-                return differ(format!("rank {peer} offers slots of {} bytes", theirs.bulk_bytes));
+                return differ(format!("the other one offers slots of {} bytes", theirs.bulk_bytes));
             }
         }
         let bulk_bytes = offers.iter().map(|offer| offer.bulk_bytes).min().expect("at least this rank's");

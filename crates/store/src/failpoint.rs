@@ -10,8 +10,9 @@
 //! Without the variable a hit is one comparison.
 //!
 //! The points of this crate: `checkpoint.begin`, `checkpoint.file` (before each file),
-//! `checkpoint.tensor` (before each tensor of those that are written one by one), `checkpoint.written`, `checkpoint.synced`, `checkpoint.renamed`, `checkpoint.done`,
-//! `prune.trashed`, `replace.aside` (the old directory has made way, the new one is not there yet).
+//! `checkpoint.tensor` (before each tensor of those that are written one by one), `checkpoint.written`,
+//! `checkpoint.synced`, `checkpoint.renamed`, `checkpoint.done`, `prune.trashed`, `replace.aside` (the old directory
+//! has made way, the new one is not there yet).
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};

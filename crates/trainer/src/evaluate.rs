@@ -85,7 +85,7 @@ pub(crate) fn evaluate_together(
         let longest = (0..world).map(|rank| part(rank).len()).max().unwrap_or(0);
         let mut mine = vec![0.0; width * longest];
         let mut each = || {
-            ranks.group().keep_alive();
+            ranks.keep_alive();
             progress(total.row_losses.len())
         };
         let at_once = at_once(model, data, micro_batch_size);

@@ -128,8 +128,8 @@ fn kept<T>(problems: &mut Vec<TrainError>, result: Result<T, TrainError>) -> Opt
 
 /// Examines everything that a run needs and can be refused for, except the run directory. `found`:
 /// what was found before. `model`: the directory of the recipe's model. `ranks`: all ranks, of
-/// which the first writes checkpoints, and so needs the tokenizer's files; `None`: there is only this process. `progress` is called with the
-/// number of rows read.
+/// which the first writes checkpoints, and so needs the tokenizer's files; `None`: there is only this process.
+/// `progress` is called with the number of rows read.
 pub(crate) fn examine(
     found: Examined,
     recipe: &Recipe,

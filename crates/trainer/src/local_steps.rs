@@ -2,8 +2,8 @@
 //! Distributed Low-Communication Training of Language Models", arXiv 2311.08105).
 //!
 //! Each share of a step has parameters and moments of its own. After `distributed.sync_every` steps the changes of
-//! all are averaged, and the common parameters move along that average, with Nesterov's momentum if asked for. The moments of
-//! AdamW are averaged too, so that a checkpoint holds one state, whatever the number of ranks.
+//! all are averaged, and the common parameters move along that average, with Nesterov's momentum if asked for. The
+//! moments of AdamW are averaged too, so that a checkpoint holds one state, whatever the number of ranks.
 
 use finetune_recipe::{Distributed, Optimizer, Recipe};
 use finetune_store::failpoint;

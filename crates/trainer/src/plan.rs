@@ -218,7 +218,7 @@ struct Together {
 }
 
 /// Seconds of a step whose layers are spread.
-fn spread(stage: &Stage, alone: Alone, together: Together) -> f64 {
+fn seconds_over(stage: &Stage, alone: Alone, together: Together) -> f64 {
     let Together { micro_batches, at_once, order, hop } = together;
     let parts = (stage.of_layer.len() * micro_batches.max(1)) as f64;
     let seconds = Seconds { forward: alone.forward / parts, back: alone.back / parts, hop };
@@ -227,14 +227,14 @@ fn spread(stage: &Stage, alone: Alone, together: Together) -> f64 {
     groups as f64 * group(at_once) + if rest > 0 { group(rest) } else { 0.0 }
 }
 
-/// The layers of each machine.
-struct Spread {
+/// How the layers lie on machines.
+struct Arranged {
     stage: Option<Stage>,
     arrangement: Arrangement,
     why: Why,
 }
 
-impl Spread {
+impl Arranged {
     /// How the layers lie if they do not go round a ring, and as they would go round one.
     fn other_than_ring(&self) -> Option<(&'static str, Stage)> {
         let in_ring = || {
@@ -312,7 +312,7 @@ impl Planner<'_> {
         let (recipe, settings) = self.recipe_of(form, settings);
         let sizing = Sizing { shares: exchange::shares(&recipe, replicas), ..self.subject.sizing.clone() };
         let subject = Subject { recipe: &recipe, sizing: &sizing, ..self.subject };
-        let held = self.spread(&subject, stages);
+        let held = self.arranged(&subject, stages);
         let stage = held.stage.as_ref();
         // Those of one model.
         let micro_batches = micro_batches(&subject).div_ceil(replicas);
@@ -324,7 +324,7 @@ impl Planner<'_> {
         let order = if from_disk { Order::Layers } else { Order::MicroBatches };
         let together = Together { micro_batches, at_once, order, hop: of_hops / link };
         let computing = |stage: Option<&Stage>| {
-            alone.map(|alone| stage.map_or_else(|| alone.total(), |stage| spread(stage, alone, together)))
+            alone.map(|alone| stage.map_or_else(|| alone.total(), |stage| seconds_over(stage, alone, together)))
         };
         let sending = learned as f64 / link;
         let reading = |computing: f64| (read as f64 / disk - computing).max(0.0);
@@ -369,17 +369,17 @@ impl Planner<'_> {
     }
 
     /// Which layers machines hold that have the layers of a model together, and why.
-    fn spread(&self, subject: &Subject<'_>, stages: usize) -> Spread {
+    fn arranged(&self, subject: &Subject<'_>, stages: usize) -> Arranged {
         let Machines { hosts, memory_of_each, cables, .. } = &self.machines;
         let layers = subject.sizing.config.layers.len();
         if stages == 1 {
-            return Spread { stage: None, arrangement: Arrangement::Ring, why: Why::Alike };
+            return Arranged { stage: None, arrangement: Arrangement::Ring, why: Why::Alike };
         }
         let is_chain = forms_chain(subject.recipe, cables.as_ref(), stages, None);
         let arrangements = arrangements(subject.recipe.parallel.placement, is_chain);
         if memory_of_each.is_empty() {
             let arrangement = arrangements.of(subject.recipe.model.residency == ResidencyChoice::Disk);
-            return Spread { stage: Some(alike(arrangement, layers, stages)), arrangement, why: Why::Alike };
+            return Arranged { stage: Some(alike(arrangement, layers, stages)), arrangement, why: Why::Alike };
         }
         let replicas = hosts / stages;
         let rate = self.rates(replicas).map_or(0.0, |rates| rates.of_all(&self.operations(replicas, true)));
@@ -387,7 +387,7 @@ impl Planner<'_> {
         let offer = |memory: &u64| Offer::at_rate(rate, subject, disk, Some(*memory), *hosts);
         let offers: Vec<Offer> = memory_of_each.iter().map(offer).collect();
         let dealt = deal(layers, &of_each_stage(&offers, stages), arrangements);
-        Spread { stage: Some(dealt.stage), arrangement: dealt.arrangement, why: dealt.why }
+        Arranged { stage: Some(dealt.stage), arrangement: dealt.arrangement, why: dealt.why }
     }
 
     /// Bytes that the machine which sends most sends from layer to layer in a step, and those of one micro-batch on one

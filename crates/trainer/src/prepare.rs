@@ -84,18 +84,16 @@ fn put_together(
         steps,
         text,
         mut sizing,
-        mut estimate,
+        estimate,
         mut notices,
     } = found.ready()?;
-    if stages::agree_on_groups(&mut sizing, ranks)? {
-        estimate = Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing }.estimate();
-    }
+    let has_stages = stages::agree_on_groups(&mut sizing, ranks)?;
     let subject = Subject { recipe: &recipe, train: &train, eval: eval.as_ref(), sizing: &sizing };
+    let estimate = if has_stages { subject.estimate() } else { estimate };
     let (mut model, base_digest) = open_connected(&subject, &directory, start, host, ranks, &mut notices)?;
     let identity = identity(&recipe, &train, eval.as_ref(), &model, &base_digest, &device_plan);
     ranks.expect_same(&identity.digests())?;
-    let mut state = TrainState::new(model.parameters()?, LossScale::new(device_plan.placement.compute()));
-    ranks.expect_same_layers(&[("set of starting weights", state.digest())])?;
+    let mut state = first_state(&mut model, &device_plan, ranks)?;
     bring_newest(&recipe.output_dir, resume, ranks, &identity, &mut notices)?;
     let start = Start { recipe: &recipe, resume, model: &model, identity: &identity, steps };
     let disk = |trained| DiskNeed::new(&recipe, trained, steps, eval.is_some(), sizing.text_bytes, host.disk);
@@ -145,6 +143,13 @@ fn open_connected(
     notices.extend(stages::connect(&mut model, ranks, subject.sizing.at_once)?);
     model.add_router_loss(router_loss::coefficient(subject.recipe, config));
     Ok((model, digest))
+}
+
+/// The state before the first step. Ranks with the same layers must have the same one.
+fn first_state(model: &mut Model, device_plan: &DevicePlan, ranks: &Ranks) -> Result<TrainState, TrainError> {
+    let state = TrainState::new(model.parameters()?, LossScale::new(device_plan.placement.compute()));
+    ranks.expect_same_layers(&[("set of starting weights", state.digest())])?;
+    Ok(state)
 }
 
 /// What a run is made of.

@@ -106,8 +106,8 @@ impl Ranks {
         Ok(())
     }
 
-    /// Connects the ranks that hold a model together, and those that hold the same layers. All call it together. `queue`: the most messages that wait for
-    /// one of the others.
+    /// Connects the ranks that hold a model together, and those that hold the same layers. All call it together.
+    /// `queue`: the most messages that wait for one of the others.
     ///
     /// # Errors
     /// If one cannot be reached.
@@ -116,6 +116,14 @@ impl Ranks {
         let _ = self.connections.set(Arc::clone(&connections));
         self.connect_same_layers(stage)?;
         Ok(connections)
+    }
+
+    /// Keeps the links of all groups usable while no operation runs: see [`Group::keep_alive`]. Lines do it themselves.
+    pub(crate) fn keep_alive(&self) {
+        self.group.keep_alive();
+        if let Some(same_layers) = self.same_layers.get() {
+            same_layers.keep_alive();
+        }
     }
 
     /// Payload bytes that this rank has sent and received, and how long it has waited for each rank.
@@ -250,8 +258,7 @@ impl Ranks {
 
     /// Sums gradients over all ranks' shares, in their order. Ranks that hold one model together have the gradients of
     /// their own layers, and sum them with those that hold the same.
-    /// `mine`: the gradients of this rank's
-    /// shares. The first becomes the sum, and the others are left undefined.
+    /// `mine`: the gradients of this rank's shares. The first becomes the sum, and the others are left undefined.
     /// `wire`: what they are on the way; shares that one rank has are added before.
     pub(crate) fn sum_gradients(
         &self,

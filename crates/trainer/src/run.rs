@@ -382,7 +382,7 @@ impl Run {
             if told.replace(done) != Some(done) {
                 tell(Event::Answering { done, rows });
             }
-            self.ranks.group().keep_alive();
+            self.ranks.keep_alive();
             stop.load(Ordering::SeqCst) == 0
         })?;
         let Some(answers) = answers else { return Ok(None) };

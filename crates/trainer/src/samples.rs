@@ -89,8 +89,8 @@ struct Answered {
 }
 
 /// Greedy answers to the first rows of the data, several rows at once. Each row is answered by one
-/// of the ranks, or by those that hold one model together. `progress` is called with rows done, at the beginning and after every token. If it
-/// returns false on any rank, all ranks return `None`.
+/// of the ranks, or by those that hold one model together. `progress` is called with rows done, at
+/// the beginning and after every token. If it returns false on any rank, all ranks return `None`.
 pub(crate) fn answer(
     model: &Model,
     data: &Dataset,

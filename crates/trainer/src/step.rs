@@ -78,8 +78,8 @@ impl Run {
     }
 
     /// Sums of loss and gradients over this step's rows, of all ranks. `gradients`: one vector for
-    /// each share of this rank, for the parameters that it has. The first gets the sum. With `local`, each share has parameters of its own, and
-    /// keeps its gradients.
+    /// each share of this rank, for the parameters that it has. The first gets the sum. With `local`,
+    /// each share has parameters of its own, and keeps its gradients.
     fn forward_and_backward(
         &mut self,
         assignment: &ShareAssignment,
@@ -116,7 +116,7 @@ impl Run {
                 self.model.set_parameters(local.parameters(first.sum));
             }
             let of_group: Vec<Part<'_>> = group.iter().map(|(_, part)| part.clone()).collect();
-            let mut alive = || self.ranks.group().keep_alive();
+            let mut alive = || self.ranks.keep_alive();
             let losses = self.model.losses_and_gradients(&of_group, backward, &mut sums, &mut alive)?;
             for ((of_part, part), losses) in group.iter().zip(losses) {
                 let LossSum { loss, trained_tokens, row_losses, router_loss } = losses;

@@ -17,8 +17,8 @@ use crate::stages::{Connections, few_layers};
 
 use self::dealing::deal_together;
 
-/// The most messages that wait to be sent to another rank: far more than passes are under way, of which each line holds one
-/// message of each kind (`model/src/stage.rs`).
+/// The most messages that wait to be sent to another rank: far more than passes are under way, of which each line holds
+/// one message of each kind (`model/src/stage.rs`).
 const QUEUE: usize = 1024;
 
 /// How ranks hold a model together.
@@ -175,7 +175,7 @@ impl Together {
 
     /// Keeps links usable through a long rest: see [`Group::keep_alive`].
     pub fn keep_alive(&self) {
-        self.ranks.group().keep_alive();
+        self.ranks.keep_alive();
     }
 
     /// Whether all ranks say so. All call it together.

@@ -43,11 +43,15 @@ fn offers_come_to_the_least_of_all_or_to_an_error_that_names_both() {
         .map(|theirs| format!("{}\n", Offer::agree(0, &[mine.clone(), theirs]).expect_err("they do not fit")))
         .collect();
     expect![[r#"
-        rank 0 and rank 1 cannot be connected over RDMA: this one offers uc queue pairs and rank 1 rc: configure the same kind everywhere (Thunderbolt has only uc)
+        rank 0 and rank 1 cannot be connected over RDMA: this one offers uc queue pairs and the other one rc: configure the same kind everywhere (Thunderbolt has only uc)
         rank 0 and rank 1 cannot be connected over RDMA: this one has 1 wires to it (rdma_en3), it has 0 back (none): name one device at each end of every cable
-        rank 0 and rank 1 cannot be connected over RDMA: rank 1 counts 1 ranks, this one 2
+        rank 0 and rank 1 cannot be connected over RDMA: the other one counts 1 ranks, this one 2
         rank 0 and rank 1 cannot be connected over RDMA: its offer for rdma_en5 makes no sense: WireOffer { device: "rdma_en5", gid: ::ffff:10.0.0.1, lid: 0, mtu: 4096, small: QueueOffer { number: 17, first_packet: 1, depth: 1 }, bulk: QueueOffer { number: 17, first_packet: 1, depth: 1 } }
         rank 0 and rank 1 cannot be connected over RDMA: its offer for rdma_en5 makes no sense: WireOffer { device: "rdma_en5", gid: ::ffff:10.0.0.1, lid: 0, mtu: 4000, small: QueueOffer { number: 17, first_packet: 1, depth: 8 }, bulk: QueueOffer { number: 17, first_packet: 1, depth: 8 } }
-        rank 0 and rank 1 cannot be connected over RDMA: rank 1 offers slots of 4097 bytes
+        rank 0 and rank 1 cannot be connected over RDMA: the other one offers slots of 4097 bytes
     "#]].assert_eq(&text);
+    // In a group within a group people know ranks by other numbers.
+    let error = Offer::agree(0, &[mine, offer(64 << 10, uc, vec![vec![]])]).expect_err("they do not fit");
+    let text = error.with_ranks(&[4, 6]).to_string();
+    assert!(text.starts_with("rank 4 and rank 6 cannot be connected over RDMA: the other one counts"), "{text}");
 }

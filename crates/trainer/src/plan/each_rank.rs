@@ -138,14 +138,13 @@ pub(super) fn written(recipe: &Recipe, names: &[String], hosts: usize, run: u64,
     (0..hosts).map(|rank| if rank == 0 { run } else { of(rank) }).collect()
 }
 
-/// Bytes that a step reads: each layer twice, but the last one, where a group turns back, once.
+/// Bytes that a step reads: each layer of this rank twice, but the last one, where a group turns back, once.
 fn read(sizing: &Sizing, groups: usize) -> u64 {
     let held = Precision::new(sizing).held;
-    let last = sizing.layers.last().map_or(0, |layer| layer.bytes(held));
     let is_mine = |n: usize| sizing.placement.stage().is_none_or(|stage| stage.holds(n));
     let mine = sizing.layers.iter().enumerate().filter(|(n, _)| is_mine(*n));
-    let mine: u64 = mine.map(|(_, layer)| layer.bytes(held)).sum();
-    groups as u64 * (2 * mine).saturating_sub(last)
+    let mine: Vec<u64> = mine.map(|(_, layer)| layer.bytes(held)).collect();
+    groups as u64 * (2 * mine.iter().sum::<u64>() - mine.last().unwrap_or(&0))
 }
 
 #[cfg(test)]
