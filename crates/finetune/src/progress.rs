@@ -24,7 +24,7 @@ pub(crate) enum Verbosity {
 /// with [`MARK`].
 #[derive(Debug, Serialize, Deserialize)]
 enum Narrated {
-    Begin { from: u64, to: u64, trained_parameters: usize },
+    Begin { from: u64, to: u64, alone: u64, trained_parameters: usize },
     Step { row: Box<StepRow>, steps: u64 },
 }
 
@@ -34,8 +34,8 @@ const MARK: char = '\u{1}';
 /// The line that tells an event to a launcher. `None` for events that the rank says itself.
 pub(crate) fn narrate(event: &Event<'_>) -> Option<String> {
     let narrated = match event {
-        Event::Begin { from, to, trained_parameters } if from < to => {
-            Narrated::Begin { from: *from, to: *to, trained_parameters: *trained_parameters }
+        Event::Begin { from, to, alone, trained_parameters } if from < to => {
+            Narrated::Begin { from: *from, to: *to, alone: *alone, trained_parameters: *trained_parameters }
         }
         Event::Step { row, steps } => Narrated::Step { row: Box::new((*row).clone()), steps: *steps },
         _ => return None,
@@ -175,8 +175,8 @@ impl Progress {
             return false;
         };
         match narrated {
-            Narrated::Begin { from, to, trained_parameters } => {
-                self.show(Event::Begin { from, to, trained_parameters })
+            Narrated::Begin { from, to, alone, trained_parameters } => {
+                self.show(Event::Begin { from, to, alone, trained_parameters })
             }
             Narrated::Step { row, steps } => self.show(Event::Step { row: &row, steps }),
         }
@@ -187,7 +187,7 @@ impl Progress {
     pub(crate) fn show(&mut self, event: Event<'_>) {
         match event {
             Event::Begin { from, to, .. } if from >= to => self.say(&format!("step {from} was the last: all is done")),
-            Event::Begin { from, to, trained_parameters } => self.begin_steps(from, to, trained_parameters),
+            Event::Begin { from, to, trained_parameters, .. } => self.begin_steps(from, to, trained_parameters),
             Event::CurveChanged { step, was, now } => self.say(&format!(
                 "the learning rate goes on along another curve: step {step} had {}, by this recipe it would have had {}",
                 rate(was),

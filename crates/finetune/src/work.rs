@@ -17,6 +17,9 @@ struct Doing {
     phase: Phase,
     /// The step that is being worked on, from 1.
     step: u64,
+    /// The last step, and the steps that ranks make alone before they have a common state, which can be saved.
+    last: u64,
+    alone: u64,
     since: Instant,
     /// What the last step took.
     seconds: Option<f64>,
@@ -35,7 +38,8 @@ enum Phase {
 
 impl Work {
     pub(crate) fn new() -> Work {
-        let doing = Doing { phase: Phase::Answers, step: 1, since: Instant::now(), seconds: None, saved: 0 };
+        let doing =
+            Doing { phase: Phase::Answers, step: 1, last: 1, alone: 1, since: Instant::now(), seconds: None, saved: 0 };
         Work(Arc::new(Mutex::new(doing)))
     }
 
@@ -46,7 +50,8 @@ impl Work {
     pub(crate) fn see(&self, event: &Event<'_>) {
         let doing = &mut *self.doing();
         match event {
-            Event::Begin { from, to, .. } => {
+            Event::Begin { from, to, alone, .. } => {
+                (doing.last, doing.alone) = (*to, *alone);
                 (doing.step, doing.saved, doing.since) = (from + 1, *from, Instant::now());
                 doing.phase = if from < to { Phase::Step } else { Phase::End };
             }
@@ -64,7 +69,7 @@ impl Work {
 
     /// What a signal does to the run, in words.
     pub(crate) fn words(&self, heard: Heard) -> String {
-        let Doing { phase, step, since, seconds, saved } = &*self.doing();
+        let Doing { phase, step, last, alone, since, seconds, saved } = &*self.doing();
         if heard == Heard::Second {
             return match saved {
                 0 => "stopped at once: nothing was saved".to_owned(),
@@ -77,9 +82,14 @@ impl Work {
         };
         match phase {
             Phase::Step => {
-                let left = seconds.map(|seconds| (seconds - since.elapsed().as_secs_f64()).max(0.0));
-                let about = left.map_or(String::new(), |left| format!(" ({})", about(left)));
-                format!("finishing step {step}, then saving{about}; a second signal stops at once and {lost}")
+                let end = step.next_multiple_of(*alone).min(*last);
+                let all = |seconds: f64| seconds * (end - step + 1) as f64 - since.elapsed().as_secs_f64();
+                let about = seconds.map_or(String::new(), |seconds| format!(" ({})", about(all(seconds).max(0.0))));
+                let what = match end == *step {
+                    true => format!("step {step}"),
+                    false => format!("steps {step} to {end}, after which ranks have a common state"),
+                };
+                format!("finishing {what}, then saving{about}; a second signal stops at once and {lost}")
             }
             Phase::Evaluation => {
                 format!("giving up the evaluation and saving; a second signal stops at once and {lost}")
@@ -120,7 +130,7 @@ mod tests {
     fn a_signal_is_told_what_it_does() {
         let work = Work::new();
         assert!(work.words(Heard::First).contains("answers"), "{}", work.words(Heard::First));
-        work.see(&Event::Begin { from: 0, to: 9, trained_parameters: 1 });
+        work.see(&Event::Begin { from: 0, to: 9, alone: 1, trained_parameters: 1 });
         let first = work.words(Heard::First);
         assert!(first.starts_with("finishing step 1, then saving;") && first.ends_with("loses step 1"), "{first}");
         assert_eq!(work.words(Heard::Second), "stopped at once: nothing was saved");
@@ -134,5 +144,17 @@ mod tests {
         assert_eq!(work.words(Heard::Second), "stopped at once: step 2 is saved, --resume goes on from it");
         work.see(&Event::Evaluating { rows: 3 });
         assert!(work.words(Heard::First).starts_with("giving up the evaluation"));
+    }
+
+    /// Between two averages there is nothing that could be saved.
+    #[test]
+    fn steps_that_ranks_make_alone_are_finished_together() {
+        let work = Work::new();
+        work.see(&Event::Begin { from: 0, to: 9, alone: 4, trained_parameters: 1 });
+        work.see(&Event::Step { row: &step_row(1, 300.0), steps: 9 });
+        let first = work.words(Heard::First);
+        assert!(first.contains("finishing steps 2 to 4, after") && first.contains("about 15m00s"), "{first}");
+        work.see(&Event::Step { row: &step_row(8, 300.0), steps: 9 });
+        assert!(work.words(Heard::First).contains("finishing step 9, then"), "{}", work.words(Heard::First));
     }
 }

@@ -10,6 +10,8 @@ use crate::samples::Answers;
 pub enum Event<'a> {
     /// Training goes from step `from` to step `to`.
     Begin {
+        /// Steps that ranks make alone before they have a common state (`distributed.sync_every`); 1: none.
+        alone: u64,
         /// The last step that is done; 0: none.
         from: u64,
         /// The last step of the run.

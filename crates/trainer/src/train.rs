@@ -65,7 +65,8 @@ fn steps(run: &mut Run, stop: &AtomicI32, tell: &mut dyn FnMut(Event<'_>)) -> Re
     let mut balancer = ShareBalancer::new(run.ranks.even(), measured);
     let mut asked = run.begin(&balancer.assignment, stop, tell)?;
     let trained_parameters = run.model.spread().whole().len();
-    tell(Event::Begin { from: run.state.step, to: run.steps, trained_parameters });
+    let alone = Meetings::of(&run.recipe).map_or(1, |meetings| meetings.every);
+    tell(Event::Begin { from: run.state.step, to: run.steps, alone, trained_parameters });
     let parameters = run.model.layout().len();
     let mut gradients: Vec<Vec<f32>> = Vec::new();
     let of_this_rank = balancer.assignment.count_of(run.ranks.group().rank());
