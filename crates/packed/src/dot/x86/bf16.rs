@@ -4,14 +4,12 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::codes512::{AFFINE, AFFINE_AT_ONCE, SHIFTED, SHIFTED_AT_ONCE};
-use super::some_rows::SomeRows;
+use super::some_rows::{LAST_OF_FOUR_BITS, SomeRows, with_form};
 use crate::codes::NibbleOrder;
 use crate::dot::HALF;
 use crate::dot::rounded::PIECE;
 use crate::dot::rows_of_codes::TOGETHER;
-use crate::matrix::Rounding;
-use crate::values::{Meaning, Piece};
+use crate::values::Piece;
 
 /// Brings whole blocks of activations into the order in which codes of 4 bits are unpacked: of the eight words of a half
 /// of a block the first codes, then the second, third and fourth ones.
@@ -32,28 +30,16 @@ pub(in crate::dot) fn arrange(x: &mut [bf16]) {
 /// The values of the whole blocks of a row, rounded, as [`arrange`] has them.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
 pub(in crate::dot) fn round_row(piece: &Piece, factors: &[f32; 16], out: &mut [bf16]) {
-    let out = out.as_chunks_mut::<HALF>().0;
-    let some = SomeRows::new(piece, factors, 1, out.len());
-    some.each_half_bf16::<1>(0, |n, [values]| {
-        // SAFETY: the array is as long as what is stored.
-        unsafe { _mm512_storeu_si512(out[n].as_mut_ptr().cast(), values) };
-    });
+    let some = SomeRows::new(piece, factors, 1, out.len() / HALF);
+    with_form!(some.round(out));
 }
 
 /// The products of activations, as [`arrange`] has them, with rows of whole blocks: `out[n]` with the n-th row of the
 /// piece.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
 pub(in crate::dot) fn dot_rows(piece: &Piece, factors: &[f32; 16], x: &[bf16], out: &mut [f32]) {
-    let x = x.as_chunks::<HALF>().0;
-    let some = SomeRows::new(piece, factors, out.len(), x.len());
-    let (fours, rest) = out.as_chunks_mut::<TOGETHER>();
-    for (n, out) in fours.iter_mut().enumerate() {
-        some.dot(n * TOGETHER, x, out);
-    }
-    let first = fours.len() * TOGETHER;
-    for (n, out) in rest.iter_mut().enumerate() {
-        some.dot(first + n, x, std::array::from_mut(out));
-    }
+    let some = SomeRows::new(piece, factors, out.len(), x.len() / HALF);
+    with_form!(some.dot_all(x, out));
 }
 
 /// 32 numbers of 16 bits.
@@ -81,13 +67,37 @@ pub fn totals([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
 }
 
 impl SomeRows<'_> {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+    fn round<const FORM: usize>(&self, out: &mut [bf16]) {
+        let out = out.as_chunks_mut::<HALF>().0;
+        self.each_half_bf16::<1, FORM>(0, |n, [values]| {
+            // SAFETY: the array is as long as what is stored.
+            unsafe { _mm512_storeu_si512(out[n].as_mut_ptr().cast(), values) };
+        });
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+    fn dot_all<const FORM: usize>(&self, x: &[bf16], out: &mut [f32]) {
+        let x = x.as_chunks::<HALF>().0;
+        let (fours, rest) = out.as_chunks_mut::<TOGETHER>();
+        for (n, out) in fours.iter_mut().enumerate() {
+            self.dot::<TOGETHER, FORM>(n * TOGETHER, x, out);
+        }
+        let first = fours.len() * TOGETHER;
+        for (n, out) in rest.iter_mut().enumerate() {
+            self.dot::<1, FORM>(first + n, x, std::array::from_mut(out));
+        }
+    }
+
     /// The products of N rows, at most four, from one on.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-    fn dot<const N: usize>(&self, first: usize, x: &[[bf16; HALF]], out: &mut [f32; N]) {
+    fn dot<const N: usize, const FORM: usize>(&self, first: usize, x: &[[bf16; HALF]], out: &mut [f32; N]) {
         let mut sums = [_mm512_setzero_ps(); N];
         out.fill(0.0);
-        self.each_half_bf16::<N>(first, |n, values| {
+        self.each_half_bf16::<N, FORM>(first, |n, values| {
             // SAFETY: there are as many halves of x, and each is as long as what is loaded.
             let of_x = in_pairs(unsafe { _mm512_loadu_si512(x.as_ptr().add(n).cast()) });
             for (sum, values) in sums.iter_mut().zip(values) {
@@ -105,54 +115,36 @@ impl SomeRows<'_> {
     /// Calls `take` with the number of half of a block, from 0 on, and its values in N rows from one on, rounded.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-    fn each_half_bf16<const N: usize>(&self, first: usize, take: impl FnMut(usize, [__m512i; N])) {
-        let piece = self.piece;
-        match (piece.codes.bits(), piece.rounding, piece.meaning) {
-            (4, Rounding::None, Meaning::Affine) => self.nibbles::<N, true, false>(first, take),
-            (4, Rounding::None, _) => self.nibbles::<N, false, false>(first, take),
-            (4, ..) => self.nibbles::<N, false, true>(first, take),
-            (_, _, Meaning::Affine) if self.has_exact_products() => self.bytes::<N, AFFINE_AT_ONCE>(first, take),
-            (_, _, Meaning::Affine) => self.bytes::<N, AFFINE>(first, take),
-            _ if self.has_exact_differences() => self.bytes::<N, SHIFTED_AT_ONCE>(first, take),
-            _ => self.bytes::<N, SHIFTED>(first, take),
-        }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-    fn nibbles<const N: usize, const AFFINE: bool, const ROUNDED: bool>(
+    fn each_half_bf16<const N: usize, const FORM: usize>(
         &self,
         first: usize,
         mut take: impl FnMut(usize, [__m512i; N]),
     ) {
-        // The eight words of a half are there four times. A permutation takes five bits of an index, of which the fifth
-        // does not matter: the table is there twice.
-        let shifts = match self.piece.codes.order() {
-            NibbleOrder::LowFirst => [0, 4, 8, 12],
-            NibbleOrder::HighFirst => [4, 0, 12, 8],
-        };
-        let shifts: [u16; HALF] = std::array::from_fn(|n| shifts[n / 8]);
-        // SAFETY: the array is as long as what is loaded.
-        let shifts = unsafe { _mm512_loadu_si512(shifts.as_ptr().cast()) };
-        let table = |group: usize| {
-            let values = _mm512_cvtneps_pbh(self.table::<AFFINE, ROUNDED>(group));
-            // SAFETY: both are sixteen numbers of 16 bits.
-            _mm512_broadcast_i64x4(unsafe { std::mem::transmute::<__m256bh, __m256i>(values) })
-        };
-        self.each_half::<N, _>(first, _mm512_setzero_si512(), table, |n, codes, tables| {
-            let mut values = [_mm512_setzero_si512(); N];
-            for row in 0..N {
-                // SAFETY: `each_half` gives whole halves.
-                let words = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(codes[row].cast()) });
-                values[row] = _mm512_permutexvar_epi16(_mm512_srlv_epi16(words, shifts), tables[row]);
-            }
-            take(n, values);
-        });
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-    fn bytes<const N: usize, const FORM: usize>(&self, first: usize, mut take: impl FnMut(usize, [__m512i; N])) {
+        if FORM <= LAST_OF_FOUR_BITS {
+            // The eight words of a half are there four times. A permutation takes five bits of an index, of which the
+            // fifth does not matter: the table is there twice.
+            let shifts = match self.piece.codes.order() {
+                NibbleOrder::LowFirst => [0, 4, 8, 12],
+                NibbleOrder::HighFirst => [4, 0, 12, 8],
+            };
+            let shifts: [u16; HALF] = std::array::from_fn(|n| shifts[n / 8]);
+            // SAFETY: the array is as long as what is loaded.
+            let shifts = unsafe { _mm512_loadu_si512(shifts.as_ptr().cast()) };
+            let table = |group: usize| {
+                let values = _mm512_cvtneps_pbh(self.table::<FORM>(group));
+                // SAFETY: both are sixteen numbers of 16 bits.
+                _mm512_broadcast_i64x4(unsafe { std::mem::transmute::<__m256bh, __m256i>(values) })
+            };
+            return self.each_half::<N, _>(first, _mm512_setzero_si512(), table, |n, codes, tables| {
+                let mut values = [_mm512_setzero_si512(); N];
+                for row in 0..N {
+                    // SAFETY: `each_half` gives whole halves.
+                    let words = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(codes[row].cast()) });
+                    values[row] = _mm512_permutexvar_epi16(_mm512_srlv_epi16(words, shifts), tables[row]);
+                }
+                take(n, values);
+            });
+        }
         let numbers = |group: usize| self.numbers::<FORM>(group);
         self.each_half::<N, _>(first, [_mm512_setzero_ps(); 2], numbers, |n, codes, numbers| {
             let mut values = [_mm512_setzero_si512(); N];

@@ -2,12 +2,64 @@
 
 use super::{AHEAD, prefetch_at};
 use crate::dot::{HALF, LINE};
-use crate::values::Piece;
+use crate::matrix::Rounding;
+use crate::values::{Meaning, Piece};
+
+// How a code becomes a number.
+/// Of 4 bits, `code · scale + bias`, ...
+pub(super) const FOUR_AFFINE: usize = 0;
+/// ... by a table or with a zero point, ...
+pub(super) const FOUR: usize = 1;
+/// ... or rounded in the end.
+pub(super) const FOUR_ROUNDED: usize = 2;
+pub(super) const LAST_OF_FOUR_BITS: usize = FOUR_ROUNDED;
+/// Of 8 bits, `code · scale + bias`, ...
+pub(super) const EIGHT_AFFINE: usize = 3;
+/// ... `(code - zero) · scale · factor`, ...
+pub(super) const EIGHT_SHIFTED: usize = 4;
+/// ... or the same in one operation, where that has the same bits.
+pub(super) const EIGHT_AFFINE_AT_ONCE: usize = 5;
+pub(super) const EIGHT_SHIFTED_AT_ONCE: usize = 6;
+
+/// Calls a function that is compiled for each form.
+macro_rules! with_form {
+    ($some:ident.$function:ident($($argument:expr),*)) => {
+        match $some.form {
+            $crate::dot::x86::some_rows::FOUR_AFFINE => $some.$function::<0>($($argument),*),
+            $crate::dot::x86::some_rows::FOUR => $some.$function::<1>($($argument),*),
+            $crate::dot::x86::some_rows::FOUR_ROUNDED => $some.$function::<2>($($argument),*),
+            $crate::dot::x86::some_rows::EIGHT_AFFINE => $some.$function::<3>($($argument),*),
+            $crate::dot::x86::some_rows::EIGHT_SHIFTED => $some.$function::<4>($($argument),*),
+            $crate::dot::x86::some_rows::EIGHT_AFFINE_AT_ONCE => $some.$function::<5>($($argument),*),
+            _ => $some.$function::<6>($($argument),*),
+        }
+    };
+}
+pub(super) use with_form;
+
+/// The form of the codes of a piece.
+fn form_of(piece: &Piece) -> usize {
+    // Whether products of codes of 8 bits with scales are not rounded: scales of 16 bits leave them room in f32.
+    let are_exact = || piece.scales.iter().fold(0, |all, scale| all | scale.to_bits()).trailing_zeros() >= 13;
+    // The difference of two such products is the product of the difference then, but for the sign of a zero.
+    let are_positive = || piece.scales.iter().fold(true, |all, scale| all & (*scale > 0.0));
+    match (piece.codes.bits(), piece.rounding, piece.meaning) {
+        (4, Rounding::None, Meaning::Affine) => FOUR_AFFINE,
+        (4, Rounding::None, _) => FOUR,
+        (4, ..) => FOUR_ROUNDED,
+        (_, _, Meaning::Affine) if are_exact() => EIGHT_AFFINE_AT_ONCE,
+        (_, _, Meaning::Affine) => EIGHT_AFFINE,
+        _ if piece.factor == 1.0 && are_exact() && are_positive() => EIGHT_SHIFTED_AT_ONCE,
+        _ => EIGHT_SHIFTED,
+    }
+}
 
 /// Rows of whole blocks.
 pub(super) struct SomeRows<'a> {
     pub(super) piece: &'a Piece<'a>,
     pub(super) factors: &'a [f32; 16],
+    /// One of those above.
+    pub(super) form: usize,
     /// Halves of blocks in a row.
     pub(super) halves: usize,
     /// Halves of a group, and groups of a row.
@@ -28,18 +80,7 @@ impl<'a> SomeRows<'a> {
         for numbers in [piece.scales, piece.zeros, piece.biases] {
             assert!(numbers.len() >= rows * groups, "a number for each group");
         }
-        SomeRows { piece, factors, halves, period, groups, stride }
-    }
-
-    /// Whether products of codes of 8 bits with scales are not rounded: scales of 16 bits leave them room in f32.
-    pub(super) fn has_exact_products(&self) -> bool {
-        self.piece.scales.iter().fold(0, |all, scale| all | scale.to_bits()).trailing_zeros() >= 13
-    }
-
-    /// Whether the difference of two such products is the product of the difference, down to the sign of a zero.
-    pub(super) fn has_exact_differences(&self) -> bool {
-        let are_positive = || self.piece.scales.iter().fold(true, |all, scale| all & (*scale > 0.0));
-        self.piece.factor == 1.0 && self.has_exact_products() && are_positive()
+        SomeRows { piece, factors, form: form_of(piece), halves, period, groups, stride }
     }
 
     /// Calls `half` with the number of half of a block, from 0 on, the place of its codes in each of N rows from one on,
