@@ -286,8 +286,6 @@ fn adapters_alone() {
     of("granite").expect("a file");
     let names: Vec<String> = File::open(&path).expect("a file").tensors().iter().map(|t| t.name.clone()).collect();
     assert!(names.iter().any(|name| name == "blk.0.attn_q.weight.lora_b"), "{names:?}");
-    for (family, part) in [("deepseek_v3", "llama.cpp has no place for the branch on `model.layers.0.self_attn.")] {
-        let error = of(family).expect_err(part);
-        assert!(error.contains(part), "{family}: {error}");
-    }
+    let error = of("deepseek_v3").expect_err("branches that llama.cpp leaves out");
+    assert!(error.contains("llama.cpp has no place for the branch on `model.layers.0.self_attn."), "{error}");
 }

@@ -339,13 +339,11 @@ impl Ranks {
         let mut all = vec![0u8; mine.len() * self.group.world()];
         self.group.all_gather(&mine, &mut all)?;
         let of = |rank: usize| all[rank * mine.len()..][..mine.len()].chunks(blake3::OUT_LEN);
-        let who = self.group.who();
         let mut differences = Vec::new();
-        for rank in 0..self.group.world() {
-            let first = first(rank);
+        for (rank, who) in self.group.who().iter().enumerate() {
+            let (first, host) = (first(rank), &who.host);
             for ((name, _), (ours, theirs)) in contents.iter().zip(of(first).zip(of(rank))) {
                 if ours != theirs {
-                    let host = &who[rank].host;
                     differences.push(format!("rank {rank} ({host}) has another {name} than rank {first}"));
                 }
             }

@@ -49,7 +49,7 @@ fn published() -> [(&'static str, String); 11] {
     let python = |name: &str, quote: char| format!("{name}(first_key={quote}sample_value{quote}, second_key=7)");
     let [one, other] = SAMPLES;
     // Templates show the form, and list the tools.
-    let shown = format!("sample_name first_key <tool_call>{{function-name}}</tool_call><|im_end|>");
+    let shown = "sample_name first_key <tool_call>{function-name}</tool_call><|im_end|>";
     [
         ("", format!("{shown}{}\n{}<|im_end|>\n", hermes(one), hermes(other))),
         ("<function=", format!("{shown}{}\n{}<|im_end|>\n", coder(one), coder(other))),

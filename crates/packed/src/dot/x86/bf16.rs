@@ -51,6 +51,9 @@ fn in_pairs(values: __m512i) -> __m512bh {
 }
 
 /// The sum of the lanes of each of four vectors.
+///
+/// # Safety
+/// The processor has to have the instructions.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,fma")]
 pub fn totals([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
