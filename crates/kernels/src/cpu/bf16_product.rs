@@ -72,12 +72,17 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// A matrix [rows, k] rounded to bf16, with zeros up to whole tiles and steps.
-fn rounded(x: Matrix<'_>) -> Vec<bf16> {
+/// A matrix [rows, k] rounded to bf16, with zeros up to whole tiles and steps. `arrange` brings each row into the order
+/// that it is multiplied in.
+fn rounded(x: Matrix<'_>, arrange: impl Fn(&mut [bf16]) + Sync) -> Vec<bf16> {
     let k = x.columns().next_multiple_of(STEP);
     let mut out = vec![bf16::ZERO; x.rows().next_multiple_of(TILE[0]) * k];
     let rows = out.par_chunks_mut(k.max(1)).take(x.rows()).enumerate();
-    rows.for_each(|(row, out)| simd::narrow(x.row(row), &mut out[..x.columns()]));
+    rows.for_each(|(row, out)| {
+        let out = &mut out[..x.columns()];
+        simd::narrow(x.row(row), out);
+        arrange(out);
+    });
     out
 }
 
@@ -85,8 +90,7 @@ fn rounded(x: Matrix<'_>) -> Vec<bf16> {
 pub(crate) fn times_transposed(out: &mut [f32], keep: bool, scale: f32, x: Matrix<'_>, w: &CpuWeight) {
     let [outputs, inputs] = w.shape();
     let length = inputs.next_multiple_of(STEP);
-    let mut a = rounded(x);
-    a.par_chunks_mut(length.max(1)).take(x.rows()).for_each(|a| w.arrange(&mut a[..inputs]));
+    let a = rounded(x, |row| w.arrange(row));
     if x.rows() <= FEW_ROWS {
         let sizes = [x.rows(), outputs, inputs];
         return few_rows::by_jobs(out, keep, scale, sizes, |first, out| few_products(&a, x.rows(), w, first, out));
@@ -185,7 +189,7 @@ pub(crate) fn times(
 ) {
     let [_, inputs] = w.shape();
     let length = rows.len().next_multiple_of(STEP);
-    let a = rounded(y);
+    let a = rounded(y, |_| {});
     by_blocks(inputs, length, |first, count, block| {
         // Step by step, each with the rows of the transposed weight one after the other.
         let width = block.len() / length * STEP;
