@@ -3,8 +3,10 @@
 //!
 //! `on_soft_roce_devices` boots the kernel with `scripts/rdma-vm.sh` and runs `inside` there, which
 //! starts ranks: processes of this same test program that run `rank`. Results are compared, bit for
-//! bit, with TCP and with threads of one process. So are messages that travel over lines beside them. Without a kernel (`scripts/rdma-vm.sh --setup`
-//! fetches one) the test says so and is skipped.
+//! bit, with TCP and with threads of one process. So are messages that travel over lines beside them.
+//! Without a kernel (`scripts/rdma-vm.sh --setup` fetches one) the test says so and is skipped.
+
+mod lines;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -216,9 +218,9 @@ fn rank() {
     };
     let done = match task.work {
         "operations" => work(&group, config.topology).map(|digest| format!("digest {digest} over {}", group.backend())),
-        "lines" => work_on_lines(&group, &lines_around(&group)),
+        "lines" => work_on_lines(&group, &lines::around(&group, 4)),
         "lines without end" => {
-            let lines = lines_around(&group);
+            let lines = lines::around(&group, 4);
             println!("rank: ready");
             loop {
                 if let Err(error) = work_on_lines(&group, &lines) {
@@ -241,28 +243,6 @@ fn rank() {
         Ok(done) => println!("rank: {done}"),
         Err(error) => println!("rank: error {error}"),
     }
-}
-
-/// A line to the next rank and one from the rank before, around.
-fn lines_around(group: &Group) -> (LineOut, LineIn) {
-    let (rank, world) = (group.rank(), group.world());
-    let (mut out, mut into) = (None, None);
-    for from in 0..world {
-        let to = (from + 1) % world;
-        let (color, key) = match rank {
-            rank if rank == from => (0, 0),
-            rank if rank == to => (0, 1),
-            // In a group of its own.
-            rank => (1 + rank, 0),
-        };
-        let part = group.split(color as u64, key).unwrap_or_else(|error| panic!("{error}"));
-        if rank == from {
-            out = Some(part.sender(4).expect("a thread"));
-        } else if rank == to {
-            into = Some(part.receiver().expect("a thread"));
-        }
-    }
-    (out.expect("a next rank"), into.expect("a rank before"))
 }
 
 /// Messages around the edges of slots, more of them than a lane is deep, while the ranks reduce. What carries the

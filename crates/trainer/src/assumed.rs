@@ -78,18 +78,14 @@ mod tests {
     use finetune_store::{RealDisk, replace_file};
 
     use super::*;
-
-    fn recipe(keys: &str) -> Recipe {
-        let text = format!("output_dir = \"run\"\n[model]\npath = \"m\"\n[data]\ntrain = \"rows.jsonl\"\n{keys}");
-        Recipe::parse(&text, Path::new("r.toml"), &[], None).unwrap_or_else(|error| panic!("{error}"))
-    }
+    use crate::test_recipe::test_recipe;
 
     #[test]
     fn rows_are_as_many_as_lines_and_as_long_as_allowed() {
         let folder = tempfile::tempdir().expect("a directory");
         let file = folder.path().join("rows.jsonl");
         replace_file(&RealDisk, &file, b"{\"text\": \"a\"}\n\n{\"text\": \"b\"}\n{\"text\": \"c\"}").expect("a file");
-        let recipe = recipe("max_seq_len = 7\n[train]\nmicro_batch_size = 2\n");
+        let recipe = test_recipe("max_seq_len = 7\n[train]\nmicro_batch_size = 2\n");
         let found = longest_rows(&recipe, &[file.clone(), file]).expect("rows");
         assert_eq!(found.rows.iter().map(|row| row.tokens.len()).collect::<Vec<_>>(), [7, 7, 0, 0, 0, 0]);
         assert_eq!((found.counts.tokens, found.counts.trained_tokens, found.counts.longest), (42, 36, 7));
@@ -104,7 +100,7 @@ mod tests {
             "max_seq_len = 9223372036854775807\n[train]\nmicro_batch_size = 2\n",
             "max_seq_len = 2048\n[train]\nmicro_batch_size = 16777216\n",
         ] {
-            assert!(longest_rows(&recipe(keys), &[]).is_none(), "{keys}");
+            assert!(longest_rows(&test_recipe(keys), &[]).is_none(), "{keys}");
         }
     }
 }

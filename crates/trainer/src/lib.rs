@@ -63,6 +63,8 @@ mod step;
 mod stragglers;
 mod summary;
 mod tensorboard;
+#[cfg(test)]
+mod test_recipe;
 mod together;
 mod train;
 mod validate;

@@ -14,6 +14,8 @@ mod endings;
 mod flood;
 mod holders;
 mod join;
+#[path = "../lines/mod.rs"]
+mod lines;
 mod loss;
 mod partition;
 mod rank;

@@ -4,6 +4,8 @@
 use finetune_allreduce::{Algorithm, Group, Reduce, Reduction, WireDtype, segment};
 use half::{bf16, f16};
 
+use crate::lines;
+
 /// Ranks of the biggest group of these tests.
 const MOST_RANKS: usize = 8;
 
@@ -320,23 +322,7 @@ impl Player<'_> {
         if world == 1 {
             return;
         }
-        let (mut sender, mut receiver) = (None, None);
-        for from in 0..world {
-            let to = (from + 1) % world;
-            let (color, key) = match rank {
-                rank if rank == from => (0, 0),
-                rank if rank == to => (0, 1),
-                // In a group of its own.
-                rank => (1 + rank, 0),
-            };
-            let part = self.group.split(color as u64, key).expect("a group of two");
-            if rank == from {
-                sender = Some(part.sender(BYTES.len()).expect("a thread"));
-            } else if rank == to {
-                receiver = Some(part.receiver().expect("a thread"));
-            }
-        }
-        let (sender, receiver) = (sender.expect("a next rank"), receiver.expect("a rank before"));
+        let (sender, receiver) = lines::around(self.group, BYTES.len());
         let message = |from: usize, bytes: usize| (0..bytes).map(|at| (at * 31 + from * 7) as u8).collect::<Vec<u8>>();
         for round in 0..3 {
             BYTES.iter().for_each(|&bytes| sender.send(message(rank, bytes)).expect("room for it"));

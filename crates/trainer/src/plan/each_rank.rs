@@ -149,9 +149,8 @@ fn read(sizing: &Sizing, groups: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
+    use crate::test_recipe::test_recipe;
 
     /// (copies that are asked for, names of the hosts, bytes that each of them writes)
     #[test]
@@ -163,14 +162,11 @@ mod tests {
             ("[checkpoint]\ncopies = 0\n", &["a", "b"], &[100, 0]),
             ("", &["a", "a", "b"], &[100, 0, 60]),
         ] {
-            let text = format!("output_dir = \"run\"\n[model]\npath = \"m\"\n[data]\ntrain = \"rows.jsonl\"\n{copies}");
-            let recipe = Recipe::parse(&text, Path::new("r.toml"), &[], None).unwrap_or_else(|error| panic!("{error}"));
+            let recipe = test_recipe(copies);
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
             assert_eq!(written(&recipe, &names, names.len(), 100, 60), want, "{names:?}");
         }
         // Without names each rank is on a machine of its own.
-        let recipe = "output_dir = \"run\"\n[model]\npath = \"m\"\n[data]\ntrain = \"rows.jsonl\"\n";
-        let recipe = Recipe::parse(recipe, Path::new("r.toml"), &[], None).unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(written(&recipe, &[], 3, 100, 60), [100, 60, 0]);
+        assert_eq!(written(&test_recipe(""), &[], 3, 100, 60), [100, 60, 0]);
     }
 }

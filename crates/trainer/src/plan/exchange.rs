@@ -101,14 +101,8 @@ fn shown(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-
-    fn recipe(keys: &str) -> Recipe {
-        let text = format!("output_dir = \"run\"\n[model]\npath = \"m\"\n[data]\ntrain = \"rows.jsonl\"\n{keys}");
-        Recipe::parse(&text, Path::new("r.toml"), &[], None).unwrap_or_else(|error| panic!("{error}"))
-    }
+    use crate::test_recipe::test_recipe;
 
     /// (keys, hosts, models, bytes that a rank sends of 1,000 values)
     #[test]
@@ -130,8 +124,8 @@ mod tests {
             ("[parallel]\nstages = 2\n", 4, 2, 2000),
             ("[parallel]\nstages = 2\n", 2, 1, 0),
         ] {
-            assert_eq!(sent(&recipe(keys), 1000, hosts, replicas), bytes, "{keys} {hosts}");
+            assert_eq!(sent(&test_recipe(keys), 1000, hosts, replicas), bytes, "{keys} {hosts}");
         }
-        assert_eq!(sent(&recipe(""), u64::MAX, usize::MAX, usize::MAX), u64::MAX);
+        assert_eq!(sent(&test_recipe(""), u64::MAX, usize::MAX, usize::MAX), u64::MAX);
     }
 }
