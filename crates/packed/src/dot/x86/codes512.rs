@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 
 use super::avx512::Sums512;
 use super::some_rows::{
-    EIGHT_AFFINE, EIGHT_AFFINE_AT_ONCE, EIGHT_SHIFTED, FOUR_AFFINE, FOUR_ROUNDED, LAST_OF_FOUR_BITS, SomeRows,
-    with_form,
+    EIGHT_AFFINE, EIGHT_AFFINE_AT_ONCE, EIGHT_SHIFTED, FOUR_AFFINE, FOUR_AFFINE_AT_ONCE, FOUR_ROUNDED, FOUR_SHIFTED,
+    LAST_OF_FOUR_BITS, SomeRows, with_form,
 };
 use crate::codes::NibbleOrder;
 use crate::dot::rows_of_codes::TOGETHER;
@@ -124,10 +124,16 @@ impl SomeRows<'_> {
             let numbers = [piece.scales, piece.zeros, piece.biases].map(|numbers| *numbers.get_unchecked(group));
             (_mm512_loadu_ps(self.factors.as_ptr()), numbers)
         };
+        if FORM == FOUR_AFFINE_AT_ONCE {
+            return _mm512_fmadd_ps(factors, _mm512_set1_ps(scale), _mm512_set1_ps(bias));
+        }
         if FORM == FOUR_AFFINE {
             return _mm512_add_ps(_mm512_mul_ps(factors, _mm512_set1_ps(scale)), _mm512_set1_ps(bias));
         }
         let scaled = _mm512_mul_ps(_mm512_sub_ps(factors, _mm512_set1_ps(zero)), _mm512_set1_ps(scale));
+        if FORM == FOUR_SHIFTED {
+            return scaled;
+        }
         let values = _mm512_mul_ps(scaled, _mm512_set1_ps(piece.factor));
         if FORM == FOUR_ROUNDED {
             round_avx512(piece.rounding, _mm512_add_ps(values, _mm512_set1_ps(bias)))

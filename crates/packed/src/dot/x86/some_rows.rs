@@ -8,30 +8,36 @@ use crate::values::{Meaning, Piece};
 // How a code becomes a number.
 /// Of 4 bits, `code · scale + bias`, ...
 pub(super) const FOUR_AFFINE: usize = 0;
-/// ... by a table or with a zero point, ...
-pub(super) const FOUR: usize = 1;
+/// ... or the same in one operation, where that has the same bits, ...
+pub(super) const FOUR_AFFINE_AT_ONCE: usize = 1;
+/// ... `(code - zero) · scale`, with a code or the number that a table has for it, ...
+pub(super) const FOUR_SHIFTED: usize = 2;
+/// ... with a factor, ...
+pub(super) const FOUR_SCALED: usize = 3;
 /// ... or rounded in the end.
-pub(super) const FOUR_ROUNDED: usize = 2;
+pub(super) const FOUR_ROUNDED: usize = 4;
 pub(super) const LAST_OF_FOUR_BITS: usize = FOUR_ROUNDED;
 /// Of 8 bits, `code · scale + bias`, ...
-pub(super) const EIGHT_AFFINE: usize = 3;
+pub(super) const EIGHT_AFFINE: usize = 5;
 /// ... `(code - zero) · scale · factor`, ...
-pub(super) const EIGHT_SHIFTED: usize = 4;
+pub(super) const EIGHT_SHIFTED: usize = 6;
 /// ... or the same in one operation, where that has the same bits.
-pub(super) const EIGHT_AFFINE_AT_ONCE: usize = 5;
-pub(super) const EIGHT_SHIFTED_AT_ONCE: usize = 6;
+pub(super) const EIGHT_AFFINE_AT_ONCE: usize = 7;
+pub(super) const EIGHT_SHIFTED_AT_ONCE: usize = 8;
 
 /// Calls a function that is compiled for each form.
 macro_rules! with_form {
     ($some:ident.$function:ident($($argument:expr),*)) => {
         match $some.form {
-            $crate::dot::x86::some_rows::FOUR_AFFINE => $some.$function::<0>($($argument),*),
-            $crate::dot::x86::some_rows::FOUR => $some.$function::<1>($($argument),*),
-            $crate::dot::x86::some_rows::FOUR_ROUNDED => $some.$function::<2>($($argument),*),
-            $crate::dot::x86::some_rows::EIGHT_AFFINE => $some.$function::<3>($($argument),*),
-            $crate::dot::x86::some_rows::EIGHT_SHIFTED => $some.$function::<4>($($argument),*),
-            $crate::dot::x86::some_rows::EIGHT_AFFINE_AT_ONCE => $some.$function::<5>($($argument),*),
-            _ => $some.$function::<6>($($argument),*),
+            0 => $some.$function::<0>($($argument),*),
+            1 => $some.$function::<1>($($argument),*),
+            2 => $some.$function::<2>($($argument),*),
+            3 => $some.$function::<3>($($argument),*),
+            4 => $some.$function::<4>($($argument),*),
+            5 => $some.$function::<5>($($argument),*),
+            6 => $some.$function::<6>($($argument),*),
+            7 => $some.$function::<7>($($argument),*),
+            _ => $some.$function::<8>($($argument),*),
         }
     };
 }
@@ -39,13 +45,15 @@ pub(super) use with_form;
 
 /// The form of the codes of a piece.
 fn form_of(piece: &Piece) -> usize {
-    // Whether products of codes of 8 bits with scales are not rounded: scales of 16 bits leave them room in f32.
+    // Whether products of codes with scales are not rounded: scales of 16 bits leave them room in f32.
     let are_exact = || piece.scales.iter().fold(0, |all, scale| all | scale.to_bits()).trailing_zeros() >= 13;
     // The difference of two such products is the product of the difference then, but for the sign of a zero.
     let are_positive = || piece.scales.iter().fold(true, |all, scale| all & (*scale > 0.0));
     match (piece.codes.bits(), piece.rounding, piece.meaning) {
+        (4, Rounding::None, Meaning::Affine) if are_exact() => FOUR_AFFINE_AT_ONCE,
         (4, Rounding::None, Meaning::Affine) => FOUR_AFFINE,
-        (4, Rounding::None, _) => FOUR,
+        (4, Rounding::None, _) if piece.factor == 1.0 => FOUR_SHIFTED,
+        (4, Rounding::None, _) => FOUR_SCALED,
         (4, ..) => FOUR_ROUNDED,
         (_, _, Meaning::Affine) if are_exact() => EIGHT_AFFINE_AT_ONCE,
         (_, _, Meaning::Affine) => EIGHT_AFFINE,
