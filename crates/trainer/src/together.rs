@@ -173,6 +173,16 @@ impl Together {
         Ok(self.ranks.group().check()?)
     }
 
+    /// Lines from all other ranks to the first one. All call it together.
+    ///
+    /// # Errors
+    /// If one is lost.
+    pub fn replies(&self) -> Result<Replies, TrainError> {
+        let (rank, world) = self.place();
+        let links = (1..world).map(|other| (other, 0)).collect();
+        Ok(Replies { lines: Connections::new(&self.ranks, [rank, world], links, QUEUE)?, world })
+    }
+
     /// Keeps links usable through a long rest: see [`Group::keep_alive`].
     pub fn keep_alive(&self) {
         self.ranks.keep_alive();
@@ -194,6 +204,36 @@ impl Together {
     /// If one is lost.
     pub fn barrier(&self) -> Result<(), TrainError> {
         Ok(self.ranks.group().barrier()?)
+    }
+}
+
+/// What the other ranks tell the first one while all compute, beside what goes from layer to layer.
+pub struct Replies {
+    lines: Connections,
+    world: usize,
+}
+
+impl Replies {
+    /// Tells the first rank a number, from another one.
+    ///
+    /// # Errors
+    /// If it cannot be reached.
+    pub fn tell(&self, number: u64) -> Result<(), Box<dyn Error + Send + Sync>> {
+        self.lines.send(0, number.to_le_bytes().to_vec())
+    }
+
+    /// On the first rank, the numbers that have arrived since, of all others. It does not wait.
+    ///
+    /// # Errors
+    /// If a rank is lost.
+    pub fn heard(&self) -> Result<Vec<u64>, TrainError> {
+        let mut numbers = Vec::new();
+        for other in 1..self.world {
+            while let Some(bytes) = self.lines.arrived(other, size_of::<u64>())? {
+                numbers.extend(bytes.try_into().map(u64::from_le_bytes));
+            }
+        }
+        Ok(numbers)
     }
 }
 
