@@ -140,7 +140,7 @@ class Checks:
             (openai.BadRequestError, lambda: self.chat(top_logprobs=2), "top_logprobs"),
             (openai.BadRequestError, lambda: self.chat(response_format={"type": "grammar"}), "response_format"),
             (openai.BadRequestError, lambda: self.chat(tool_choice="required"), "tool_choice"),
-            (openai.BadRequestError, lambda: self.complete(prompt=["a", "b"]), "prompt"),
+            (openai.BadRequestError, lambda: self.complete(prompt=["a", ["b"]]), "prompt"),
             (openai.BadRequestError, lambda: self.complete(prompt=[4_000_000]), "prompt"),
             (openai.BadRequestError, lambda: self.complete(max_tokens=10_000_000), "prompt"),
             (openai.NotFoundError, lambda: self.chat(model="nobody"), "model"),
