@@ -176,18 +176,19 @@ pub(crate) async fn read_grammar(
         let grammars = served.grammars()?;
         grammars.read(&trial)?.rehearse()?;
         let grammar = grammars.read(&own)?;
-        // No rank's answers wait for a form, so the request begins where all of them have it.
-        elsewhere.map_or(Ok(()), |elsewhere| elsewhere.wait(LONGEST_FORM))?;
         Ok::<_, String>((grammar, own))
     };
     let done = timeout(LONGEST_FORM, on_thread_with(place, work)).await;
     let late = |_| refused_form(param, &format!("it is not read within {} seconds", LONGEST_FORM.as_secs()));
-    let read = done.map_err(late)??;
-    if read.is_err() {
-        // A rank may be lost.
-        state.ready()?;
+    let read = done.map_err(late)??.map_err(|what: String| refused_form(param, &what))?;
+    if let Some(elsewhere) = elsewhere {
+        // The others hear of it between two steps, and these may be long.
+        let turn = state.settings.bounds.turn;
+        if !elsewhere.wait(turn).await.map_err(|what| ApiError::lost(&what))? {
+            return Err(ApiError::waited(turn.as_secs()));
+        }
     }
-    read.map_err(|what: String| refused_form(param, &what))
+    Ok(read)
 }
 
 /// An answer as a whole.

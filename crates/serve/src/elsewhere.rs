@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 
 use crate::others::HaveRead;
 
@@ -69,19 +71,19 @@ impl Expected {
         self.number
     }
 
-    /// Waits until all of them have read it.
+    /// Waits until all of them have read it. False: that takes longer.
     ///
     /// # Errors
-    /// A sentence, if that takes longer, or a rank is lost.
-    pub(crate) fn wait(&self, longest: Duration) -> Result<(), String> {
+    /// A sentence, if a rank is lost.
+    pub(crate) async fn wait(&self, longest: Duration) -> Result<bool, String> {
         let began = Instant::now();
         while self.elsewhere.missing(self.number)? > 0 {
             if began.elapsed() >= longest {
-                return Err(format!("another rank has not read it within {} seconds", longest.as_secs()));
+                return Ok(false);
             }
-            std::thread::sleep(LOOK);
+            sleep(LOOK).await;
         }
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -97,8 +99,8 @@ mod tests {
 
     const SHORT: Duration = Duration::from_millis(20);
 
-    #[test]
-    fn a_form_is_there_once_every_rank_has_read_it() {
+    #[tokio::test]
+    async fn a_form_is_there_once_every_rank_has_read_it() {
         let said = Arc::<Mutex<Vec<u64>>>::default();
         let heard = Arc::clone(&said);
         let have_read: HaveRead = Arc::new(move || Ok(std::mem::take(&mut *heard.lock().expect("no panic"))));
@@ -107,28 +109,27 @@ mod tests {
         let (first, second) = (elsewhere.expect(), elsewhere.expect());
         assert_ne!(first.number(), second.number());
         say(&[first.number(), second.number()]);
-        assert!(first.wait(SHORT).is_err_and(|what| what.contains("another rank")), "one of two");
+        assert_eq!(first.wait(SHORT).await, Ok(false), "one of two");
         say(&[second.number()]);
-        assert_eq!(second.wait(Duration::ZERO), Ok(()), "whoever asks first takes in what is said of all");
-        assert!(first.wait(SHORT).is_err());
-        std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| first.wait(Duration::from_secs(60)));
-            std::thread::sleep(SHORT);
-            assert!(!waiting.is_finished());
+        assert_eq!(second.wait(Duration::ZERO).await, Ok(true), "whoever asks takes in what is said of all");
+        assert_eq!(first.wait(SHORT).await, Ok(false));
+        let late = async {
+            sleep(SHORT).await;
             say(&[first.number()]);
-            assert_eq!(waiting.join().expect("no panic"), Ok(()));
-        });
+        };
+        let (waited, ()) = tokio::join!(first.wait(Duration::from_secs(60)), late);
+        assert_eq!(waited, Ok(true));
         let number = first.number();
         drop((first, second));
         say(&[number, 99]);
         let third = elsewhere.expect();
-        assert!(third.wait(SHORT).is_err(), "what is said of others");
+        assert_eq!(third.wait(SHORT).await, Ok(false), "what is said of others");
         assert_eq!(elsewhere.lock().missing.len(), 1, "nothing is kept of those that nobody waits for");
     }
 
-    #[test]
-    fn a_rank_that_is_lost_ends_the_waiting() {
+    #[tokio::test]
+    async fn a_rank_that_is_lost_ends_the_waiting() {
         let elsewhere = Elsewhere::new(Arc::new(|| Err("rank 1 is lost".to_owned())), 1);
-        assert_eq!(elsewhere.expect().wait(Duration::from_secs(60)), Err("rank 1 is lost".to_owned()));
+        assert_eq!(elsewhere.expect().wait(Duration::from_secs(60)).await, Err("rank 1 is lost".to_owned()));
     }
 }

@@ -14,9 +14,10 @@ use finetune_model::Form;
 use crate::catalog::Served;
 use crate::grammar::Grammar;
 
-/// Forms that are kept, and that wait to be read. The first rank asks for one at a time, unless one takes too long.
+/// Forms that are kept, and that wait to be read. The first rank reads one at a time, so there are more of them only where
+/// this rank is slower.
 const MOST_KEPT: usize = 32;
-/// How long an answer waits for a form that was forgotten since it was read: as long as the first rank waits.
+/// How long an answer waits for a form that was forgotten since it was read: as long as the first rank reads one.
 const LONGEST: Duration = Duration::from_secs(20);
 
 /// A form that is being read, or was.
