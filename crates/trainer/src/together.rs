@@ -178,9 +178,7 @@ impl Together {
     /// # Errors
     /// If one is lost.
     pub fn replies(&self) -> Result<Replies, TrainError> {
-        let (rank, world) = self.place();
-        let links = (1..world).map(|other| (other, 0)).collect();
-        Ok(Replies { lines: Connections::new(&self.ranks, [rank, world], links, QUEUE)?, world })
+        Replies::connect(&self.ranks)
     }
 
     /// Keeps links usable through a long rest: see [`Group::keep_alive`].
@@ -214,6 +212,12 @@ pub struct Replies {
 }
 
 impl Replies {
+    fn connect(ranks: &Ranks) -> Result<Replies, TrainError> {
+        let (rank, world) = (ranks.group().rank(), ranks.group().world());
+        let links = (1..world).map(|other| (other, 0)).collect();
+        Ok(Replies { lines: Connections::new(ranks, [rank, world], links, QUEUE)?, world })
+    }
+
     /// Tells the first rank a number, from another one.
     ///
     /// # Errors
@@ -327,6 +331,34 @@ fn reading() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Each number once, those of a rank in their order.
+    #[test]
+    fn the_first_rank_hears_what_the_others_tell() {
+        let start = |group: Group| {
+            std::thread::spawn(move || {
+                let ranks = Ranks::new(group, None).expect("ranks");
+                let replies = Replies::connect(&ranks).expect("lines");
+                let (rank, mut heard, began) = (ranks.group().rank() as u64, Vec::new(), Instant::now());
+                match rank {
+                    0 => {
+                        while heard.len() < 6 {
+                            heard.extend(replies.heard().expect("all are there"));
+                            assert!(began.elapsed() < Duration::from_secs(20), "{heard:?}");
+                        }
+                    }
+                    rank => (0..3).for_each(|n| replies.tell(10 * rank + n).expect("the first one is there")),
+                }
+                // Nobody leaves before.
+                ranks.group().barrier().expect("all are there");
+                heard
+            })
+        };
+        let threads: Vec<_> = Group::in_process(3, None).into_iter().map(start).collect();
+        let heard: Vec<Vec<u64>> = threads.into_iter().map(|thread| thread.join().expect("no panic")).collect();
+        let of = |rank: u64| heard[0].iter().copied().filter(|number| number / 10 == rank).collect::<Vec<_>>();
+        assert_eq!((of(1), of(2), heard[0].len()), (vec![10, 11, 12], vec![20, 21, 22], 6));
+    }
 
     /// (ranks, layers, bytes of all layers, of a slice, the part that a token uses, seconds of a sum, whether tensor
     /// takes less)
