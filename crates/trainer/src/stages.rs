@@ -300,6 +300,14 @@ impl Connections {
         Ok(connections)
     }
 
+    /// The next message of another process, which has so many bytes, if it has arrived.
+    ///
+    /// # Errors
+    /// If a rank cannot be reached.
+    pub(crate) fn arrived(&self, from: usize, length: usize) -> Result<Option<Vec<u8>>, TrainError> {
+        Ok(self.incoming[&from].arrived(length)?)
+    }
+
     /// What was moved and waited for since the beginning.
     pub(crate) fn moved(&self) -> Moved {
         Moved {
