@@ -138,7 +138,7 @@ impl SomeRows<'_> {
                 // SAFETY: both are 32 numbers of 16 bits.
                 unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(values, values)) }
             };
-            return self.each_half::<N, _>(first, _mm512_setzero_si512(), table, |n, codes, tables| {
+            return self.each_half::<N, 4, _>(first, _mm512_setzero_si512(), table, |n, codes, tables| {
                 let mut values = [_mm512_setzero_si512(); N];
                 for row in 0..N {
                     // SAFETY: `each_half` gives whole halves.
@@ -149,7 +149,7 @@ impl SomeRows<'_> {
             });
         }
         let numbers = |group: usize| self.numbers::<FORM>(group);
-        self.each_half::<N, _>(first, [_mm512_setzero_ps(); 2], numbers, |n, codes, numbers| {
+        self.each_half::<N, 8, _>(first, [_mm512_setzero_ps(); 2], numbers, |n, codes, numbers| {
             let mut values = [_mm512_setzero_si512(); N];
             for row in 0..N {
                 // SAFETY: `each_half` gives whole halves.

@@ -87,7 +87,7 @@ impl SomeRows<'_> {
             let of_even = _mm512_set1_epi32(if is_high_first { 4 } else { 0 });
             let of_odd = _mm512_sub_epi32(_mm512_set1_epi32(4), of_even);
             let table = |group: usize| self.table::<FORM>(group);
-            return self.each_half::<N, _>(first, _mm512_setzero_ps(), table, |n, codes, tables| {
+            return self.each_half::<N, 4, _>(first, _mm512_setzero_ps(), table, |n, codes, tables| {
                 let mut values = [[_mm512_setzero_ps(); 2]; N];
                 for row in 0..N {
                     // SAFETY: `each_half` gives whole halves.
@@ -100,7 +100,7 @@ impl SomeRows<'_> {
             });
         }
         let numbers = |group: usize| self.numbers::<FORM>(group);
-        self.each_half::<N, _>(first, [_mm512_setzero_ps(); 2], numbers, |n, codes, numbers| {
+        self.each_half::<N, 8, _>(first, [_mm512_setzero_ps(); 2], numbers, |n, codes, numbers| {
             let mut values = [[_mm512_setzero_ps(); 2]; N];
             for row in 0..N {
                 // SAFETY: `each_half` gives whole halves.
