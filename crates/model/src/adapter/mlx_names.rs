@@ -399,7 +399,7 @@ mod tests {
                 LoraTarget { module: "half".to_owned(), rank: 1, alpha: 3.0, use_rslora: false, use_dora: false };
             Taken { target, a: vec![7.0], b: halves.rows_of(half, &b, 1) }
         });
-        assert_eq!([&taken[0].b, &taken[1].b], [&[1.0, 2.0], &[3.0, 4.0]]);
+        assert_eq!([&taken[0].b, &taken[1].b], [&[1.0_f32, 2.0], &[3.0, 4.0]]);
         let found = of_both(&halves, taken.each_ref().map(Some), true, 0, (2, 1)).expect("a branch");
         assert_eq!((found.a.as_slice(), found.b.as_slice(), found.target.rank), (&[7.0][..], &b[..], 1));
         let found = of_both(&halves, [None, Some(&taken[1])], false, 0, (2, 1)).expect("a branch");
