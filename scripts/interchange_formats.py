@@ -120,13 +120,13 @@ def compare_with_llama_cpp(family, report, case, ways):
     for what, path, adapter in ways:
         if what == "base + adapter" and adapter is None:
             continue
-        model = case.change(family.load(case.base))
+        model = case.change(family.load(case.theirs or case.base))
         if has_mxfp4(path):
             report.note(family.name, "gguf", f"llama.cpp differs: {ROUNDED_INPUTS}")
             model = with_rounded_inputs(model)
         theirs = torch_logits(PeftModel.from_pretrained(model, str(case.peft_adapter)).eval(), case.rows)
         ours = llama_cpp_logits(path, adapter, case.rows)
-        compare_logits(report, family.name, "gguf", theirs, ours, f"PEFT, and llama.cpp with {what}")
+        compare_logits(report, family.name, "gguf", theirs, ours, f"PEFT, and llama.cpp with {what}", case.bound)
 
 
 # DoRA, modules trained in full, branches on embedding and output layer

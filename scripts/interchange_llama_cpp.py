@@ -14,11 +14,12 @@ from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file as load_numpy
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from interchange_logits import rows_of
+from interchange_logits import LOGITS, rows_of
 from interchange_mlx import model_of, with_eps_of_config
 
 SLIDING, FULL = "sliding_attention", "full_attention"
-WIDE_VALUES = dict(linear_value_head_dim=16)
+# The number in the lengths of queries and keys of delta nets is the same as in all norms.
+DELTA = dict(linear_value_head_dim=16, rms_norm_eps=1e-6)
 # Keys of config.json as llama.cpp takes them for granted. None: the key is left out.
 TAKEN = {
     "deepseek_v3": dict(rope_parameters=dict(mscale=0.8, mscale_all_dim=0.8)),
@@ -32,11 +33,11 @@ TAKEN = {
     "granitemoehybrid": dict(position_embedding_type="rope"),
     "lfm2": dict(conv_bias=False),
     "lfm2_moe": dict(routed_scaling_factor=1.0),
-    "qwen3_5": WIDE_VALUES,
-    "qwen3_5_moe": WIDE_VALUES,
+    "qwen3_5": DELTA,
+    "qwen3_5_moe": DELTA,
     "qwen3_moe": dict(mlp_only_layers=[]),
     "qwen3_moe_experts": dict(norm_topk_prob=True),
-    "qwen3_next": WIDE_VALUES,
+    "qwen3_next": DELTA,
     # Every fourth layer has no rotary embedding.
     "smollm3": dict(num_hidden_layers=4, no_rope_layers=[1, 1, 1, 0], layer_types=[FULL] * 4),
 }
@@ -46,9 +47,11 @@ RESHAPED = ("gemma3", "gemma4", "qwen3_5", "qwen3_5_moe", "qwen3_moe", "qwen3_ne
 # Families that llama.cpp has none of.
 WITHOUT_LLAMA_CPP = ("muse_glimmer",)
 
+# A number that is rounded to f16 may come to the next one: a unit of it.
+HALF = 2**-11
 HALF_GELU = "it looks GELU up by numbers in f16; so does transformers then"
 EPSILON = "it has config.json's epsilon in the norms inside of latent attention; so has transformers then"
-WHOLE_RANGE = "it rounds the range of YaRN, whatever `truncate` says; config.json asks for that"
+WHOLE_RANGE = "it rounds the range of YaRN, whatever `truncate` says; so does transformers then"
 LONG_ROWS = "it has the factors of long rows for all rows; only long rows are compared"
 DIFFERS = {
     **dict.fromkeys(("gemma2", "gemma3", "gemma3_multimodal", "gemma4", "gemma4_k_eq_v", "gemma4_moe"), HALF_GELU),
@@ -69,6 +72,10 @@ class LlamaCppCase:
     adapter: Path
     peft_adapter: Path
     rows: list
+    # The base for transformers, if that is another one.
+    theirs: Path | None = None
+    # How much of the largest logit may differ.
+    bound: float = LOGITS
     # Makes a model of transformers compute what llama.cpp computes.
     change: object = lambda model: model
 
@@ -141,13 +148,14 @@ def llama_cpp_case(family, run, peft_adapter):
     case = LlamaCppCase(family.directory, run / "adapter", peft_adapter, rows)
     changes = TAKEN.get(name)
     if DIFFERS.get(name) == WHOLE_RANGE:
-        changes = dict(rope_parameters=dict(truncate=True))
+        truncated = with_changes(dict(config), dict(rope_parameters=dict(truncate=True)))
+        case.theirs = model_of(family, "llama-cpp-truncated", truncated)
     elif DIFFERS.get(name) == LONG_ROWS:
         case.rows = [row for row in rows if len(row) > config["original_max_position_embeddings"]]
     elif DIFFERS.get(name) == EPSILON:
         case.change = with_eps_of_config
     elif DIFFERS.get(name) == HALF_GELU:
-        case.change = with_half_gelu
+        case.change, case.bound = with_half_gelu, HALF
     if name in RESHAPED:
         case.base, case.adapter = reshaped(family, with_changes(config, changes))
         case.peft_adapter = case.adapter

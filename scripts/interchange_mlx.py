@@ -120,7 +120,7 @@ def with_eps_of_config(model):
     """GLM-4.7-Flash as mlx-lm has it. In transformers these norms have 1e-6."""
     for module in model.modules():
         for norm in ("q_a_layernorm", "kv_a_layernorm"):
-            if hasattr(module, norm):
+            if getattr(module, norm, None) is not None:
                 getattr(module, norm).variance_epsilon = model.config.rms_norm_eps
     return model
 

@@ -23,7 +23,7 @@ use crate::gguf::agreement::{Planned, expect_agreement};
 use crate::gguf::architecture::Architecture;
 use crate::gguf::making::{Making, Makings};
 use crate::gguf::metadata::{description, factors, general};
-use crate::gguf::place::{architecture_for, refused};
+use crate::gguf::place::{INNER_EPS, architecture_for, refused};
 use crate::merge::{MergedTensor, Merging, beyond};
 use crate::tree::expected_tensors;
 
@@ -108,6 +108,7 @@ fn write_as(
     }
     let context = context_length(&config, architecture, &mut notices);
     notices.extend(config.ropes.first().and_then(|rope| rope_notice(rope, architecture)));
+    notices.extend(norm_notice(&config, architecture));
     let of_file = if keeps_experts { TensorType::Mxfp4 } else { file.kind };
     let mut metadata = general(architecture, "model", file.name, of_file);
     metadata.extend(description(&config, architecture, context));
@@ -228,6 +229,14 @@ fn rope_notice(rope: &Rope, architecture: &Architecture) -> Option<String> {
         )),
         _ => None,
     }
+}
+
+/// What llama.cpp makes of norms inside of latent attention otherwise, in every file of such a model.
+fn norm_notice(config: &ModelConfig, architecture: &Architecture) -> Option<String> {
+    let (name, eps) = (architecture.name, config.rms_norm_eps as f32);
+    (config.latent.is_some() && eps != INNER_EPS).then(|| {
+        format!("llama.cpp's `{name}` has rms_norm_eps = {eps} inside of attention, too, the model {INNER_EPS}: logits differ by a little")
+    })
 }
 
 /// The model's tensors while they are written.
