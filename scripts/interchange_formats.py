@@ -112,6 +112,13 @@ def check_gguf(run_finetune, binary, family, report, run, merged, peft_adapter):
     if absent := missing("llama_cpp"):
         return report.skipped(family.name, "gguf", absent)
     compare_with_llama_cpp(family, report, case, [("the merged file", files["f32"], None), ("base + adapter", base, adapter)])
+    exact = np.concatenate(llama_cpp_logits(files.pop("f32"), None, case.rows))
+    for kind, path in files.items():
+        rounded = np.concatenate(llama_cpp_logits(path, None, case.rows))
+        same = int((exact.argmax(-1) == rounded.argmax(-1)).sum())
+        # It rounds what it multiplies with these too, and in models of drawn weights tokens lie close together.
+        text = f"llama.cpp with {kind}: the best token of the file in f32 at {same} of {len(exact)}"
+        report.note(family.name, "gguf", text, wrong=same < len(exact) * 3 // 4 or not np.isfinite(rounded).all())
 
 
 def compare_with_llama_cpp(family, report, case, ways):
