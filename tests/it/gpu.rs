@@ -2,8 +2,9 @@
 //! `FINETUNE_TEST_DEVICE=gpu`, in a build with a GPU backend.
 
 use finetune_model::HAS_GPU_BACKEND;
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::commands::serve::{ask, serve_on};
 use crate::folder::{CRASH_RECIPE, Folder};
 use crate::memory::{LARGER_RECIPE, expect_estimates, larger_model, peak};
 use crate::program::{finetune, run};
@@ -159,6 +160,32 @@ fn memory_of_the_gpu() {
     };
     let (few, many) = (peak_of(20), peak_of(120));
     assert!(many <= few * 1.02 + 0.1, "{few} MiB after 20 steps, {many} MiB after 120");
+}
+
+/// A server on the GPU answers several requests at once, prompts of different lengths, some of which begin alike, and
+/// each gets the tokens of the CPU.
+#[test]
+fn a_server_gives_the_tokens_of_the_cpu() {
+    if !asked() {
+        return;
+    }
+    let answers = |device: &str| -> Vec<String> {
+        let (_running, address) = serve_on(device, &["--port", "0", "--slots", "4"]);
+        let prompt = |n: usize| format!("{}Hello, {}", "A letter to all of us. ".repeat(n / 2), ["Leon", "Mia"][n % 2]);
+        let answer = |n: usize| {
+            let asked = json!({"prompt": prompt(n), "temperature": 0, "max_tokens": 16});
+            let (status, body) = ask(&address, "POST", "/v1/completions", "", &asked.to_string());
+            assert_eq!(status, 200, "{device}: {body}");
+            let answer: Value = serde_json::from_str(&body).expect("JSON");
+            answer["choices"][0]["text"].as_str().expect("a text").to_owned()
+        };
+        std::thread::scope(|scope| {
+            let answer = &answer;
+            let asked: Vec<_> = (0..8).map(|n| scope.spawn(move || answer(n))).collect();
+            asked.into_iter().map(|asked| asked.join().expect("an answer")).collect()
+        })
+    };
+    assert_eq!(answers("gpu"), answers("cpu"));
 }
 
 /// `auto` is for real GPUs: a software renderer is slower than the CPU's own kernels.

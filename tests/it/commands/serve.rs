@@ -8,9 +8,14 @@ use serde_json::{Value, json};
 use crate::folder::repository;
 use crate::program::{DEADLINE, Running, finetune, run, start};
 
-/// A server of the quickstart's base, and its address.
+/// A server of the quickstart's base on the CPU, and its address.
 fn serve(arguments: &[&str]) -> (Running, String) {
-    let mut command = finetune(["serve", "datasets/quickstart/base", "--device", "cpu"]);
+    serve_on("cpu", arguments)
+}
+
+/// The same on a device.
+pub(crate) fn serve_on(device: &str, arguments: &[&str]) -> (Running, String) {
+    let mut command = finetune(["serve", "datasets/quickstart/base", "--device", device]);
     let mut running = start(command.args(arguments).current_dir(repository()));
     running.wait_until("the address", |running| running.stdout().contains("Ctrl-C stops"));
     let said = running.stdout();
