@@ -28,9 +28,39 @@ pub(crate) fn size(option: &str, text: &str, thousand: f64) -> Result<f64, Failu
     if (1.0..TOO_LARGE).contains(&value) { Ok(value) } else { Err(wrong()) }
 }
 
+/// The same of sizes of machines. A small number without a unit is one that its unit is missing of.
+///
+/// # Errors
+/// If it is no such size, or has no unit and is less than a million.
+pub(crate) fn machine_size(option: &str, text: &str, thousand: f64) -> Result<f64, Failure> {
+    const LEAST: f64 = 1e6;
+    let value = size(option, text, thousand)?;
+    let text = text.trim();
+    if value >= LEAST || !text.ends_with(|end: char| end.is_ascii_digit() || end == '.') {
+        return Ok(value);
+    }
+    Err(Failure::arguments(format!("{option} {text}: the unit is missing"), format!("write {text}G, or {text}M")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn machines_have_no_few_bytes() {
+        for (text, want) in [
+            ("64G", Some(64e9)),
+            ("1K", Some(1e3)),
+            ("500 B", Some(500.0)),
+            ("16000000000", Some(16e9)),
+            ("64", None),
+            ("2.5", None),
+            ("999999", None),
+            ("G", None),
+        ] {
+            assert_eq!(machine_size("--disk", text, DECIMAL).ok(), want, "{text}");
+        }
+    }
 
     #[test]
     fn sizes_have_units() {

@@ -329,6 +329,11 @@ impl ModelConfig {
         (layers * (experts.count - experts.choices) * of_expert) as u64
     }
 
+    /// Elements of the table that layers have inputs of their own from: each token takes a row of it.
+    pub fn input_table_parameters(&self) -> u64 {
+        self.per_layer.as_ref().map_or(0, |inputs| (self.layers.len() * inputs.width * inputs.vocabulary) as u64)
+    }
+
     /// Whether a row of so many tokens has other positions than shorter ones.
     pub(crate) fn is_long(&self, tokens: usize) -> bool {
         self.ropes.iter().any(|rope| rope.is_long(tokens))

@@ -79,6 +79,12 @@ impl Placement {
         }
     }
 
+    /// The same held and computed in another number type, as GPUs do it.
+    #[must_use]
+    pub fn computing_in(self, compute: FloatType) -> Placement {
+        Placement { compute, held: Some(compute), ..self }
+    }
+
     /// The same with frozen matrices that are packed while they are loaded, from the numbers that their
     /// file has. A base that is packed already stays as it is.
     #[must_use]

@@ -1,48 +1,61 @@
-//! How fast a disk gives a file, measured over a part of it.
+//! How fast a disk gives a file, measured over a part of it, in the way in which layers are read.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Instant;
 
-use crate::tensors::PIECE;
+use crate::file_reader::FileReader;
+use crate::identity::OpenedFile;
 
 /// Bytes that are read for a measurement: a fraction of a second on a hard disk, and enough that the start of a read
 /// does not count.
 const MEASURED: u64 = 32 << 20;
+/// Threads that read at a time: as many as read layers.
+const READERS: u64 = 4;
+/// Bytes that each asks for at a time.
+const PART: u64 = 2 << 20;
 
 /// Bytes per second of reading from the middle of a file, past the system's cache where it lets itself be passed.
 /// `None`: the file is smaller than what is measured, or cannot be read.
 pub fn read_rate(path: &Path) -> Option<f64> {
     let file = File::open(path).ok()?;
-    let length = file.metadata().ok().filter(std::fs::Metadata::is_file)?.len();
-    let start = length.checked_sub(MEASURED)? / 2;
-    pass_cache(&file, start);
-    let mut piece = vec![0; PIECE];
+    let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    let start = metadata.len().checked_sub(MEASURED)? / 2;
+    // Where the file system has no reads past the cache.
+    forget(&file, start);
+    let mut reader = FileReader::new(file, OpenedFile::new(path, &metadata));
+    reader.pass_cache();
+    let read = |from: u64| {
+        let mut part = vec![0; PART as usize];
+        let mut parts = (from..from + MEASURED / READERS).step_by(PART as usize);
+        parts.all(|place| reader.read_exact_at(&mut part, place).is_ok())
+    };
     let begun = Instant::now();
-    for n in 0..MEASURED / PIECE as u64 {
-        file.read_exact_at(&mut piece, start + n * PIECE as u64).ok()?;
-    }
+    let all_read = std::thread::scope(|scope| {
+        let begin = |n: u64| {
+            let from = start + n * (MEASURED / READERS);
+            std::thread::Builder::new().spawn_scoped(scope, move || read(from))
+        };
+        let threads: Vec<_> = (0..READERS).map(begin).collect();
+        threads.into_iter().fold(true, |all, thread| {
+            let is_read = thread.ok().and_then(|thread| thread.join().ok()).unwrap_or(false);
+            all && is_read
+        })
+    });
     let seconds = begun.elapsed().as_secs_f64();
-    (seconds > 0.0).then(|| MEASURED as f64 / seconds)
+    (all_read && seconds > 0.0).then(|| MEASURED as f64 / seconds)
 }
 
 /// Asks the system to forget what it has of the part that is measured. A failure is ignored: then memory is measured,
 /// which is what a later read of such a file takes too.
 #[cfg(target_os = "linux")]
-fn pass_cache(file: &File, start: u64) {
+fn forget(file: &File, start: u64) {
     let length = std::num::NonZeroU64::new(MEASURED);
     let _ = rustix::fs::fadvise(file, start, length, rustix::fs::Advice::DontNeed);
 }
 
-/// Asks the system to keep nothing of what is read. What it has already is still read from memory.
-#[cfg(target_vendor = "apple")]
-fn pass_cache(file: &File, _start: u64) {
-    let _ = rustix::fs::fcntl_nocache(file, true);
-}
-
-#[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
-fn pass_cache(_file: &File, _start: u64) {}
+#[cfg(not(target_os = "linux"))]
+fn forget(_file: &File, _start: u64) {}
 
 #[cfg(test)]
 mod tests {

@@ -344,6 +344,7 @@ impl Examiner<'_> {
         let sizing = |text: &[(String, Vec<u8>)]| Sizing {
             config: config.clone(),
             adaptation: start.as_ref().map(|start| start.adaptation.clone()),
+            longest: usize::MAX,
             text_bytes: frozen + text.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>(),
             placement: device_plan.placement.clone().with_ends_where_used(ends_where_used),
             stored: self.stored,
@@ -372,7 +373,8 @@ impl Examiner<'_> {
         let (sizing, notices) = residency::choose(&subject, available);
         let subject = Subject { sizing: &sizing, ..subject };
         let estimate = subject.estimate();
-        let fits = memory::check(&estimate, available, || subject.cheaper_settings());
+        let cheaper = || available.map_or_else(Vec::new, |available| subject.settings_that_fit(available));
+        let fits = memory::check(&estimate, available, cheaper);
         if let Some(device_plan) = &mut found.device_plan {
             device_plan.placement = sizing.placement.clone();
         }

@@ -29,6 +29,7 @@ mod identity;
 mod initial_adapter;
 mod learning;
 mod limits;
+mod load;
 mod local_steps;
 mod loss_scale;
 mod memory;

@@ -67,6 +67,7 @@ impl StepShape {
     /// The largest micro-batch: the longest rows together, none longer than `limit`.
     pub(crate) fn new(subject: &Subject<'_>, micro_batch_size: usize, checkpointing: bool, limit: usize) -> StepShape {
         let (recipe, data) = (subject.recipe, subject.train);
+        let limit = limit.min(subject.sizing.longest);
         let mut lengths: Vec<(usize, usize)> = data
             .rows
             .iter()
@@ -283,6 +284,7 @@ fn peak(config: &ModelConfig, layers: &[LayerKept], step: &StepShape, precision:
 }
 
 /// The estimate for a model of this shape at this step.
+#[cfg(test)]
 pub(crate) fn estimate(
     config: &ModelConfig,
     adaptation: Option<&Adaptation>,
@@ -381,6 +383,8 @@ pub(crate) struct Sizing {
     /// Bytes of the tokenizer's files that go into every checkpoint, and of the matrices with new rows
     /// that do.
     pub(crate) text_bytes: u64,
+    /// Tokens of the longest row at most: what is behind them is cut off.
+    pub(crate) longest: usize,
     pub(crate) placement: Placement,
     /// The number type of the base model's file.
     pub(crate) stored: FloatType,

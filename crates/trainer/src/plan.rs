@@ -1,17 +1,19 @@
 //! `finetune plan`: the ways in which a recipe can run on given machines, what each takes, and how long a step
-//! is. What each rank takes is in `each_rank`, what ranks send each other of what they learn in `exchange`.
+//! is. What each rank takes is in `each_rank`, what ranks send each other of what they learn in `exchange`, how long a
+//! step is in `seconds`, what there is to say besides in `said` and `nothing_fits`.
 
 mod each_rank;
 mod exchange;
+mod nothing_fits;
+mod said;
+mod seconds;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use finetune_allreduce::DeviceMatrix;
-use finetune_model::{Arrangement, Order, Seconds, Stage, not_in_stages};
-use finetune_recipe::{
-    BackendChoice, Distributed, Method, Parallel, PlacementChoice, Recipe, ResidencyChoice, StagesChoice,
-};
+use finetune_model::{Arrangement, Order, Stage, not_in_stages};
+use finetune_recipe::{Distributed, Method, Parallel, Recipe, ResidencyChoice, SharesChoice, StagesChoice};
 use serde::Serialize;
 
 use crate::base_model::{directory_of_config, model_directory};
@@ -21,14 +23,16 @@ use crate::device_plan::ThisHost;
 use crate::disk_need::DiskNeed;
 use crate::error::TrainError;
 use crate::examine::{Examined, Extent, examine};
+use crate::load::Load;
 use crate::memory::{Counted, Sizes, Sizing, Subject, sizes};
-use crate::product_time::{Operations, Rates, operations, tokens_at_once};
+use crate::product_time::{Operations, Rates, tokens_at_once};
 use crate::residency::micro_batches;
 use crate::resume::Resume;
 use crate::stages::{Offer, arrangements, deal, forms_chain, given, of_each_stage};
 
 use self::each_rank::Needs;
 pub use self::each_rank::RankNeed;
+use self::seconds::{Together, seconds_over};
 
 /// Machines that a plan is made for, alike but for their memory.
 #[derive(Clone, Debug, Serialize)]
@@ -50,6 +54,9 @@ pub struct Machines {
     /// Which of them are cabled to which, if a hostfile says it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cables: Option<DeviceMatrix>,
+    /// Which of `disk` and `link` nobody has said or measured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub assumed: Vec<&'static str>,
 }
 
 /// A way in which a recipe can run. Figures are those of one rank; where ranks differ, of the one that takes most.
@@ -157,17 +164,25 @@ pub fn plan(recipe: &Recipe, machines: Machines, progress: &dyn Fn(u64)) -> Resu
         parameters,
         rates: BTreeMap::new(),
     };
+    let mut load = None;
     if ready.sizing.placement.is_cpu() {
+        let before = Load::so_far();
         planner.rates = planner.measured(&ready.directory);
+        load = before.and_then(said::other_load);
     }
     let mut ways = planner.ways();
+    if let (true, Some(virtual_ranks)) = (ways.is_empty(), recipe.distributed.virtual_ranks) {
+        return Err(TrainError::VirtualRanks { virtual_ranks, replicas: machines.hosts });
+    }
     ways.sort_by(|a, b| a.computing_seconds.partial_cmp(&b.computing_seconds).unwrap_or(std::cmp::Ordering::Equal));
     ways.sort_by(|a, b| a.seconds.partial_cmp(&b.seconds).unwrap_or(std::cmp::Ordering::Equal));
-    notices.extend(assumed_ring(&recipe, &machines, &ways));
+    notices.extend(said::assumed_ring(&recipe, &machines, &ways));
+    notices.extend(said::passed_over(&recipe, &machines, planner.not_spread()));
+    notices.extend(load);
     let best = ways.iter().position(|way| way.fits != Some(false));
     let hints = match best {
         Some(best) => exchange::hints(&recipe, &machines, &ways[best]),
-        None => planner.subject.cheaper_settings(),
+        None => planner.nothing_fits(&ways),
     };
     Ok(MachinesPlan {
         machines,
@@ -185,19 +200,6 @@ pub fn plan(recipe: &Recipe, machines: Machines, progress: &dyn Fn(u64)) -> Resu
     })
 }
 
-/// What is assumed of machines that hold a model together, if nothing says how they are cabled. Two are a ring and a
-/// chain.
-fn assumed_ring(recipe: &Recipe, machines: &Machines, ways: &[Way]) -> Option<String> {
-    let has_cables = machines.cables.is_some() && recipe.distributed.backend != BackendChoice::Tcp;
-    let is_said = has_cables || recipe.parallel.placement != PlacementChoice::Auto;
-    (!is_said && ways.iter().any(|way| way.stages > 2)).then(|| {
-        "no cables are named, so the last machine is taken to reach the first one as it does its neighbour; where \
-         ordinary cables lead from each machine to the next one only, add --set parallel.placement=contiguous, or wave \
-         for layers from disks (docs/big-models.md)"
-            .to_owned()
-    })
-}
-
 /// What distinguishes a way from others.
 #[derive(Clone, Copy)]
 struct Form {
@@ -207,42 +209,6 @@ struct Form {
     again: bool,
     /// Whether layers are read from the disk.
     from_disk: bool,
-}
-
-/// Seconds of a step on one machine with all layers.
-#[derive(Clone, Copy)]
-struct Alone {
-    /// Of the forward pass.
-    forward: f64,
-    /// Of the way back, with what is computed again there.
-    back: f64,
-}
-
-impl Alone {
-    fn total(&self) -> f64 {
-        self.forward + self.back
-    }
-}
-
-/// The micro-batches of a step that machines compute together.
-#[derive(Clone, Copy)]
-struct Together {
-    micro_batches: usize,
-    /// Of each group.
-    at_once: usize,
-    order: Order,
-    /// Seconds of one micro-batch from one machine to the next.
-    hop: f64,
-}
-
-/// Seconds of a step whose layers are spread.
-fn seconds_over(stage: &Stage, alone: Alone, together: Together) -> f64 {
-    let Together { micro_batches, at_once, order, hop } = together;
-    let parts = (stage.of_layer.len() * micro_batches.max(1)) as f64;
-    let seconds = Seconds { forward: alone.forward / parts, back: alone.back / parts, hop };
-    let group = |count: usize| stage.simulate(count, 0, order, seconds).map_or(f64::INFINITY, |done| done.seconds);
-    let (groups, rest) = (micro_batches / at_once.max(1), micro_batches % at_once.max(1));
-    groups as f64 * group(at_once) + if rest > 0 { group(rest) } else { 0.0 }
 }
 
 /// How the layers lie on machines.
@@ -298,22 +264,21 @@ impl Planner<'_> {
         let set = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect();
         let memory = "model.residency=memory";
         let whole = Form { stages: 1, again: true, from_disk: false };
-        let mut ways = vec![
-            self.way("in memory", set(&[memory, "train.gradient_checkpointing=false"]), Form { again: false, ..whole }),
-            self.way("in memory, layers computed again", set(&[memory, "train.gradient_checkpointing=true"]), whole),
-        ];
-        let Sizing { layers, config, adaptation, .. } = self.subject.sizing;
-        if self.subject.recipe.train.method != Method::Lora || layers.is_empty() {
-            return ways;
+        let layers = &self.subject.sizing.layers;
+        let has_frozen = self.subject.recipe.train.method == Method::Lora && !layers.is_empty();
+        let mut ways = Vec::new();
+        if self.can_have(1) {
+            let once = set(&[memory, "train.gradient_checkpointing=false"]);
+            ways.push(self.way("in memory", once, Form { again: false, ..whole }));
+            let again = set(&[memory, "train.gradient_checkpointing=true"]);
+            ways.push(self.way("in memory, layers computed again", again, whole));
         }
-        ways.push(self.way("layers from the disk", set(&["model.residency=disk"]), Form { from_disk: true, ..whole }));
-        // These say how averages are taken, which ranks that hold a model together have none of.
-        let Distributed { outer_learning_rate, outer_momentum, .. } = self.subject.recipe.distributed;
-        let has_outer = outer_learning_rate.is_some() || outer_momentum.is_some();
-        let can_be_spread = adaptation.as_ref().is_some_and(|adaptation| not_in_stages(config, adaptation).is_none());
-        let can_be_spread = can_be_spread && !has_outer;
-        let hosts = self.machines.hosts;
-        for stages in (2..=hosts.min(layers.len())).filter(|stages| can_be_spread && hosts.is_multiple_of(*stages)) {
+        if has_frozen && self.can_have(1) {
+            let form = Form { from_disk: true, ..whole };
+            ways.push(self.way("layers from the disk", set(&["model.residency=disk"]), form));
+        }
+        let most = if has_frozen && self.not_spread().is_none() { self.machines.hosts.min(layers.len()) } else { 1 };
+        for stages in (2..=most).filter(|stages| self.can_have(*stages)) {
             let spread = format!("parallel.stages={stages}");
             let form = Form { stages, ..whole };
             ways.push(self.way("layers over machines, in memory", set(&[&spread, memory]), form));
@@ -321,6 +286,32 @@ impl Planner<'_> {
             ways.push(self.way("layers over machines, from disks", set(&[&spread, "model.residency=disk"]), form));
         }
         ways
+    }
+
+    /// Why machines cannot hold the model together, if they cannot.
+    fn not_spread(&self) -> Option<String> {
+        let Sizing { config, adaptation, layers, .. } = self.subject.sizing;
+        // These say how averages are taken, which ranks that hold a model together have none of.
+        let Distributed { outer_learning_rate, outer_momentum, shares, .. } = self.subject.recipe.distributed;
+        if outer_learning_rate.is_some() || outer_momentum.is_some() {
+            return Some(
+                "distributed.outer_learning_rate and outer_momentum are for ranks that train alone".to_owned(),
+            );
+        }
+        if shares == SharesChoice::Measured {
+            return Some("distributed.shares = \"measured\" shares rows out, and ranks would share layers".to_owned());
+        }
+        match adaptation {
+            Some(adaptation) if !layers.is_empty() => not_in_stages(config, adaptation),
+            _ => Some("train.method = \"full\" has no frozen layers".to_owned()),
+        }
+    }
+
+    /// Whether so many of the machines can have a model.
+    fn can_have(&self, stages: usize) -> bool {
+        let hosts = self.machines.hosts;
+        let shares = self.subject.recipe.distributed.virtual_ranks;
+        hosts.is_multiple_of(stages) && shares.is_none_or(|shares| shares.is_multiple_of(hosts / stages))
     }
 
     fn way(&self, name: &'static str, settings: Vec<String>, form: Form) -> Way {
@@ -346,7 +337,9 @@ impl Planner<'_> {
             alone.map(|alone| stage.map_or_else(|| alone.total(), |stage| seconds_over(stage, alone, together)))
         };
         let sending = learned as f64 / link;
-        let reading = |computing: f64| (read as f64 / disk - computing).max(0.0);
+        // No layer is read while the losses are computed, but for the next one.
+        let head = alone.map_or(0.0, |alone| alone.head);
+        let reading = |computing: f64| (read as f64 / disk - (computing - head)).max(0.0);
         let whole = |computing: f64| computing + reading(computing) + sending;
         let busy = |seconds: f64| alone.map(|alone| alone.total() / stages as f64 / seconds);
         let (placement, ring) = held.other_than_ring().unzip();
@@ -462,15 +455,8 @@ impl Planner<'_> {
         train.global_batch_size.min(self.subject.train.rows.len()).div_ceil(replicas)
     }
 
-    /// Seconds of a model's part of a step.
-    fn alone(&self, rates: &Rates, replicas: usize, again: bool) -> Alone {
-        let forward = self.operations(replicas, false).forward / rates.forward;
-        Alone { forward, back: rates.seconds(&self.operations(replicas, again)) - forward }
-    }
-
-    /// Operations of a model's part of a step.
+    /// Operations of the layers in a model's part of a step.
     fn operations(&self, replicas: usize, again: bool) -> Operations {
-        let active = self.parameters.saturating_sub(self.subject.sizing.config.idle_parameters());
-        operations(self.subject.recipe.train.method, self.subject.train, self.rows(replicas), active, again)
+        self.of_step(replicas, again).layers
     }
 }

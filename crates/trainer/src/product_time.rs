@@ -4,10 +4,40 @@
 use std::path::Path;
 
 use finetune_dataset::Dataset;
-use finetune_model::{FloatType, Placement, ProductRates, matmul_rate, product_rates};
+use finetune_model::{FloatType, ModelConfig, Placement, ProductRates, matmul_rate, product_rates};
 use finetune_recipe::{Method, Recipe};
 
+/// Parameters of a model whose products are computed. Of tables of embeddings a token only takes a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Multiplied {
+    /// Of the layers, those that each token goes through.
+    pub(crate) layers: u64,
+    /// Of the output layer, which those tokens go through that are trained on.
+    pub(crate) output: u64,
+}
+
+impl Multiplied {
+    /// `parameters`: all of the model.
+    pub(crate) fn of(config: &ModelConfig, parameters: u64) -> Multiplied {
+        let output = (config.vocabulary * config.hidden_size) as u64;
+        let ends = if config.tied_embeddings { output } else { 2 * output };
+        Multiplied {
+            layers: parameters.saturating_sub(config.idle_parameters() + ends + config.input_table_parameters()),
+            output,
+        }
+    }
+}
+
 /// Operations of the products of a step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct StepOperations {
+    /// Of the layers, on all ranks that hold the model.
+    pub(crate) layers: Operations,
+    /// Of the output layer with the loss, on the rank of the last layer.
+    pub(crate) output: Operations,
+}
+
+/// Operations of products.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Operations {
     /// Forward, all times that it is computed.
@@ -24,20 +54,26 @@ impl Operations {
     }
 }
 
-/// Operations of the products of so many rows, forward and backward. `parameters`: those that each token meets.
+/// Operations of the products of so many rows, forward and backward.
 pub(crate) fn operations(
     method: Method,
     data: &Dataset,
     rows: usize,
-    parameters: u64,
+    multiplied: Multiplied,
     computes_again: bool,
-) -> Operations {
+) -> StepOperations {
     // Two for each token and parameter.
-    let pass = 2.0 * tokens_of_row(data) * rows as f64 * parameters as f64;
-    Operations {
-        forward: if computes_again { 2.0 * pass } else { pass },
+    let pass = |tokens: f64, parameters: u64| 2.0 * tokens * rows as f64 * parameters as f64;
+    let both_ways = |pass: f64, forward: f64| Operations {
+        forward: forward * pass,
         backward: pass,
         weights: if method == Method::Full { pass } else { 0.0 },
+    };
+    let trained = data.counts.trained_tokens as f64 / data.rows.len().max(1) as f64;
+    StepOperations {
+        layers: both_ways(pass(tokens_of_row(data), multiplied.layers), if computes_again { 2.0 } else { 1.0 }),
+        // Each piece of logits becomes its gradient at once.
+        output: both_ways(pass(trained, multiplied.output), 1.0),
     }
 }
 
@@ -88,6 +124,11 @@ impl Rates {
         operations.forward / self.forward + operations.backward / self.backward + operations.weights / self.weights
     }
 
+    /// Seconds of a step on one rank.
+    pub(crate) fn seconds_of_step(&self, step: &StepOperations) -> f64 {
+        self.seconds(&step.layers) + self.seconds(&step.output)
+    }
+
     /// Operations per second of all of these together.
     pub(crate) fn of_all(&self, operations: &Operations) -> f64 {
         operations.total() / self.seconds(operations)
@@ -121,27 +162,53 @@ mod tests {
         (recipe, found.unwrap_or_else(|error| panic!("{error}")))
     }
 
-    /// (method, whether layers are computed again, seconds): forward at 4 operations a second, backward at 2,
-    /// weights at 1, and a pass has 8 operations.
+    /// (method, whether layers are computed again, seconds of the layers, of the output layer): forward at 4 operations
+    /// a second, backward at 2, weights at 1, and a pass has 8 operations.
     #[test]
     fn each_pass_takes_its_own_time() {
         let rates = Rates { forward: 4.0, backward: 2.0, weights: 1.0 };
         let (_, ready) = ready(1);
         let data = &ready.train;
-        for (method, again, seconds) in [
-            (Method::Lora, false, 2.0 + 4.0),
-            (Method::Lora, true, 2.0 + 2.0 + 4.0),
-            (Method::Full, false, 2.0 + 4.0 + 8.0),
-            (Method::Full, true, 2.0 + 2.0 + 4.0 + 8.0),
+        for (method, again, layers, output) in [
+            (Method::Lora, false, 2.0 + 4.0, 2.0 + 4.0),
+            // The output layer is computed once.
+            (Method::Lora, true, 2.0 + 2.0 + 4.0, 2.0 + 4.0),
+            (Method::Full, false, 2.0 + 4.0 + 8.0, 2.0 + 4.0 + 8.0),
+            (Method::Full, true, 2.0 + 2.0 + 4.0 + 8.0, 2.0 + 4.0 + 8.0),
         ] {
             // All rows, so that each token counts once.
-            let all = operations(method, data, data.rows.len(), 1, again);
-            let of_pass = 2.0 * data.counts.tokens as f64;
-            let scaled = rates.seconds(&all) * 8.0 / of_pass;
-            assert!((scaled - seconds).abs() < 1e-9, "{method:?} {again}: {scaled}");
-            let together = rates.of_all(&all) * rates.seconds(&all);
-            assert!((together / all.total() - 1.0).abs() < 1e-9, "{method:?} {again}");
-            assert!((Rates::alike(2.0).seconds(&all) - all.total() / 2.0).abs() < 1e-6 * all.total());
+            let all = operations(method, data, data.rows.len(), Multiplied { layers: 1, output: 3 }, again);
+            let seconds = |part: &Operations, tokens: u64, parameters: f64| {
+                rates.seconds(part) * 8.0 / (2.0 * tokens as f64 * parameters)
+            };
+            let found = seconds(&all.layers, data.counts.tokens, 1.0);
+            assert!((found - layers).abs() < 1e-9, "{method:?} {again}: {found}");
+            let found = seconds(&all.output, data.counts.trained_tokens, 3.0);
+            assert!((found - output).abs() < 1e-9, "{method:?} {again}: {found} of the output layer");
+            let both = rates.seconds(&all.layers) + rates.seconds(&all.output);
+            assert!((rates.seconds_of_step(&all) / both - 1.0).abs() < 1e-9, "{method:?} {again}");
+            let together = rates.of_all(&all.layers) * rates.seconds(&all.layers);
+            assert!((together / all.layers.total() - 1.0).abs() < 1e-9, "{method:?} {again}");
+        }
+        assert!(data.counts.trained_tokens < data.counts.tokens, "prompts are not trained on");
+    }
+
+    /// What is left of all parameters is that of the layers, the last norm, and what makes inputs of layers. Of models
+    /// whose output layer is the embedding, or not, with experts, and with inputs of their own for layers.
+    #[test]
+    fn tables_of_embeddings_are_not_multiplied() {
+        for family in ["llama", "qwen3", "qwen3_moe", "gemma4"] {
+            let config = ModelConfig::load(&golden(family)).unwrap_or_else(|error| panic!("{error}"));
+            let tensors = finetune_model::expected_tensors(&config);
+            let of = |wanted: &dyn Fn(&str) -> bool| -> u64 {
+                let found = tensors.iter().filter(|(name, _)| wanted(name));
+                found.map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
+            };
+            let found = Multiplied::of(&config, of(&|_| true));
+            assert_eq!(found.output, (config.vocabulary * config.hidden_size) as u64, "{family}");
+            let made = |name: &str| name.ends_with("norm.weight") || name.contains("per_layer_model_projection");
+            let wanted = of(&|name| name.contains(".layers.") || made(name)) - config.idle_parameters();
+            assert_eq!(found.layers, wanted, "{family}");
         }
     }
 

@@ -6,7 +6,6 @@ use std::path::Path;
 
 use finetune_advice::Advice as _;
 use finetune_dataset::Dataset;
-use finetune_model::ModelConfig;
 use finetune_recipe::Recipe;
 use finetune_store::RealDisk;
 use serde::Serialize;
@@ -19,7 +18,7 @@ use crate::error::{Fault, TrainError};
 use crate::examine::{Examined, Extent, examine};
 use crate::memory::{self, Estimate};
 use crate::output_directory::{self, Contents};
-use crate::product_time::{Rates, operations, tokens_at_once};
+use crate::product_time::{Multiplied, Rates, operations, tokens_at_once};
 use crate::resume::Resume;
 use crate::run_directory::check_results;
 
@@ -115,13 +114,12 @@ pub fn validate(recipe: &Recipe, host: &ThisHost, progress: &dyn Fn(u64)) -> Val
     let trained = trained.and_then(|start| sizes(start.as_ref().map(|start| &start.adaptation)));
     let (parameters, trained) = (all.map(|all| all.parameters), trained.map(|sizes| sizes.trained));
     let mut estimate = found.estimate;
-    if let (Some(estimate), Some(directory)) = (&mut estimate, &found.directory)
+    if let (Some(estimate), Some(directory), Some(config)) = (&mut estimate, &found.directory, &found.config)
         && let (Some(device_plan), Some(train)) =
             (&found.device_plan, found.train.as_ref().or(found.assumed_rows.as_ref()))
     {
-        let idle = found.config.as_ref().map_or(0, ModelConfig::idle_parameters);
-        let active = parameters.unwrap_or(0).saturating_sub(idle);
-        estimate.seconds = seconds(&recipe, directory, train, found.steps.unwrap_or(0), active, device_plan);
+        let multiplied = Multiplied::of(config, parameters.unwrap_or(0));
+        estimate.seconds = seconds(&recipe, directory, train, found.steps.unwrap_or(0), multiplied, device_plan);
     }
     let disk = match (found.steps, trained, found.sizing.as_ref()) {
         (Some(steps), Some(trained), Some(sizing)) => {
@@ -178,14 +176,14 @@ fn data_summary(data: &Dataset) -> DataSummary {
     }
 }
 
-/// Seconds of the whole run, at the rates of matrix products that are measured now. `parameters`: those
-/// that each token meets. `None` on a GPU, whose kernels would have to be compiled first.
+/// Seconds of the whole run, at the rates of matrix products that are measured now. `None` on a GPU, whose kernels
+/// would have to be compiled first.
 fn seconds(
     recipe: &Recipe,
     directory: &Path,
     data: &Dataset,
     steps: u64,
-    parameters: u64,
+    multiplied: Multiplied,
     device_plan: &DevicePlan,
 ) -> Option<f64> {
     let DevicePlan { placement, .. } = device_plan;
@@ -196,7 +194,7 @@ fn seconds(
     let computes_again = recipe.train.gradient_checkpointing || placement.reads_layers() || placement.stage().is_some();
     let method = recipe.train.method;
     let rates = Rates::measured(method, directory, placement, tokens_at_once(recipe, data, rows));
-    Some(steps as f64 * rates.seconds(&operations(method, data, rows, parameters, computes_again)))
+    Some(steps as f64 * rates.seconds_of_step(&operations(method, data, rows, multiplied, computes_again)))
 }
 
 #[cfg(test)]

@@ -19,12 +19,12 @@ pub(crate) struct PlanArguments {
     /// Memory of each machine, such as 64G, or 64G,64G,32G where they differ; by default that of this one
     #[arg(long, value_name = "BYTES")]
     pub(crate) memory: Option<String>,
-    /// What a disk reads in a second, such as 2.8G
-    #[arg(long, value_name = "BYTES", default_value = "2G")]
-    pub(crate) disk: String,
-    /// What a link between two machines carries in a second, in bits, such as 10G
-    #[arg(long, value_name = "BITS", default_value = "10G")]
-    pub(crate) link: String,
+    /// What a disk reads in a second, such as 2.8G; without it 2G is assumed
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) disk: Option<String>,
+    /// What a link between two machines carries in a second, in bits, such as 10G, which is assumed without it
+    #[arg(long, value_name = "BITS")]
+    pub(crate) link: Option<String>,
     /// Print the plan as one JSON object
     #[arg(long)]
     pub(crate) json: bool,

@@ -15,13 +15,16 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::given_recipe::GivenRecipe;
 use crate::progress::{Progress, Verbosity, bytes, thousands};
-use crate::size::{BINARY, DECIMAL, size};
+use crate::size::{BINARY, DECIMAL, machine_size};
 use crate::stderr::complain;
 use crate::text_table::columns;
 use crate::{hub_files, memory, output};
 
 /// Ranks of a group have numbers of 16 bits.
 const MOST_HOSTS: usize = u16::MAX as usize;
+/// What is assumed of a disk in a second, and of a link, in bits.
+const ASSUMED_DISK: &str = "2G";
+const ASSUMED_LINK: &str = "10G";
 
 pub(crate) fn plan(arguments: &PlanArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
     let machines = machines(arguments)?;
@@ -60,9 +63,11 @@ fn machines(arguments: &PlanArguments) -> Result<Machines, Failure> {
     };
     let memory = each.iter().min().copied();
     let memory_of_each = if each.iter().any(|bytes| Some(*bytes) != memory) { each } else { Vec::new() };
-    let disk = size("--disk", &arguments.disk, DECIMAL)?;
-    let link = size("--link", &arguments.link, DECIMAL)? / 8.0;
-    Ok(Machines { hosts, names, memory, memory_of_each, disk, link, cables })
+    let disk = machine_size("--disk", arguments.disk.as_deref().unwrap_or(ASSUMED_DISK), DECIMAL)?;
+    let link = machine_size("--link", arguments.link.as_deref().unwrap_or(ASSUMED_LINK), DECIMAL)? / 8.0;
+    let said = [("disk", arguments.disk.is_some()), ("link", arguments.link.is_some())];
+    let assumed = said.into_iter().filter(|(_, is_said)| !is_said).map(|(name, _)| name).collect();
+    Ok(Machines { hosts, names, memory, memory_of_each, disk, link, cables, assumed })
 }
 
 /// Bytes of memory of each host. One that does not answer counts like this machine.
@@ -88,7 +93,7 @@ fn memory_of_hosts(names: &[String]) -> Vec<u64> {
 
 /// Bytes of memory of all machines, or of each.
 fn memories(text: &str, hosts: usize) -> Result<Vec<u64>, Failure> {
-    let bytes = |text: &str| size("--memory", text, BINARY).map(|bytes| bytes as u64);
+    let bytes = |text: &str| machine_size("--memory", text, BINARY).map(|bytes| bytes as u64);
     let each: Vec<u64> = text.split(',').map(bytes).collect::<Result<_, _>>()?;
     if each.len() == 1 || each.len() == hosts {
         return Ok(each);
@@ -147,8 +152,15 @@ fn machines_line(machines: &Machines) -> String {
         true => machines.memory.map_or("unknown memory".to_owned(), bytes),
         false => machines.memory_of_each.iter().copied().map(bytes).collect::<Vec<_>>().join(", "),
     };
-    let (disk, link) = (bytes(machines.disk as u64), bytes(machines.link as u64));
-    format!("machines    {hosts}: {memory}, a disk of {disk}/s, a link of {link}/s\n")
+    let rate = |name: &str, bytes_per_second: f64| {
+        let assumed =
+            if machines.assumed.contains(&name) { format!(" (assumed, --{name} says it)") } else { String::new() };
+        format!("a {name} of {}/s{assumed}", bytes(bytes_per_second as u64))
+    };
+    let disk = rate("disk", machines.disk);
+    // One machine alone sends nothing.
+    let link = if machines.hosts > 1 { format!(", {}", rate("link", machines.link)) } else { String::new() };
+    format!("machines    {hosts}: {memory}, {disk}{link}\n")
 }
 
 /// How ranks exchange what they learn.
@@ -255,6 +267,8 @@ mod tests {
             ("64G,32G", 3, None),
             ("64G,", 2, None),
             ("64G,32X", 2, None),
+            ("64", 1, None),
+            ("64,64", 2, None),
         ] {
             assert_eq!(memories(text, hosts).ok(), want, "{text} {hosts}");
         }

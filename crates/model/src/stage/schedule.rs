@@ -33,6 +33,9 @@ pub struct Seconds {
     pub forward: f64,
     /// A layer, computed again and differentiated.
     pub back: f64,
+    /// The output layer and the loss of a micro-batch, forward and back. The process of the last layer computes them
+    /// for all micro-batches before it begins the way back, while the others wait.
+    pub head: f64,
     /// A tensor on its way to another process.
     pub hop: f64,
 }
@@ -95,22 +98,32 @@ impl Stage {
         runs.into_iter().flat_map(of_run).collect()
     }
 
+    /// The passes of process `mine` with those through the output layer, which counts as one layer more here.
+    fn passes_and_heads(&self, mine: usize, micro_batches: usize, first: usize, order: Order) -> Vec<Pass> {
+        let mut passes = self.forward(mine, micro_batches, order);
+        let heads = if mine == self.last() { micro_batches } else { 0 };
+        passes.extend((0..heads).map(|n| Pass { layer: self.of_layer.len(), micro_batch: n, is_back: false }));
+        passes.extend(self.back(mine, micro_batches, first, order));
+        passes
+    }
+
     /// What a pass has to wait for.
     fn before(&self, pass: Pass) -> Option<Pass> {
-        let last = self.of_layer.len() - 1;
+        let head = self.of_layer.len();
         match (pass.is_back, pass.layer) {
             (false, 0) => None,
             (false, layer) => Some(Pass { layer: layer - 1, ..pass }),
-            (true, layer) if layer == last => Some(Pass { is_back: false, ..pass }),
-            (true, layer) => Some(Pass { layer: layer + 1, ..pass }),
+            (true, layer) => Some(Pass { layer: layer + 1, is_back: layer + 1 < head, ..pass }),
         }
     }
 
-    /// A step of all processes, each in the order of [`Stage::passes`]. Tensors travel beside the computing, one
-    /// after the other from each process. `None` if processes wait for each other for ever.
+    /// A step of all processes, each in the order of [`Stage::passes`], with the losses where the way back begins.
+    /// Tensors travel beside the computing, one after the other from each process. `None` if processes wait for each
+    /// other for ever.
     pub fn simulate(&self, micro_batches: usize, first: usize, order: Order, seconds: Seconds) -> Option<Simulated> {
         let count = self.count();
-        let orders: Vec<Vec<Pass>> = (0..count).map(|mine| self.passes(mine, micro_batches, first, order)).collect();
+        let orders: Vec<Vec<Pass>> =
+            (0..count).map(|mine| self.passes_and_heads(mine, micro_batches, first, order)).collect();
         let mut next = vec![0; count];
         let (mut free, mut link_free, mut computing) = (vec![0.0f64; count], vec![0.0f64; count], 0.0);
         // When what a pass made is where the next one needs it.
@@ -125,7 +138,11 @@ impl Stage {
                     let before = self.before(pass);
                     let Some(ready) = before.map_or(Some(0.0), |before| arrived.get(&before).copied()) else { break };
                     let begins = free[process].max(ready);
-                    let takes = if pass.is_back { seconds.back } else { seconds.forward };
+                    let takes = match pass {
+                        Pass { is_back: true, .. } => seconds.back,
+                        Pass { layer, .. } if layer == self.of_layer.len() => seconds.head,
+                        _ => seconds.forward,
+                    };
                     let ends = begins + takes;
                     (free[process], computing) = (ends, computing + takes);
                     if let Some(sent) = before.and_then(|before| sent.get(&before)) {
@@ -176,7 +193,9 @@ mod tests {
     use super::*;
 
     const ORDERS: [Order; 2] = [Order::MicroBatches, Order::Layers];
-    const SECONDS: Seconds = Seconds { forward: 1.0, back: 3.0, hop: 0.1 };
+    const SECONDS: Seconds = Seconds { forward: 1.0, back: 3.0, head: 2.0, hop: 0.1 };
+    /// What placements cost by themselves.
+    const NO_HEAD: Seconds = Seconds { head: 0.0, ..SECONDS };
 
     #[test]
     fn a_process_goes_through_its_layers_and_back() {
@@ -218,11 +237,12 @@ mod tests {
                     let done = stage
                         .simulate(micro_batches, 0, Order::Layers, SECONDS)
                         .unwrap_or_else(|| panic!("{what}: stuck"));
-                    // The work of the process with most layers, and a ring's length at each end.
+                    // The work of the process with most layers, the losses, and a ring's length at each end.
+                    let losses = micro_batches as f64 * SECONDS.head;
                     let work = (layers.div_ceil(stages) * micro_batches) as f64 * (SECONDS.forward + SECONDS.back);
                     let ends = stages as f64 * (SECONDS.forward + SECONDS.back + 2.0 * SECONDS.hop);
                     let alone = layers as f64 * (SECONDS.forward + SECONDS.back + 2.0 * SECONDS.hop);
-                    let bound = if micro_batches <= stages { alone.max(work) * 2.0 } else { work + ends };
+                    let bound = losses + if micro_batches <= stages { alone.max(work) * 2.0 } else { work + ends };
                     assert!(done.seconds <= bound + 1e-9, "{what}: {done:?} is above {bound}");
                     assert!(done.most_waiting <= 2 * micro_batches, "{what}: {done:?}");
                 }
@@ -283,7 +303,8 @@ mod tests {
                 };
                 assert_eq!(passes, (0..counts.len()).map(of).collect::<Vec<_>>(), "{what}");
                 if first == 0 {
-                    let work = (most * micro_batches) as f64 * (SECONDS.forward + SECONDS.back);
+                    let losses = micro_batches as f64 * SECONDS.head;
+                    let work = losses + (most * micro_batches) as f64 * (SECONDS.forward + SECONDS.back);
                     // One micro-batch through all layers and back, with a hop behind each.
                     let alone = layers as f64 * (SECONDS.forward + SECONDS.back + 2.0 * SECONDS.hop);
                     assert!(done.seconds >= work - 1e-9, "{what}: {done:?} is below {work}");
@@ -307,10 +328,10 @@ mod tests {
     #[test]
     fn many_micro_batches_keep_all_busy() {
         let stage = Stage::in_turn(61, 4, 0);
-        let busy = |micro_batches| stage.simulate(micro_batches, 0, Order::Layers, SECONDS).expect("an end").busy;
+        let busy = |micro_batches| stage.simulate(micro_batches, 0, Order::Layers, NO_HEAD).expect("an end").busy;
         assert!(busy(1) < 0.3, "{}", busy(1));
         assert!(busy(16) > 0.94, "{}", busy(16));
-        assert_eq!(Stage::in_turn(5, 1, 0).simulate(3, 0, Order::Layers, SECONDS).expect("an end").busy, 1.0);
+        assert_eq!(Stage::in_turn(5, 1, 0).simulate(3, 0, Order::Layers, NO_HEAD).expect("an end").busy, 1.0);
     }
 
     /// For all numbers of processes and micro-batches: layers next to each other are idle for (stages - 1) of
@@ -318,7 +339,7 @@ mod tests {
     /// comes to its last layer, so that all but the last layers of each wait for each other.
     #[test]
     fn what_layers_next_to_each_other_cost() {
-        let seconds = Seconds { forward: 1.0, back: 3.0, hop: 0.0 };
+        let seconds = Seconds { hop: 0.0, ..NO_HEAD };
         for (stages, each) in (1..=8usize).flat_map(|stages| [1, 2, 5].map(|each| (stages, each))) {
             let stage = Stage::contiguous(stages * each, stages, 0);
             assert_eq!(stage.counts(), vec![each; stages]);
@@ -358,25 +379,76 @@ mod tests {
             }
         }
         let (wave, contiguous) = (Stage::wave(&[16; 4], 0), Stage::contiguous(64, 4, 0));
-        let busy = |stage: &Stage, order| stage.simulate(16, 0, order, SECONDS).expect("an end").busy;
+        let busy = |stage: &Stage, order| stage.simulate(16, 0, order, NO_HEAD).expect("an end").busy;
         assert!(busy(&wave, Order::MicroBatches) > busy(&contiguous, Order::MicroBatches));
         assert!(busy(&wave, Order::Layers) > 0.8 && busy(&contiguous, Order::Layers) < 0.3);
     }
 
-    /// In the order of layers each is read once on the way forward and once on the way back, whatever the placement.
+    /// Where layers of so many processes may lie: as many on each, uneven, in turn, next to each other, there and back.
+    fn placements(stages: usize) -> Vec<Stage> {
+        let uneven: Vec<usize> = (0..stages).map(|process| 1 + process * 5 % 7).collect();
+        let wave: Vec<usize> = (0..stages).map(|process| 3 + usize::from(process == 0)).collect();
+        let layers = 3 * stages + 1;
+        vec![
+            Stage::contiguous(layers, stages, 0),
+            Stage::in_turn(layers, stages, 0),
+            Stage::wave(&wave, 0),
+            Stage::wave(&uneven, 0),
+            Stage::dealt(&uneven, 0),
+            Stage::ending_on(stages / 2, &uneven, 0),
+        ]
+    }
+
+    /// In the order of layers each is read once on the way forward and once on the way back, whatever the placement and
+    /// however many micro-batches there are. A pass back finds the input that its layer has kept: the newest of its
+    /// micro-batch. So a process keeps as many as it has layers for each micro-batch, and has none left at the end.
     #[test]
-    fn each_layer_is_read_twice() {
-        let uneven = Stage::dealt(&[6, 1, 4], 0);
-        for stage in [Stage::contiguous(11, 3, 0), Stage::in_turn(11, 3, 0), Stage::wave(&[4, 4, 3], 0), uneven] {
-            for mine in 0..3 {
-                let mut read: Vec<(usize, bool)> =
-                    stage.passes(mine, 7, 0, Order::Layers).iter().map(|pass| (pass.layer, pass.is_back)).collect();
-                read.dedup();
-                let held: Vec<usize> = (0..11).filter(|layer| stage.of_layer[*layer] == mine).collect();
-                let forward = held.iter().map(|layer| (*layer, false));
-                let back = held.iter().rev().map(|layer| (*layer, true));
-                assert_eq!(read, forward.chain(back).collect::<Vec<_>>(), "{stage:?}");
+    fn each_layer_is_read_twice_and_keeps_an_input_of_each_micro_batch() {
+        for stage in (1..=8).flat_map(placements) {
+            let layers = stage.of_layer.len();
+            let all = || [1, 2, 7, 16, 33, 64].into_iter().flat_map(|count| ORDERS.map(|order| (count, order)));
+            for (mine, (micro_batches, order)) in (0..stage.count()).flat_map(|mine| all().map(move |of| (mine, of))) {
+                let what = format!("{stage:?}, process {mine}, {micro_batches} micro-batches, {order:?}");
+                let passes = stage.passes(mine, micro_batches, 0, order);
+                let held: Vec<usize> = (0..layers).filter(|layer| stage.of_layer[*layer] == mine).collect();
+                if order == Order::Layers {
+                    let mut read: Vec<(usize, bool)> = passes.iter().map(|pass| (pass.layer, pass.is_back)).collect();
+                    read.dedup();
+                    let forward = held.iter().map(|layer| (*layer, false));
+                    let back = held.iter().rev().map(|layer| (*layer, true));
+                    assert_eq!(read, forward.chain(back).collect::<Vec<_>>(), "{what}");
+                }
+                let mut kept: Vec<Vec<usize>> = vec![Vec::new(); micro_batches];
+                let mut most = 0;
+                for Pass { layer, micro_batch, is_back } in passes {
+                    match is_back {
+                        false => kept[micro_batch].push(layer),
+                        true => assert_eq!(kept[micro_batch].pop(), Some(layer), "{what}"),
+                    }
+                    most = most.max(kept.iter().map(Vec::len).sum());
+                }
+                assert_eq!(most, micro_batches * held.len(), "{what}");
+                assert!(kept.iter().all(Vec::is_empty), "{what}");
             }
+        }
+    }
+
+    /// All wait while the losses are computed, so they make a step longer by as much, whatever the placement.
+    #[test]
+    fn the_losses_are_computed_while_others_wait() {
+        for stage in (1..=8).flat_map(placements) {
+            for (micro_batches, order) in [1, 2, 7, 16, 64].into_iter().flat_map(|n| ORDERS.map(|order| (n, order))) {
+                let took = |seconds| stage.simulate(micro_batches, 0, order, seconds).expect("an end").seconds;
+                let longer = took(SECONDS) - took(NO_HEAD);
+                let losses = micro_batches as f64 * SECONDS.head;
+                assert!((longer - losses).abs() < 1e-6, "{stage:?} {micro_batches} {order:?}: {longer}");
+            }
+        }
+        // (layers, parameters of the output layer for one of a layer, how busy four processes are)
+        for (layers, head, busy) in [(36, 622.0 / 193.0, 0.84), (30, 28.3 / 3.54, 0.66), (18, 168.0 / 5.6, 0.38)] {
+            let seconds = Seconds { forward: 1.0, back: 2.0, head: 2.0 * head, hop: 0.0 };
+            let done = Stage::in_turn(layers, 4, 0).simulate(16, 0, Order::Layers, seconds).expect("an end");
+            assert!((done.busy - busy).abs() < 0.006, "{layers} layers: {done:?}");
         }
     }
 }

@@ -139,6 +139,7 @@ impl Training {
             config,
             adaptation: Some(adaptation),
             text_bytes: 0,
+            longest: usize::MAX,
             placement: placement.with_ends_where_used(true),
             stored: FloatType::BF16,
             packed,

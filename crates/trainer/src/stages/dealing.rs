@@ -7,7 +7,7 @@ use finetune_recipe::{Method, ResidencyChoice};
 use crate::dealing::{Blocks, Why, levelled};
 use crate::error::TrainError;
 use crate::memory::{Counted, Sizes, Sizing, Subject, sizes};
-use crate::product_time::operations;
+use crate::product_time::{Multiplied, operations};
 use crate::ranks::Ranks;
 use crate::residency::{micro_batches, most_at_once};
 
@@ -202,7 +202,7 @@ impl Looked<'_> {
         self.available.is_none_or(|available| subject.estimate_counted(&self.counted).total <= available)
     }
 
-    /// Operations of a step for each byte of layers that it reads: each layer twice for each group of the
+    /// Operations of the layers in a step for each byte of layers that it reads: each layer twice for each group of the
     /// micro-batches that have room together, if the rank has as many layers as any other.
     fn operations_of_byte(&self, world: usize) -> f64 {
         let Subject { recipe, train, sizing, .. } = self.subject;
@@ -211,8 +211,9 @@ impl Looked<'_> {
         let bytes: u64 = layers.iter().map(|layer| layer.bytes(held)).sum();
         let Sizes { parameters, .. } = sizes(config, adaptation.as_ref());
         let rows = recipe.train.global_batch_size.min(train.rows.len());
-        let active = parameters.saturating_sub(config.idle_parameters());
-        let of_step = operations(recipe.train.method, train, rows, active, true).total();
+        let multiplied = Multiplied::of(config, parameters);
+        // No layer is read while the losses are computed, but for the next one.
+        let of_step = operations(recipe.train.method, train, rows, multiplied, true).layers.total();
         let (all, mine) = (micro_batches(self.subject), layers.len().div_ceil(world.max(1)));
         let fits = |at_once: usize| self.fits(Some(self.holding(mine, false, false)), true, at_once);
         let groups = all.div_ceil(most_at_once(all, fits));
