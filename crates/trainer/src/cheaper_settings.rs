@@ -144,9 +144,7 @@ impl Subject<'_> {
     /// The same of settings with which the run fits into so many bytes: each that is enough by itself, otherwise as few
     /// together as are enough.
     pub(crate) fn settings_that_fit(&self, available: u64) -> Vec<String> {
-        let mut settings = self.settings();
-        settings.iter_mut().for_each(Setting::to_the_least);
-        that_fit(&settings, self.estimate().total, &|settings| {
+        that_fit(self.settings(), self.estimate().total, &|settings| {
             let bytes = self.taken_with(settings);
             Outcome { bytes, fits: bytes <= available, words: String::new() }
         })
@@ -158,34 +156,44 @@ impl Subject<'_> {
 }
 
 impl Setting {
-    /// The least that the key can be, where that changes nothing but how much is computed at once.
-    pub(crate) fn to_the_least(&mut self) {
-        if let Setting::MicroBatch(rows) = self {
-            *rows = 1;
-        }
+    /// The key's least value, where that changes nothing but how much is computed at once.
+    fn least(self) -> Setting {
+        if let Setting::MicroBatch(_) = self { Setting::MicroBatch(1) } else { self }
     }
 }
 
 /// Of these settings each with which a run fits, in words; if none is enough, as few together as are; if all together
 /// are not, that. `now`: bytes that it takes without them.
-pub(crate) fn that_fit(settings: &[Setting], now: u64, with: &dyn Fn(&[&Setting]) -> Outcome) -> Vec<String> {
-    let mut alone: Vec<(&Setting, Outcome)> = settings.iter().map(|setting| (setting, with(&[setting]))).collect();
+pub(crate) fn that_fit(settings: Vec<Setting>, now: u64, with: &dyn Fn(&[&Setting]) -> Outcome) -> Vec<String> {
+    let words = |settings: &[&Setting], of: &Outcome| {
+        let settings = format!("{}{}", joined(settings), of.words);
+        instead(&settings, of.bytes, now)
+    };
+    let mut alone: Vec<(Setting, Outcome)> = Vec::new();
+    for setting in settings {
+        let outcome = with(&[&setting]);
+        let least = setting.clone().least();
+        match outcome.fits || least == setting {
+            true => alone.push((setting, outcome)),
+            false => alone.push((least.clone(), with(&[&least]))),
+        }
+    }
+    // In their order, for what goes together.
+    let all: Vec<Setting> = alone.iter().map(|(setting, _)| setting.clone().least()).collect();
     alone.sort_by_key(|(_, outcome)| outcome.bytes);
-    let words =
-        |settings: &[&Setting], of: &Outcome| instead(&format!("{}{}", joined(settings), of.words), of.bytes, now);
     let fitting = alone.iter().filter(|(_, outcome)| outcome.fits);
     let fitting: Vec<String> = fitting.map(|(setting, outcome)| words(&[setting], outcome)).collect();
     if !fitting.is_empty() || alone.is_empty() {
         return fitting;
     }
-    // In the order of the settings, without those that are not needed: what helps least first.
-    let mut taken: Vec<&Setting> = settings.iter().collect();
+    let mut taken: Vec<&Setting> = all.iter().collect();
     let mut found = with(&taken);
     if !found.fits {
         return vec![format!("even with {}: about {}, which does not fit", joined(&taken), human_bytes(found.bytes))];
     }
+    // Without those that are not needed: what helps least goes first.
     for (setting, _) in alone.iter().rev() {
-        let fewer: Vec<&Setting> = taken.iter().copied().filter(|other| other != setting).collect();
+        let fewer: Vec<&Setting> = taken.iter().copied().filter(|other| *other != setting).collect();
         let outcome = with(&fewer);
         if outcome.fits {
             (taken, found) = (fewer, outcome);
@@ -247,21 +255,38 @@ mod tests {
     /// Bytes without settings, what each saves, bytes that are there, and what is said.
     #[test]
     fn as_few_settings_as_are_enough() {
-        let settings = [Setting::Nf4, Setting::Checkpointing, Setting::MicroBatch(1), Setting::Length(128)];
+        let settings = vec![Setting::Nf4, Setting::Checkpointing, Setting::MicroBatch(4), Setting::Length(128)];
         let saved = |setting: &&Setting| match setting {
             Setting::Nf4 => 40 << 20,
             Setting::Checkpointing => 30 << 20,
-            Setting::MicroBatch(_) => 20 << 20,
+            Setting::MicroBatch(1) => 20 << 20,
+            Setting::MicroBatch(_) => 10 << 20,
             _ => 1 << 20,
         };
         let now = 100 << 20;
         for (available, want) in [
             (
+                90 << 20,
+                &[
+                    "model.quantization = \"nf4\": about 60.0 MiB instead of 100.0 MiB",
+                    "train.gradient_checkpointing = true: about 70.0 MiB instead of 100.0 MiB",
+                    "train.micro_batch_size = 4: about 90.0 MiB instead of 100.0 MiB",
+                ][..],
+            ),
+            (
+                85 << 20,
+                &[
+                    "model.quantization = \"nf4\": about 60.0 MiB instead of 100.0 MiB",
+                    "train.gradient_checkpointing = true: about 70.0 MiB instead of 100.0 MiB",
+                    "train.micro_batch_size = 1: about 80.0 MiB instead of 100.0 MiB",
+                ],
+            ),
+            (
                 75 << 20,
                 &[
                     "model.quantization = \"nf4\": about 60.0 MiB instead of 100.0 MiB",
                     "train.gradient_checkpointing = true: about 70.0 MiB instead of 100.0 MiB",
-                ][..],
+                ],
             ),
             (
                 35 << 20,
@@ -288,9 +313,9 @@ mod tests {
                 let words = if settings.len() > 1 { ", in memory".to_owned() } else { String::new() };
                 Outcome { bytes, fits: bytes <= available, words }
             };
-            assert_eq!(that_fit(&settings, now, &with), want, "{available}");
+            assert_eq!(that_fit(settings.clone(), now, &with), want, "{available}");
         }
-        assert_eq!(that_fit(&[], now, &|_| Outcome { bytes: now, fits: false, words: String::new() }), [""; 0]);
+        assert_eq!(that_fit(Vec::new(), now, &|_| Outcome { bytes: now, fits: false, words: String::new() }), [""; 0]);
     }
 
     /// 64 for a rank above it, half of any other, and nothing below 4.

@@ -174,11 +174,70 @@ fn nothing_fits() {
         crate::program::finetune(["plan", "recipe.toml", "--memory", "1M"]).current_dir(folder.path("")),
     );
     let ended = ended.expect(5);
-    assert!(ended.stdout.contains("nothing fits") && ended.stdout.contains("hint        "), "{}", ended.stdout);
+    assert!(ended.stdout.contains("nothing fits"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("hint        even with "), "no settings are enough: {}", ended.stdout);
     for wrong in [["--memory", "much"], ["--memory", "1G,2G"], ["--hosts", "0"]] {
         let arguments = [&["plan", "recipe.toml"][..], &wrong].concat();
         crate::program::run(crate::program::finetune(arguments).current_dir(folder.path(""))).expect(2);
     }
+    for wrong in [["--memory", "64"], ["--disk", "3"], ["--link", "10"]] {
+        let ended = folder.finetune(&[&["plan", "recipe.toml"][..], &wrong].concat()).expect(2);
+        assert!(ended.stderr.contains("the unit is missing"), "{}", ended.stderr);
+    }
+}
+
+/// With a little less than the smallest way takes, hints say what fits there, and it does. Ways that were looked at
+/// already are no hints.
+#[test]
+fn what_is_proposed_where_nothing_fits_does_fit() {
+    let folder = larger_model(LARGER_RECIPE);
+    let plan = json_of(&folder, &["plan", "recipe.toml", "--json", "--memory", "64G"]);
+    let ways = plan["ways"].as_array().expect("ways").iter();
+    let smallest = ways.filter_map(|way| way["memory"].as_u64()).min().expect("a way");
+    let memory = (smallest - 4096).to_string();
+    let refused = folder.finetune(&["plan", "recipe.toml", "--json", "--memory", &memory]).expect(5).json();
+    let hints: Vec<String> = serde_json::from_value(refused["hints"].clone()).expect("hints");
+    assert!(hints.iter().all(|hint| !hint.contains("model.residency") && !hint.contains("checkpointing")), "{hints:?}");
+    for (hint, fits) in [
+        ("train.micro_batch_size = 4, layers from the disk: about ", ["--set", "train.micro_batch_size=4"]),
+        ("model.quantization = \"nf4\", ", ["--set", "model.quantization=nf4"]),
+        ("--hosts 2, each with ", ["--hosts", "2"]),
+    ] {
+        assert!(hints.iter().any(|said| said.starts_with(hint)), "{hint}: {hints:?}");
+        folder.finetune(&[&["plan", "recipe.toml", "--memory", &memory][..], &fits].concat()).expect(0);
+    }
+}
+
+/// What is assumed is marked, and what the recipe says of ranks and no way has is named.
+#[test]
+fn a_plan_says_what_it_assumes_and_passes_over() {
+    let folder = larger_model(LARGER_RECIPE);
+    let assumed =
+        |more: &[&str]| plan_of(&folder, &[&["--memory", "64G"], more].concat())["machines"]["assumed"].clone();
+    assert_eq!(assumed(&[]), serde_json::json!(["disk", "link"]));
+    assert_eq!(assumed(&["--disk", "3G"]), serde_json::json!(["link"]));
+    assert!(assumed(&["--disk", "3G", "--link", "10G"]).is_null());
+    let sets = ["--hosts", "4", "--memory", "64G", "--disk", "3G", "--set", "parallel.stages=3"];
+    let text = folder.finetune(&[&["plan", "recipe.toml"][..], &sets].concat()).expect(0).stdout;
+    assert!(text.contains("a disk of 2.8 GiB/s, a link of 1.2 GiB/s (assumed, --link says it)"), "{text}");
+    assert!(text.contains("parallel.stages = 3 is in no way below"), "{text}");
+    // Two models of three machines with four shares of a step: no way has these.
+    let shares = ["--hosts", "3", "--set", "distributed.virtual_ranks=4"];
+    let plan = plan_of(&folder, &[&["--memory", "64G"][..], &shares].concat());
+    assert!(plan["ways"].as_array().expect("ways").iter().all(|way| way["stages"] == 3), "{plan}");
+    assert!(plan["notices"].to_string().contains("distributed.virtual_ranks = 4 cannot be shared out"), "{plan}");
+}
+
+/// The output layer is computed by one machine while the others wait, and is a part of the time.
+#[test]
+fn a_plan_counts_the_losses() {
+    let folder = larger_model(LARGER_RECIPE);
+    let plan = plan_of(&folder, &["--hosts", "4", "--memory", "64G"]);
+    let ways = plan["ways"].as_array().expect("ways").iter();
+    let spread = ways.filter(|way| way["stages"] == 4).filter_map(|way| way["busy"].as_f64());
+    let spread: Vec<f64> = spread.collect();
+    // Five layers of 1.6 million parameters, and an output layer of as many, over four machines with eight micro-batches.
+    assert!(!spread.is_empty() && spread.iter().all(|busy| *busy > 0.2 && *busy < 0.7), "{spread:?}");
 }
 
 fn plan_of(folder: &Folder, more: &[&str]) -> Value {

@@ -6,11 +6,13 @@ use std::path::Path;
 use finetune_allreduce::DeviceMatrix;
 use finetune_dataset::{Counts, Dataset, Ends, Origin, Row};
 use finetune_model::{
-    Device, FloatType, LayerSizes, ModelConfig, PackedSizes, Placement, Stage, choose, expected_tensors, not_in_stages,
+    Device, FloatType, LayerSizes, ModelConfig, Order, PackedSizes, Placement, Seconds, Stage, choose,
+    expected_tensors, not_in_stages,
 };
 use finetune_recipe::{PlacementChoice, Recipe, ResidencyChoice, StagesChoice};
 
 use super::{Counted, Precision, Sizing, StepShape, Subject, estimate_of};
+use crate::product_time::Multiplied;
 use crate::residency::most_at_once;
 use crate::stages::{self, Offer};
 
@@ -248,6 +250,26 @@ fn largest(least: &[Vec<Option<u64>>]) -> String {
     MEMORY.into_iter().map(row).collect()
 }
 
+/// A row for each model: its layers, the part of all products that is for the losses, and how busy 2, 4 and 8 ranks are
+/// that hold it in turn. Every token is trained on, and all products are equally fast.
+fn busy() -> String {
+    let percent = |part: f64| format!("{:.0} %", 100.0 * part);
+    let row = |(name, file, parameters): (&str, &str, u64)| {
+        let config = Training::new(file, false).sizing.config;
+        let (layers, all) = (config.layers.len(), Multiplied::of(&config, parameters));
+        // Layers are computed again on the way back, losses are not.
+        let forward = all.layers as f64 / layers as f64;
+        let seconds = Seconds { forward, back: 2.0 * forward, head: 2.0 * all.output as f64, hop: 0.0 };
+        let losses = seconds.head / (3 * all.layers + 2 * all.output) as f64;
+        let busy = |ranks: usize| {
+            let done = Stage::in_turn(layers, ranks, 0).simulate(MICRO_BATCHES, 0, Order::Layers, seconds);
+            percent(done.expect("an end").busy)
+        };
+        format!("| {name} | {layers} | {} | {} |\n", percent(losses), [2, 4, 8].map(busy).join(" | "))
+    };
+    MODELS.into_iter().map(row).collect()
+}
+
 #[test]
 fn shapes_have_the_parameters_of_the_models() {
     for (name, file, parameters) in MODELS {
@@ -258,8 +280,8 @@ fn shapes_have_the_parameters_of_the_models() {
     }
 }
 
-/// The page with these rows in its three tables.
-fn with_tables(page: &str, tables: &[String; 3]) -> String {
+/// The page with these rows in its four tables.
+fn with_tables(page: &str, tables: &[String; 4]) -> String {
     let mut tables = tables.iter();
     let (mut made, mut is_row) = (String::new(), false);
     for (line, before) in page.lines().zip(std::iter::once("").chain(page.lines())) {
@@ -269,7 +291,8 @@ fn with_tables(page: &str, tables: &[String; 3]) -> String {
         }
         made += &format!("{line}\n");
         // The line below the heads of the columns.
-        if line.starts_with("| --- |") && (before.starts_with("| model | base GB |") || before.starts_with("| GB |")) {
+        let heads = ["| model | layers |", "| model | base GB |", "| GB |"];
+        if line.starts_with("| --- |") && heads.iter().any(|head| before.starts_with(head)) {
             made += tables.next().map_or("", String::as_str);
             is_row = true;
         }
@@ -286,7 +309,7 @@ fn the_page_says_which_machines_train_which_model() {
     let (on_cpus, _) = models(true);
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/big-models.md");
     let page = std::fs::read_to_string(path).expect("docs/big-models.md");
-    let tables = [on_gpus, largest(&least), on_cpus];
+    let tables = [busy(), on_gpus, largest(&least), on_cpus];
     let made = with_tables(&page, &tables);
     if std::env::var_os("UPDATE_EXPECT").is_some() {
         return std::fs::write(path, made).expect("docs/big-models.md");

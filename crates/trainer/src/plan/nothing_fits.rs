@@ -15,7 +15,6 @@ impl Planner<'_> {
         let Some(now) = ways.iter().map(|way| way.memory).min() else { return Vec::new() };
         let mut settings = self.subject.settings();
         settings.retain(|setting| !matches!(setting, Setting::FromDisk | Setting::Checkpointing));
-        settings.iter_mut().for_each(Setting::to_the_least);
         let with = |settings: &[&Setting]| {
             let changed = Changed::new(&self.subject, settings);
             let ways = self.of(changed.subject(&self.subject), self.machines.clone()).ways();
@@ -25,7 +24,7 @@ impl Planner<'_> {
             let (bytes, fits, words) = first.map_or((now, false, String::new()), of);
             Outcome { bytes, fits, words }
         };
-        let mut hints = that_fit(&settings, now, &with);
+        let mut hints = that_fit(settings, now, &with);
         hints.extend(self.more_machines());
         hints
     }
