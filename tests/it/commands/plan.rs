@@ -199,7 +199,7 @@ fn what_is_proposed_where_nothing_fits_does_fit() {
     let hints: Vec<String> = serde_json::from_value(refused["hints"].clone()).expect("hints");
     assert!(hints.iter().all(|hint| !hint.contains("model.residency") && !hint.contains("checkpointing")), "{hints:?}");
     for (hint, fits) in [
-        ("train.micro_batch_size = 4, layers from the disk: about ", ["--set", "train.micro_batch_size=4"]),
+        ("train.micro_batch_size = 4, ", ["--set", "train.micro_batch_size=4"]),
         ("model.quantization = \"nf4\", ", ["--set", "model.quantization=nf4"]),
         ("--hosts 2, each with ", ["--hosts", "2"]),
     ] {
@@ -221,23 +221,11 @@ fn a_plan_says_what_it_assumes_and_passes_over() {
     let text = folder.finetune(&[&["plan", "recipe.toml"][..], &sets].concat()).expect(0).stdout;
     assert!(text.contains("a disk of 2.8 GiB/s, a link of 1.2 GiB/s (assumed, --link says it)"), "{text}");
     assert!(text.contains("parallel.stages = 3 is in no way below"), "{text}");
-    // Two models of three machines with four shares of a step: no way has these.
+    // Four shares of a step are not for three models, but for one over three machines.
     let shares = ["--hosts", "3", "--set", "distributed.virtual_ranks=4"];
     let plan = plan_of(&folder, &[&["--memory", "64G"][..], &shares].concat());
     assert!(plan["ways"].as_array().expect("ways").iter().all(|way| way["stages"] == 3), "{plan}");
     assert!(plan["notices"].to_string().contains("distributed.virtual_ranks = 4 cannot be shared out"), "{plan}");
-}
-
-/// The output layer is computed by one machine while the others wait, and is a part of the time.
-#[test]
-fn a_plan_counts_the_losses() {
-    let folder = larger_model(LARGER_RECIPE);
-    let plan = plan_of(&folder, &["--hosts", "4", "--memory", "64G"]);
-    let ways = plan["ways"].as_array().expect("ways").iter();
-    let spread = ways.filter(|way| way["stages"] == 4).filter_map(|way| way["busy"].as_f64());
-    let spread: Vec<f64> = spread.collect();
-    // Five layers of 1.6 million parameters, and an output layer of as many, over four machines with eight micro-batches.
-    assert!(!spread.is_empty() && spread.iter().all(|busy| *busy > 0.2 && *busy < 0.7), "{spread:?}");
 }
 
 fn plan_of(folder: &Folder, more: &[&str]) -> Value {

@@ -30,11 +30,11 @@ pub(super) fn passed_over(recipe: &Recipe, machines: &Machines, not_spread: Opti
         let layers = &recipe.parallel.layers;
         let layers = if layers.is_empty() { String::new() } else { format!(" with parallel.layers = {layers:?}") };
         let what = format!("parallel.stages = {stages}{layers}");
-        let there = counted(hosts as u64, "machine");
         match not_spread {
             Some(why) => said.push(format!("{what} is in no way below, and `run` refuses it: {why}")),
             None if !hosts.is_multiple_of(stages) => said.push(format!(
-                "{what} is in no way below, as {there} are no multiple of {stages} (`run` refuses it); --hosts {stages} plans it"
+                "{what} is in no way below, as the number of machines, {hosts}, is no multiple of {stages} (`run` refuses \
+                 it); --hosts {stages} plans it"
             )),
             None => {}
         }
@@ -83,8 +83,13 @@ mod tests {
         for (keys, hosts, not_spread, want) in [
             ("", 4, None, &[][..]),
             ("[parallel]\nstages = 2\n", 4, None, &[]),
-            ("[parallel]\nstages = 3\n", 4, None, &["parallel.stages = 3 is in no way below, as 4 machines"]),
-            ("[parallel]\nstages = 3\n", 1, None, &["as 1 machine are no multiple of 3"]),
+            (
+                "[parallel]\nstages = 3\n",
+                4,
+                None,
+                &["parallel.stages = 3 is in no way below, as the number of machines, 4,"],
+            ),
+            ("[parallel]\nstages = 3\n", 1, None, &["the number of machines, 1, is no multiple of 3"]),
             (
                 "[parallel]\nstages = 3\nlayers = [1, 2, 3]\n",
                 4,
