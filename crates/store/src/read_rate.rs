@@ -37,10 +37,7 @@ pub fn read_rate(path: &Path) -> Option<f64> {
             std::thread::Builder::new().spawn_scoped(scope, move || read(from))
         };
         let threads: Vec<_> = (0..READERS).map(begin).collect();
-        threads.into_iter().fold(true, |all, thread| {
-            let is_read = thread.ok().and_then(|thread| thread.join().ok()).unwrap_or(false);
-            all && is_read
-        })
+        threads.into_iter().all(|thread| thread.is_ok_and(|thread| thread.join().unwrap_or(false)))
     });
     let seconds = begun.elapsed().as_secs_f64();
     (all_read && seconds > 0.0).then(|| MEASURED as f64 / seconds)

@@ -295,17 +295,13 @@ mod tests {
             ),
             (
                 10 << 20,
-                &[
-                    "model.quantization = \"nf4\", train.gradient_checkpointing = true and train.micro_batch_size = 1, in \
-                   memory: about 10.0 MiB instead of 100.0 MiB",
-                ],
+                &["model.quantization = \"nf4\", train.gradient_checkpointing = true and \
+                     train.micro_batch_size = 1, in memory: about 10.0 MiB instead of 100.0 MiB"],
             ),
             (
                 1 << 20,
-                &[
-                    "even with model.quantization = \"nf4\", train.gradient_checkpointing = true, train.micro_batch_size = 1 and \
-                   data.max_seq_len = 128 with overlong = \"truncate\": about 9.0 MiB, which does not fit",
-                ],
+                &["even with model.quantization = \"nf4\", train.gradient_checkpointing = true, \
+                     train.micro_batch_size = 1 and data.max_seq_len = 128 with overlong = \"truncate\": about 9.0 MiB, which does not fit"],
             ),
         ] {
             let with = |settings: &[&Setting]| {

@@ -33,8 +33,8 @@ pub(super) fn passed_over(recipe: &Recipe, machines: &Machines, not_spread: Opti
         match not_spread {
             Some(why) => said.push(format!("{what} is in no way below, and `run` refuses it: {why}")),
             None if !hosts.is_multiple_of(stages) => said.push(format!(
-                "{what} is in no way below, as the number of machines, {hosts}, is no multiple of {stages} (`run` refuses \
-                 it); --hosts {stages} plans it"
+                "{what} is in no way below, as the number of machines, {hosts}, is no multiple of {stages} (`run` \
+                 refuses it); --hosts {stages} plans it"
             )),
             None => {}
         }
@@ -53,8 +53,8 @@ pub(super) fn passed_over(recipe: &Recipe, machines: &Machines, not_spread: Opti
 pub(super) fn other_load(before: Load) -> Option<String> {
     let waited = Load::so_far()?.waited_since(before).filter(|part| *part > MUCH)?;
     Some(format!(
-        "other programs had the processor for {:.0} % of the time in which its rates were measured: seconds are longer than \
-         without them; `plan` again when it is free",
+        "other programs had the processor for {:.0} % of the time in which its rates were measured: seconds are longer \
+         than without them; `plan` again when it is free",
         100.0 * waited
     ))
 }
