@@ -205,8 +205,12 @@ impl Server {
         self.closing.notify_one();
         let connections = self.connections;
         let _ = self.runtime.block_on(async { timeout(LAST_WORDS, connections).await });
+        if let Some(ready) = self.state.ready.get() {
+            ready.computing.told();
+        }
         self.runtime.shutdown_background();
-        match event {
+        // What has ended the thread that computes counts, also if it came after the order to stop.
+        match self.events.try_iter().find(|event| !matches!(event, Event::Stop)).unwrap_or(event) {
             Event::Stop => Ok(()),
             Event::Broken => Err(ServeError::Computing),
             Event::Lost(what) => Err(ServeError::Lost { what }),
