@@ -253,9 +253,10 @@ async fn health(Shared(state): Shared<Arc<State>>) -> Result<Json<Value>, ApiErr
 }
 
 async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {
-    let counts = state.ready.get().map(|ready| ready.computing.counts()).unwrap_or_default();
+    let computing = state.ready.get().map(|ready| &ready.computing);
+    let (counts, bounds) = (computing.map(Computing::counts), computing.map(Computing::settings));
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-    (kind, state.metrics.text(counts)).into_response()
+    (kind, state.metrics.text(counts.unwrap_or_default(), bounds)).into_response()
 }
 
 async fn models(Shared(state): Shared<Arc<State>>) -> Result<Json<Value>, ApiError> {

@@ -155,6 +155,8 @@ pub struct EngineCounts {
     pub waiting: usize,
     /// Requests whose prompts are read or whose answers are made.
     pub running: usize,
+    /// Bytes that the keys and values of those take at their longest: what [`EngineSettings::cache_bytes`] bounds.
+    pub cache_bytes: usize,
     /// Bytes of keys and values of earlier prompts.
     pub prefix_bytes: usize,
     /// Tokens that were proposed, and those of them that were taken.
@@ -297,6 +299,7 @@ impl Engine {
         EngineCounts {
             waiting: self.waiting.len(),
             running: rows + self.being_read().count(),
+            cache_bytes: self.bytes(),
             prefix_bytes: self.prefixes.bytes(),
             speculated: self.speculated,
             passes: self.passes,

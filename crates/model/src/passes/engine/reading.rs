@@ -107,7 +107,7 @@ impl Engine {
     }
 
     /// Bytes of keys and values of the running requests at their longest.
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         let of_groups = self.groups.iter().map(|group| group.bytes_with(None));
         of_groups.chain(self.being_read().map(Job::bytes)).fold(0, usize::saturating_add)
     }
