@@ -27,6 +27,9 @@ const SHORT_TEXT: usize = 64 << 10;
 /// How long a form may wait for its thread, and how long it may be read. The first one of a model takes a second.
 const LONGEST_FORM: Duration = Duration::from_secs(20);
 
+/// What tells an answer of one version of the program from that of another.
+pub(crate) const FINGERPRINT: &str = concat!("finetune-", env!("CARGO_PKG_VERSION"));
+
 /// What is asked of a model.
 pub(crate) struct Question {
     pub(crate) served: Arc<Served>,
@@ -123,6 +126,10 @@ pub(crate) fn ask(state: &State, asked: &Asked, question: &Question) -> Result<I
     let settings = computing.settings();
     let model = &served.model;
     asked.check_tokens(model.config.vocabulary)?;
+    if asked.ignores_ends && form.is_some() {
+        let message = "`ignore_eos` cannot be kept: an answer of a form ends once it is complete";
+        return Err(ApiError::field("ignore_eos", message));
+    }
     let answers = answers(state, asked, prompts.len(), param)?;
     let (sender, receiver) = unbounded_channel();
     let mut all = Vec::with_capacity(answers);
@@ -141,7 +148,7 @@ pub(crate) fn ask(state: &State, asked: &Asked, question: &Question) -> Result<I
                 prompt: prompt.clone(),
                 max_new_tokens,
                 rules,
-                end_ids: served.ends.clone(),
+                end_ids: asked.ends(served),
                 form: form.as_ref().map(|(grammar, _)| grammar.begin()),
             };
             let grammar = form.as_ref().map(|(_, text)| Arc::clone(text));

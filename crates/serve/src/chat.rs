@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use crate::answering::{Finish, Piece};
 use crate::asked::{Asked, MOST_LOGPROBS};
 use crate::asking::{
-    Question, Usage, ask, check_text, finish_reason, new_call_id, new_id, on_texts, on_thread, read_grammar,
-    refused_form, token_text, whole,
+    FINGERPRINT, Question, Usage, ask, check_text, finish_reason, new_call_id, new_id, on_texts, on_thread,
+    read_grammar, refused_form, token_text, whole,
 };
 use crate::call_form::CallForm;
 use crate::catalog::{Served, now};
@@ -149,6 +149,13 @@ async fn read_prompt(
         let message = "the model has no chat template; `/v1/completions` continues a text";
         return Err(ApiError::field("messages", message));
     }
+    // A call that is forced has its form whatever the template shows.
+    let may_call = conversation.tools.is_some() && !conversation.choice.is_forced();
+    if may_call && !tokenizer.template_has("tool") {
+        let message = "the chat template of this model has no place for `tools`, so it would not know of them: leave them \
+                       out, send `tool_choice`: \"none\", or start the server with --chat-template";
+        return Err(ApiError::unsupported("tools", message));
+    }
     if served.marking.is_harmony() {
         name_thinking(&mut conversation.messages);
     }
@@ -179,7 +186,14 @@ struct Naming {
 
 impl Naming {
     fn object(&self, kind: &str, choices: Vec<Value>) -> Value {
-        json!({"id": self.id, "object": kind, "created": self.created, "model": self.served.id, "choices": choices})
+        json!({
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.served.id,
+            "system_fingerprint": FINGERPRINT,
+            "choices": choices,
+        })
     }
 }
 

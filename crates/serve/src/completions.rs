@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 use crate::answering::{Finish, Piece};
 use crate::asked::{Asked, MOST_LOGPROBS};
 use crate::asking::{
-    Answer, Question, Usage, answers, ask, check_text, finish_reason, new_id, on_texts, read_grammar, refused_form,
-    token_text, whole,
+    Answer, FINGERPRINT, Question, Usage, answers, ask, check_text, finish_reason, new_id, on_texts, read_grammar,
+    refused_form, token_text, whole,
 };
 use crate::catalog::{Served, now};
 use crate::connection::Busy;
@@ -126,7 +126,14 @@ fn choice_object(choice: usize, text: &str, logprobs: Option<Value>, finish: Opt
 impl Texts {
     fn around(&self, choices: Vec<Value>) -> Value {
         let Texts { id, created, served, .. } = self;
-        json!({"id": id, "object": "text_completion", "created": created, "model": served.id, "choices": choices})
+        json!({
+            "id": id,
+            "object": "text_completion",
+            "created": created,
+            "model": served.id,
+            "system_fingerprint": FINGERPRINT,
+            "choices": choices,
+        })
     }
 
     fn of_tokens(&mut self, choice: usize, tokens: &[(u32, Logprobs)]) -> Value {

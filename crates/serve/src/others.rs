@@ -68,6 +68,8 @@ pub(crate) struct Order {
     penalties: [f64; 3],
     logit_bias: Vec<(u32, f32)>,
     end_ids: Vec<u32>,
+    #[serde(default)]
+    not_before: (Vec<u32>, usize),
     /// How many logarithms of probabilities are wanted: the rank that chooses tokens has the logits.
     #[serde(default)]
     logprobs: Option<usize>,
@@ -93,6 +95,7 @@ impl Others {
             penalties: [repetition_penalty, presence_penalty, frequency_penalty],
             logit_bias: request.rules.logit_bias.clone(),
             end_ids: request.end_ids.clone(),
+            not_before: request.rules.not_before.clone(),
             logprobs: request.rules.logprobs,
             grammar: grammar.map(str::to_owned),
         }
@@ -215,6 +218,7 @@ fn request(order: Order, served: &[Served], forms: &mut Forms<'_>) -> Result<Eng
         frequency_penalty,
         logit_bias: order.logit_bias,
         logprobs: order.logprobs,
+        not_before: order.not_before,
         ..TokenRules::from(sampling)
     };
     let number = model;

@@ -4,7 +4,7 @@ mod client;
 
 use std::thread;
 
-use client::{ENGINE, Running, Stream, golden, served, settings, tiny, tokenizer};
+use client::{ENGINE, Running, Stream, ask, golden, served, settings, tiny, tokenizer};
 use finetune_model::Sampling;
 use serde_json::{Value, json};
 
@@ -237,7 +237,6 @@ fn conversations_in_their_forms_are_taken() {
     let tool = json!({"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}});
     let parts = json!([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]);
     for more in [
-        json!({"tools": [tool], "tool_choice": "auto"}),
         json!({"tools": [tool], "tool_choice": "none"}),
         json!({"messages": parts}),
         json!({"chat_template_kwargs": {"enable_thinking": false}}),
@@ -246,6 +245,45 @@ fn conversations_in_their_forms_are_taken() {
         let answer = server.post(CHAT, &with(question("Hi"), with(json!({"max_tokens": 2}), more.clone())));
         assert_eq!(answer.status, 200, "{more}: {}", answer.body);
         assert!(answer.json()["choices"][0]["message"]["content"].is_string(), "{more}: {}", answer.body);
+    }
+}
+
+/// (fields, tokens of the answer, how it ends) By itself it ends after some tokens.
+#[test]
+fn tokens_that_end_an_answer() {
+    let server = Running::tiny(settings());
+    let asked = json!({"prompt": "Hello, Leon", "max_tokens": 300, "temperature": 0, "logprobs": 0});
+    let ask = |more: Value| {
+        let answer = server.post(TEXT, &with(asked.clone(), more)).json();
+        let choice = answer["choices"][0].clone();
+        (answer["usage"]["completion_tokens"].as_u64().expect("a number"), choice)
+    };
+    let (own, usual) = ask(json!({"logit_bias": {"0": 30}, "min_tokens": 7}));
+    assert_eq!((own, &usual["finish_reason"]), (7, &json!("stop")), "the end comes as soon as it may: {usual}");
+    let (first, _) = ask(json!({"logit_bias": {"0": 30}}));
+    assert!(first < 7, "{first}");
+    let (all, longest) = ask(json!({"ignore_eos": true}));
+    assert_eq!((all, &longest["finish_reason"]), (300, &json!("length")), "{longest}");
+    // Token 42 comes always, and ends the answer.
+    let always = json!({"logit_bias": {"42": 100}, "stop_token_ids": [42]});
+    let (none, stopped) = ask(always.clone());
+    assert_eq!((none, &stopped["finish_reason"], &stopped["text"]), (0, &json!("stop"), &json!("")), "{stopped}");
+    let (three, _) = ask(with(always, json!({"min_tokens": 3})));
+    assert_eq!(three, 3, "others come before");
+    let unknown = server.post(TEXT, &with(asked.clone(), json!({"stop_token_ids": [4_000_000]})));
+    assert_eq!((unknown.status, &unknown.json()["error"]["param"]), (400, &json!("stop_token_ids")));
+}
+
+/// Whatever becomes of the request.
+#[test]
+fn an_answer_has_the_name_of_its_request() {
+    let server = Running::tiny(settings());
+    for (path, status) in [("/v1/models", 200), ("/v1/nothing", 404)] {
+        let headers = [("X-Request-Id", "mine-7")];
+        let answer = ask(server.address, "GET", path, &headers, "");
+        assert_eq!(answer.status, status);
+        assert!(answer.head.to_ascii_lowercase().contains("x-request-id: mine-7\r\n"), "{}", answer.head);
+        assert!(!server.get(path).head.to_ascii_lowercase().contains("x-request-id"), "nobody has named this one");
     }
 }
 

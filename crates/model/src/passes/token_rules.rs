@@ -33,6 +33,8 @@ pub struct TokenRules {
     pub logit_bias: Vec<(u32, f32)>,
     /// Whether the logarithms of probabilities are wanted, and of how many of the likeliest tokens.
     pub logprobs: Option<usize>,
+    /// These do not come before so many other tokens: what would end an answer that has a least length.
+    pub not_before: (Vec<u32>, usize),
 }
 
 impl From<Sampling> for TokenRules {
@@ -46,6 +48,7 @@ impl From<Sampling> for TokenRules {
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
             logprobs: None,
+            not_before: (Vec::new(), 0),
         }
     }
 }
@@ -164,6 +167,13 @@ impl Chooser {
         !logit_bias.is_empty()
             || *repetition_penalty != 1.0
             || !self.counts.is_empty() && (*presence_penalty != 0.0 || *frequency_penalty != 0.0)
+            || !self.held_back().is_empty()
+    }
+
+    /// The tokens that may not come yet.
+    fn held_back(&self) -> &[u32] {
+        let (tokens, least) = &self.rules.not_before;
+        if self.chosen < *least { tokens } else { &[] }
     }
 
     /// Adds the bias and applies the penalties. All logits stay finite.
@@ -189,6 +199,9 @@ impl Chooser {
             for (&token, &count) in &self.counts {
                 change(token, &|logit| logit - frequency * f64::from(count) - presence);
             }
+        }
+        for &token in self.held_back() {
+            change(token, &|_| f64::from(f32::MIN));
         }
     }
 }
@@ -309,6 +322,19 @@ mod tests {
         assert_eq!(of_prompt.token, 2, "tokens of the prompt have it, once each");
         let mut huge = Chooser::new(TokenRules { repetition_penalty: 10.0, ..rules }, &[0]);
         assert_eq!(huge.next(&[f32::MIN, f32::MIN]).expect("finite logits").token, 0, "nothing becomes infinite");
+    }
+
+    /// Whatever speaks for it, a token that is held back comes after the others only.
+    #[test]
+    fn a_token_that_is_held_back_waits() {
+        let greedy = TokenRules::from(Sampling::GREEDY);
+        let drawn = TokenRules { logit_bias: vec![(0, 100.0)], min_p: 0.1, ..TokenRules::from(DRAWN) };
+        for rules in [greedy, drawn] {
+            let rules = TokenRules { not_before: (vec![0, 99], 2), ..rules };
+            let mut chooser = Chooser::new(rules, &[]);
+            let got = [(); 3].map(|()| chooser.next(&[9.0, 2.0, -70.0]).expect("finite logits").token);
+            assert_eq!(got, [1, 1, 0]);
+        }
     }
 
     #[test]
