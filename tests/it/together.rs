@@ -181,6 +181,9 @@ fn rules_forms_and_logarithms_are_those_of_one_process() {
         });
         assert_eq!(got, want, "{asked}");
     }
+    let echo = json!({"prompt": "Hello, Leon", "max_tokens": 0, "echo": true, "logprobs": 1}).to_string();
+    let (status, body) = ask(&servers[1], "POST", "/v1/completions", "", &echo);
+    assert!(status == 400 && body.contains("--parallel tensor"), "{status} {body}");
 }
 
 /// The last of several stages chooses tokens, and all slices do: a request begins once they have its form. One that is

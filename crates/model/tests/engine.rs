@@ -362,3 +362,41 @@ fn an_end_token_ends_an_answer() {
     finish(&mut engine);
     assert_eq!((heard.tokens(), heard.end()), (all[..place].to_vec(), Some(EngineEnd::EndToken(end))));
 }
+
+/// What is thought of a prompt is what the whole of it gives in one pass, and the answer behind it is the same.
+#[test]
+fn a_prompt_is_scored_while_it_is_read() {
+    let rules = TokenRules { logprobs: Some(3), ..TokenRules::from(DRAWN) };
+    let scored = TokenRules { of_prompt: true, ..rules.clone() };
+    for family in ["llama", "gemma2", "qwen3_moe", "deepseek_v3", "qwen3_5", "phi3"] {
+        let model = Arc::new(base(family));
+        let vocabulary = model.config.vocabulary;
+        // Two parts, but for the model that reads long texts again.
+        let prompt = text(if model.config.is_long(600) { 20 } else { 600 }, 3);
+        let logits = model.logits(&prompt).expect("logits");
+        let mut engine = Engine::new(SETTINGS);
+        // The second one waits beside the first. Of the last one the beginning is known, and it has no answer.
+        let asked = [(&scored, 8), (&rules, 8), (&scored, 8), (&scored, 0)];
+        let heard = asked.map(|(rules, most)| submit(&mut engine, request(&model, &prompt, most, rules.clone())));
+        finish(&mut engine);
+        for n in [0, 2, 3] {
+            let scores = heard[n].scores();
+            assert_eq!((scores.len(), heard[n].cached()), (prompt.len() - 1, Some(0)), "{family} {n}");
+            for ((score, row), token) in scores.iter().zip(logits.chunks(vocabulary)).zip(&prompt[1..]) {
+                let sum: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
+                let want = f64::from(row[*token as usize]) - sum.ln();
+                assert!((f64::from(score.chosen) - want).abs() < 5e-4, "{family} {n}: {score:?} is not {want}");
+                assert_eq!(score.top.len(), 3);
+            }
+            assert_eq!(heard[n].end(), Some(EngineEnd::Length), "{family} {n}");
+        }
+        assert!(heard[1].scores().is_empty(), "{family}");
+        let mut fresh = Engine::new(SETTINGS);
+        let alone = submit(&mut fresh, request(&model, &prompt, 8, rules.clone()));
+        finish(&mut fresh);
+        for (n, heard) in heard[..3].iter().enumerate() {
+            assert_eq!(heard.chosen(), alone.chosen(), "{family} {n}");
+        }
+        assert!(heard[3].chosen().is_empty(), "{family}");
+    }
+}

@@ -35,6 +35,8 @@ pub(crate) struct Asked {
     /// So many tokens come before one that ends it.
     min_tokens: usize,
     pub(crate) stream: bool,
+    /// Whether the answer begins with the prompt.
+    pub(crate) echo: bool,
     /// A stream ends with the numbers of tokens.
     pub(crate) include_usage: bool,
     /// How many answers there are to be.
@@ -79,7 +81,9 @@ impl Asked {
             let message = format!("`min_tokens` is {min_tokens}, which is more than the answer may have");
             return Err(ApiError::field("min_tokens", message));
         }
+        let echo = fields.flag("echo")?.unwrap_or(false);
         let rules = TokenRules {
+            of_prompt: echo,
             top_k: top_k(fields)?,
             min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0),
             repetition_penalty: fields.number("repetition_penalty", 0.01..=10.0)?.unwrap_or(1.0),
@@ -100,6 +104,7 @@ impl Asked {
             ignores_ends: fields.flag("ignore_eos")?.unwrap_or(false),
             min_tokens,
             stream: fields.flag("stream")?.unwrap_or(false),
+            echo,
             include_usage: usage.map(|usage| usage.flag("include_usage")).transpose()?.flatten().unwrap_or(false),
             choices: usize::try_from(choices).unwrap_or(1),
             schema: forms::response_format(fields)?,
@@ -122,6 +127,11 @@ impl Asked {
                 Err(ApiError::field(field, message))
             }
         }
+    }
+
+    /// Whether logarithms of probabilities are wanted.
+    pub(crate) fn has_logprobs(&self) -> bool {
+        self.rules.logprobs.is_some()
     }
 
     /// The tokens that end an answer.
@@ -163,9 +173,6 @@ fn refuse_unsupported(fields: &Fields, choices: i64) -> Result<(), ApiError> {
     if fields.whole("best_of", 1..=i64::MAX)?.is_some_and(|number| number > choices) {
         let message = "`best_of` above `n` is not supported: ask for `n` answers with `logprobs`";
         return Err(ApiError::unsupported("best_of", message));
-    }
-    if fields.flag("echo")? == Some(true) {
-        return Err(ApiError::unsupported("echo", "`echo` is not supported: the prompt is known"));
     }
     Ok(())
 }
@@ -303,7 +310,7 @@ mod tests {
             (json!({"guided_json": {"type": "object"}}), "guided_json"),
             (json!({"continue_final_message": true}), "continue_final_message"),
             (json!({"web_search_options": {}}), "web_search_options"),
-            (json!({"echo": true}), "echo"),
+            (json!({"echo": 1}), "echo"),
             (json!({"functions": []}), "functions"),
             (json!({"response_format": {"type": "grammar"}}), "response_format"),
             (json!({"response_format": {"type": "json_schema"}}), "response_format"),

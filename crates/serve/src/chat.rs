@@ -37,6 +37,9 @@ pub(crate) async fn chat(
 ) -> Result<Response, ApiError> {
     let fields = Fields::read(&body)?;
     let asked = Asked::read(&fields, logprobs(&fields)?)?;
+    if asked.echo {
+        return Err(ApiError::unsupported("echo", "`echo` is not supported: `/v1/completions` gives a text back"));
+    }
     let conversation = Conversation::read(&fields)?;
     let served = state.ready()?.catalog.find(asked.model.as_deref())?;
     let (tools, choice, one_call) = (conversation.tools.clone(), conversation.choice.clone(), conversation.one_call);
@@ -296,7 +299,7 @@ impl Chunks for ChatChunks {
         let (text, logprobs) = match piece {
             Piece::Token { token, text, logprobs } => (text, logprobs.map(|logprobs| (token, logprobs))),
             Piece::Rest(text) => (text, None),
-            Piece::Begun { .. } | Piece::Ended(_) => return Vec::new(),
+            Piece::Begun { .. } | Piece::Prompt(_) | Piece::Ended(_) => return Vec::new(),
         };
         let logprobs = logprobs.map(|one| of_tokens(&self.naming.served.tokenizer, &[one]));
         let reader = self.choices[choice].0.as_mut();

@@ -73,6 +73,8 @@ pub(crate) struct Order {
     /// How many logarithms of probabilities are wanted: the rank that chooses tokens has the logits.
     #[serde(default)]
     logprobs: Option<usize>,
+    #[serde(default)]
+    of_prompt: bool,
     /// The form that the answer has to have: the rank that chooses tokens does so by this grammar.
     #[serde(default)]
     grammar: Option<String>,
@@ -97,6 +99,7 @@ impl Others {
             end_ids: request.end_ids.clone(),
             not_before: request.rules.not_before.clone(),
             logprobs: request.rules.logprobs,
+            of_prompt: request.rules.of_prompt,
             grammar: grammar.map(str::to_owned),
         }
     }
@@ -218,6 +221,7 @@ fn request(order: Order, served: &[Served], forms: &mut Forms<'_>) -> Result<Eng
         frequency_penalty,
         logit_bias: order.logit_bias,
         logprobs: order.logprobs,
+        of_prompt: order.of_prompt,
         not_before: order.not_before,
         ..TokenRules::from(sampling)
     };

@@ -266,7 +266,7 @@ pub(crate) fn preflight(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     output::line(&serde_json::to_string(&Clock { clock }).expect("plain data"))?;
     let (mut told, mut bytes) = (Instant::now(), 0);
-    let mut progress = |more| {
+    let mut progress = |more: u64| {
         bytes += more;
         if told.elapsed() > TELL_EVERY {
             told = Instant::now();

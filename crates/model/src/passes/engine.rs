@@ -35,7 +35,7 @@ use crate::model::Model;
 use crate::passes::form::Form;
 use crate::passes::generate_rows::MOST_AHEAD;
 use crate::passes::lookup::{Lookup, Speculated};
-use crate::passes::token_rules::{Chooser, ChosenToken, TokenRules};
+use crate::passes::token_rules::{Chooser, ChosenToken, Logprobs, TokenRules};
 
 /// Bounds of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +77,9 @@ pub enum EngineEvent {
         /// All of them, if the request before has read the same prompt.
         cached: usize,
     },
+    /// What the model thinks of the next tokens of the prompt, if that was asked for. It begins with the second token, as
+    /// nothing is in front of the first.
+    Prompt(Vec<Logprobs>),
     /// A new token, which is no end token.
     Token(ChosenToken),
     /// Nothing more comes.

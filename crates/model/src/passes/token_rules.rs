@@ -33,6 +33,8 @@ pub struct TokenRules {
     pub logit_bias: Vec<(u32, f32)>,
     /// Whether the logarithms of probabilities are wanted, and of how many of the likeliest tokens.
     pub logprobs: Option<usize>,
+    /// Whether they are wanted of the tokens of the prompt, too. Then all of it is read, whatever is known of it.
+    pub of_prompt: bool,
     /// These do not come before so many other tokens: what would end an answer that has a least length.
     pub not_before: (Vec<u32>, usize),
 }
@@ -48,6 +50,7 @@ impl From<Sampling> for TokenRules {
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
             logprobs: None,
+            of_prompt: false,
             not_before: (Vec::new(), 0),
         }
     }
@@ -103,6 +106,11 @@ impl Chooser {
     /// How many of the likeliest tokens are wanted with their logarithms of probabilities, if these are.
     pub(crate) fn logprobs(&self) -> Option<usize> {
         self.rules.logprobs
+    }
+
+    /// The same of the tokens of the prompt.
+    pub(crate) fn of_prompt(&self) -> Option<usize> {
+        self.rules.logprobs.filter(|_| self.rules.of_prompt)
     }
 
     /// The next token of the answer.
@@ -236,7 +244,8 @@ fn among_likely(logits: &[f32], sampling: Sampling, min_p: f64, drawn: f64) -> u
     draw(&likely, drawn * kept)
 }
 
-fn logprobs(logits: &[f32], token: u32, top: usize) -> Logprobs {
+/// What is thought of a token, and of so many of the likeliest.
+pub(crate) fn logprobs(logits: &[f32], token: u32, top: usize) -> Logprobs {
     let max = f64::from(maximum(logits));
     let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
     let of = |token: u32| (f64::from(logits[token as usize]) - max - sum.ln()) as f32;
