@@ -136,7 +136,7 @@ impl Asked {
 
     /// The tokens that end an answer.
     pub(crate) fn ends(&self, served: &Served) -> Vec<u32> {
-        let own = if self.ignores_ends { &[] } else { served.ends.as_slice() };
+        let own: &[u32] = if self.ignores_ends { &[] } else { &served.ends };
         let others = self.stop_tokens.iter().filter(|token| !own.contains(token));
         own.iter().chain(others).copied().collect()
     }
