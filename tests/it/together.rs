@@ -377,7 +377,8 @@ fn a_frozen_rank_ends_all_answers() {
                     let (status, body) = client.join().expect("no panic");
                     assert!(status >= 500 && body.contains("error"), "{parallel}: {status} {body}");
                 });
-                together.wait().expect(3).says("did not answer any more and was ended");
+                let ended = together.wait().expect(3).says("did not answer any more and was ended");
+                assert!(!ended.stderr.contains("--resume"), "a server resumes nothing: {}", ended.stderr);
             });
         }
     });

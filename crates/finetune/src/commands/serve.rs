@@ -42,7 +42,7 @@ pub(crate) fn serve(arguments: &ServeArguments, verbosity: Verbosity) -> Result<
         true => serve_as(arguments, verbosity, &signals, Some(&one)),
         false => follow_first(arguments, &signals, &one),
     };
-    work().inspect_err(|failure| {
+    work().map_err(together::without_resume).inspect_err(|failure| {
         one.excuse(failure);
         together::tell_of(failure);
     })
