@@ -248,7 +248,7 @@ fn conversations_in_their_forms_are_taken() {
     }
 }
 
-/// (fields, tokens of the answer, how it ends) By itself it ends after some tokens.
+/// Tokens that end an answer come late, not at all, or are those that the request names.
 #[test]
 fn tokens_that_end_an_answer() {
     let server = Running::tiny(settings());
