@@ -186,6 +186,8 @@ class Checks:
         shown = self.answered()
         require(len(shown) == 2, f"{len(shown)} sides answer")
         models = self.browser.value("columns.map((column) => column.select.value)")
+        count = self.browser.value("models.length")
+        require(len(set(models)) == min(count, 2), f"of {count} models these answer: {models}")
         for model, text in zip(models, shown):
             asked = {"model": model, "temperature": 0, "max_tokens": TOKENS,
                      "messages": [{"role": "user", "content": "What is the capital of France?"}]}

@@ -112,6 +112,10 @@ class Checks:
         old = self.complete(logprobs=2).choices[0]
         require("".join(old.logprobs.tokens) == old.text, f"{old.logprobs.tokens} is not {old.text!r}")
         require(old.logprobs.text_offset[0] == 0, "offsets begin at the answer")
+        echo = self.complete(PROMPTS[0], echo=True, logprobs=1, max_tokens=1).choices[0]
+        require(echo.text.startswith(PROMPTS[0]), f"{echo.text!r} does not begin with its prompt")
+        first, *others = echo.logprobs.token_logprobs
+        require(first is None and all(number <= 0 for number in others), f"{echo.logprobs.token_logprobs}")
         usual = self.complete().choices[0].text
         word = usual.split()[2]
         stopped = self.complete(stop=[word]).choices[0]

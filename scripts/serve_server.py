@@ -131,7 +131,7 @@ TOKEN = dict(token=TEXT, logprob=NUMBER, bytes={"type": ["array", "null"], "item
 LOGPROBS = {"anyOf": [of("null"), record(dict(content={"type": "array", "items": record(
     {**TOKEN, "top_logprobs": {"type": "array", "items": record(TOKEN)}})}))]}
 OLD_LOGPROBS = {"anyOf": [of("null"), record({
-    "tokens": {"type": "array", "items": TEXT}, "token_logprobs": {"type": "array", "items": NUMBER},
+    "tokens": {"type": "array", "items": TEXT}, "token_logprobs": {"type": "array", "items": of("number", "null")},
     "top_logprobs": {"type": ["array", "null"], "items": of("object", "null")},
     "text_offset": {"type": "array", "items": WHOLE}})]}
 FINISH = {"enum": ["stop", "length", "tool_calls"]}

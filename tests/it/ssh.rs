@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use crate::commands::serve::ask;
 use crate::folder::{CRASH_RECIPE, Folder, repository};
-use crate::program::{Running, run, start};
+use crate::program::{Running, finetune, run, start};
 
 /// Hosts box-1, box-2, …, which run until this is dropped.
 pub(crate) struct Boxes {
@@ -95,6 +96,26 @@ fn ranks_on_other_hosts_make_the_same_adapter() {
     let ended =
         run(&mut boxes.launch(&folder, &[], &output, &[])).expect(0).says("[rank 0 box-1] 3 ranks joined over tcp");
     folder.result("there").expect_same(&folder.result("here"), &ended.stderr);
+}
+
+/// Ranks on other hosts hold a model together, and nobody has named a port.
+#[test]
+fn hosts_serve_a_model_together() {
+    let Some(boxes) = Boxes::start(&[]) else { return };
+    let (hosts, config) = (boxes.file("hosts.json"), boxes.file("ssh_config"));
+    let launch = ["launch", "--hostfile", &hosts, "--ssh-config", &config, "--"];
+    let serve = ["serve", "datasets/quickstart/base", "--port", "0", "--device", "cpu"];
+    let mut running = start(finetune([&launch[..], &serve].concat()).current_dir(repository()));
+    running.wait_until("the address", |running| running.stdout().contains("Ctrl-C stops"));
+    let said = running.stdout();
+    let address = said.split("http://").nth(1).and_then(|rest| rest.split(' ').next()).expect("an address");
+    let asked = r#"{"prompt": "Hello, Leon", "max_tokens": 8, "temperature": 0}"#;
+    let (status, body) = ask(address, "POST", "/v1/completions", "", asked);
+    assert_eq!(status, 200, "{body}");
+    running.signal("TERM");
+    running.wait().expect(0);
+    let elsewhere = [&launch[..5], &["--program", "/bin/true", "--"], &serve].concat();
+    run(finetune(elsewhere).current_dir(repository())).expect(2).says("and the model at the same path");
 }
 
 /// The folder of a copy, as the launcher names it.

@@ -156,7 +156,7 @@ fn serves_as_one_process(launch: &[&str]) {
     let again_at = address(&mut together, 2);
     assert_eq!(all_at_once(&again_at), want);
     together.signal("TERM");
-    together.wait().says("starting all ranks again (restart 1 of 2)");
+    together.wait().expect(0).says("starting all ranks again (restart 1 of 2)");
 }
 
 /// What the last rank chooses tokens by, and what it says beside them. Three answers are of one prompt.
@@ -181,6 +181,9 @@ fn rules_forms_and_logarithms_are_those_of_one_process() {
         });
         assert_eq!(got, want, "{asked}");
     }
+    let echo = json!({"prompt": "Hello, Leon", "max_tokens": 0, "echo": true, "logprobs": 1}).to_string();
+    let (status, body) = ask(&servers[1], "POST", "/v1/completions", "", &echo);
+    assert!(status == 400 && body.contains("--parallel tensor"), "{status} {body}");
 }
 
 /// The last of several stages chooses tokens, and all slices do: a request begins once they have its form. One that is
@@ -221,10 +224,14 @@ fn all_ranks_keep_a_form() {
 }
 
 fn kill_last_rank(together: &Running) {
+    signal_last_rank(together, "-KILL");
+}
+
+fn signal_last_rank(together: &Running, signal: &str) {
     let ranks = Command::new("pgrep").args(["-P", &together.pid().to_string()]).output().expect("pgrep");
     let ranks = String::from_utf8_lossy(&ranks.stdout).into_owned();
     let last = ranks.split_whitespace().last().expect("ranks");
-    assert!(Command::new("kill").args(["-KILL", last]).status().expect("kill").success());
+    assert!(Command::new("kill").args([signal, last]).status().expect("kill").success());
 }
 
 /// The status of an answer. `None`: nobody listens, or the connection ends without one.
@@ -276,7 +283,7 @@ fn a_server_without_all_of_its_ranks_is_not_healthy() {
     assert_eq!(address(&mut together, 2), at, "all were started again");
     assert_eq!(answer(&at, 1), want);
     together.signal("TERM");
-    together.wait().says("starting all ranks again (restart 1 of 1)");
+    together.wait().expect(0).says("starting all ranks again (restart 1 of 1)");
 }
 
 /// Four answers to one prompt are on three ranks at once. The last rank ends while it receives.
@@ -298,6 +305,103 @@ fn a_lost_rank_ends_all_answers_under_way() {
     let (status, body) = ask_for(400);
     assert!(status >= 500 && body.contains("error"), "{status} {body}");
     together.wait().expect(3);
+}
+
+/// A long answer: nearly all of the positions that the base has, without the end token.
+fn long_answer() -> String {
+    json!({"prompt": "Hello", "max_tokens": 480, "temperature": 1, "seed": 3, "logit_bias": {"0": -100}}).to_string()
+}
+
+/// Waits until an answer is under way.
+fn wait_for_tokens(address: &str) {
+    let began = Instant::now();
+    let tokens = |metrics: &str| {
+        let line = metrics.lines().find_map(|line| line.strip_prefix("finetune_answer_tokens_total "));
+        line.and_then(|count| count.parse::<u64>().ok()).expect("a count")
+    };
+    while tokens(&ask(address, "GET", "/metrics", "", "").1) == 0 {
+        assert!(began.elapsed() < DEADLINE, "no token comes");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A server that is told to stop answers what is under way, and all of its ranks end in good order.
+#[test]
+fn an_answer_under_way_comes_to_its_end() {
+    for parallel in ["stages", "tensor"] {
+        let ranks = if parallel == "tensor" { "2" } else { "3" };
+        let launch = ["launch", "-n", ranks, "--parallel", parallel, "--"];
+        let serve = ["serve", BASE, "--port", "0", "--device", "cpu", "--grace", "100"];
+        let mut together = start(&mut in_repository(&[&launch[..], &serve].concat()));
+        let at = address(&mut together, 1);
+        std::thread::scope(|scope| {
+            let client = scope.spawn(|| ask(&at, "POST", "/v1/completions", "", &long_answer()));
+            wait_for_tokens(&at);
+            together.signal("TERM");
+            let (status, body) = client.join().expect("no panic");
+            assert_eq!(status, 200, "{parallel}: {body}");
+            let answer: Value = serde_json::from_str(&body).expect("JSON");
+            assert_eq!(answer["usage"]["completion_tokens"], 480, "{parallel}: {body}");
+        });
+        let ended = together.wait().expect(0);
+        assert!(!ended.stderr.contains("lost"), "{parallel}: {}", ended.stderr);
+    }
+}
+
+/// A rank that is frozen says nothing any more, and its connections stay. The others notice the silence.
+#[test]
+fn a_frozen_rank_ends_all_answers() {
+    std::thread::scope(|scope| {
+        for parallel in ["stages", "tensor"] {
+            scope.spawn(move || {
+                let serve = [
+                    "launch",
+                    "-n",
+                    "2",
+                    "--parallel",
+                    parallel,
+                    "--",
+                    "serve",
+                    BASE,
+                    "--port",
+                    "0",
+                    "--device",
+                    "cpu",
+                ];
+                let mut together = start(&mut in_repository(&serve));
+                let at = address(&mut together, 1);
+                std::thread::scope(|scope| {
+                    let client = scope.spawn(|| ask(&at, "POST", "/v1/completions", "", &long_answer()));
+                    wait_for_tokens(&at);
+                    signal_last_rank(&together, "-STOP");
+                    let (status, body) = client.join().expect("no panic");
+                    assert!(status >= 500 && body.contains("error"), "{parallel}: {status} {body}");
+                });
+                let ended = together.wait().expect(3).says("did not answer any more and was ended");
+                assert!(!ended.stderr.contains("--resume"), "a server resumes nothing: {}", ended.stderr);
+            });
+        }
+    });
+}
+
+/// (how, where a rank ends in the middle of an answer, whether it is the one that has the client)
+#[test]
+fn whichever_rank_is_lost_the_answer_ends() {
+    for (parallel, failpoint, has_client) in [
+        ("tensor", "hops.receive:400@1", false),
+        ("tensor", "hops.send:400@0", true),
+        ("stages", "hops.send:400@0", true),
+    ] {
+        let serve =
+            ["launch", "-n", "2", "--parallel", parallel, "--", "serve", BASE, "--port", "0", "--device", "cpu"];
+        let mut together = start(in_repository(&serve).env("FINETUNE_FAILPOINT", failpoint));
+        let at = address(&mut together, 1);
+        let answered = status(&at, "POST", "/v1/completions", &long_answer());
+        // The connections of a process end with it.
+        let is_meant = if has_client { answered.is_none() } else { matches!(answered, Some(500 | 503)) };
+        assert!(is_meant, "{parallel} {failpoint}: {answered:?}");
+        together.wait().expect(3);
+    }
 }
 
 /// (words, what the refusal says)

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -34,7 +34,7 @@ pub(crate) struct Control {
     pub(crate) status: Arc<GroupStatus>,
     orders: Sender<Order>,
     wake: OwnedFd,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Control {
@@ -69,12 +69,21 @@ impl Control {
                 Thread { driver, sockets, status, orders: received, woken, hosts, notices }.run();
             }
         })?;
-        Ok(Control { status, orders, wake, thread: Some(thread) })
+        Ok(Control { status, orders, wake, thread: Mutex::new(Some(thread)) })
     }
 
     /// Says why this rank stops; the verdict follows in the status.
     pub(crate) fn report(&self, cause: Cause) {
         self.order(Order::Report(cause));
+    }
+
+    /// Says farewell to all peers, and closes the connections. A second call does nothing.
+    pub(crate) fn leave(&self) {
+        self.order(Order::Leave);
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
     }
 
     fn order(&self, order: Order) {
@@ -86,10 +95,7 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        self.order(Order::Leave);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.leave();
     }
 }
 

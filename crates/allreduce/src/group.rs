@@ -432,4 +432,12 @@ impl Group {
     pub fn barrier(&self) -> Result<(), GroupError> {
         self.inner.turn(Inner::barrier)
     }
+
+    /// Says farewell: this rank takes part in nothing any more, and the others do not take it for lost when its process
+    /// ends. Dropping the group, its lines and all groups split off it does the same.
+    pub fn leave(&self) {
+        if let Membership::Control(control) = &self.inner.context.membership {
+            control.leave();
+        }
+    }
 }

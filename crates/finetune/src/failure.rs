@@ -108,6 +108,11 @@ impl Failure {
         OwnError { exit, message, hints }.into()
     }
 
+    /// The same with other hints: what there is to do depends on the command.
+    pub(crate) fn with_hints(self, hints: Vec<String>) -> Failure {
+        Failure(Box::new(Advised { failure: self, hints }))
+    }
+
     /// What the program ends with.
     pub(crate) fn exit(&self) -> Exit {
         self.0.exit()
@@ -116,6 +121,11 @@ impl Failure {
     /// What happened, without hints: for the other ranks.
     pub(crate) fn fact(&self) -> String {
         self.0.to_string()
+    }
+
+    /// What to do next.
+    pub(crate) fn hints(&self) -> Vec<String> {
+        self.0.hints()
     }
 
     /// The ranks whose failure it is, if not this rank's own.
@@ -160,6 +170,45 @@ impl Advice for OwnError {
 impl Fatal for OwnError {
     fn exit(&self) -> Exit {
         self.exit
+    }
+}
+
+/// An error with other hints than its own.
+#[derive(Debug)]
+struct Advised {
+    failure: Failure,
+    hints: Vec<String>,
+}
+
+impl fmt::Display for Advised {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.failure.fact())
+    }
+}
+
+impl Error for Advised {}
+
+impl Advice for Advised {
+    fn hints(&self) -> Vec<String> {
+        self.hints.clone()
+    }
+}
+
+impl Fatal for Advised {
+    fn exit(&self) -> Exit {
+        self.failure.exit()
+    }
+
+    fn group(&self) -> Option<&GroupError> {
+        self.failure.0.group()
+    }
+
+    fn blamed(&self) -> Vec<usize> {
+        self.failure.blamed()
+    }
+
+    fn lacks_memory(&self) -> bool {
+        self.failure.0.lacks_memory()
     }
 }
 

@@ -54,6 +54,12 @@ pub(crate) struct Hosts {
     copied_run: Option<CopiedRun>,
 }
 
+/// What hosts need for a recipe.
+const RECIPE_NEEDS: &str = "every host needs this version of the program, the recipe, the model and the rows at the same \
+                            paths; --copy brings them";
+/// What they need to use a model.
+const MODEL_NEEDS: &str = "every host needs this version of the program, and the model at the same path";
+
 impl Hosts {
     /// The number of ranks on this host that the arguments say, or one rank per host of the
     /// hostfile.
@@ -176,13 +182,14 @@ impl Hosts {
             self.copied_run = Some(copied_run);
         }
         let name = self.name_of_rank_0();
-        let question = Question { watched: true, brief: false, resolve: Some(name.clone()), ports: self.ports };
+        let question =
+            Question { watched: true, resolve: Some(name.clone()), ports: self.ports, ..Question::default() };
         let Some(ours) = report_here(recipe, &question, stop) else { return Ok(()) };
         let answers = self.ask(&arguments.run, &question, verbosity, stop);
         if is_stopped() {
             return Ok(());
         }
-        self.judge(answers, &ours, verbosity)?;
+        self.judge(answers, &ours, RECIPE_NEEDS, verbosity)?;
         self.find_rank_0(&name)?;
         self.warn_of_shared_hosts(verbosity);
         if let Some(copied_run) = &self.copied_run
@@ -191,6 +198,29 @@ impl Hosts {
         {
             copied_run.send_run(remote, newest.as_ref().map_or(0, |(step, _)| *step), verbosity, stop)?;
         }
+        Ok(())
+    }
+
+    /// The same for ranks that only use a model, with this command: they compare what they are started with when they
+    /// join.
+    pub(crate) fn prepare_to_use(
+        &mut self,
+        command: &str,
+        verbosity: Verbosity,
+        stop: &AtomicI32,
+    ) -> Result<(), Failure> {
+        if self.remotes().next().is_none() {
+            return Ok(());
+        }
+        let name = self.name_of_rank_0();
+        let question = Question { watched: true, only_uses: true, resolve: Some(name.clone()), ..Question::default() };
+        let answers = self.ask(&[command.to_owned()], &question, verbosity, stop);
+        if stop.load(Ordering::SeqCst) != 0 {
+            return Ok(());
+        }
+        self.judge(answers, &Report::without_recipe(&question), MODEL_NEEDS, verbosity)?;
+        self.find_rank_0(&name)?;
+        self.warn_of_shared_hosts(verbosity);
         Ok(())
     }
 
@@ -257,7 +287,7 @@ impl Hosts {
     /// Drops hosts that do not answer any more, and returns their names. The others report the
     /// newest checkpoint on their disks, and are ranked as they are cabled, behind the first of them.
     pub(crate) fn drop_unreachable(&mut self, words: &[String], verbosity: Verbosity, stop: &AtomicI32) -> Vec<String> {
-        let question = Question { watched: true, brief: true, resolve: None, ports: self.ports };
+        let question = Question { watched: true, brief: true, ports: self.ports, ..Question::default() };
         let mut answers = self.ask(words, &question, verbosity, stop).into_iter();
         let first = self.machines.first().map(|machine| machine.name.clone());
         let mut lost = Vec::new();

@@ -1,7 +1,7 @@
 //! What a rank tells its launcher: lines of standard output that begin with a mark, among lines
 //! that are shown.
 //!
-//! They say when there is something to save, what was saved, and whose failure a rank has only
+//! They say when there is something to save or to finish, what was saved, and whose failure a rank has only
 //! heard of.
 
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ const MARK: &str = "\u{1}told ";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum RankEvent {
-    /// From now on a signal finishes a step and saves it.
+    /// From now on a signal finishes a step and saves it, or lets answers come to their end.
     Working,
     /// A checkpoint is there.
     Saved { step: u64, path: PathBuf },

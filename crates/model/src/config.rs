@@ -335,7 +335,7 @@ impl ModelConfig {
     }
 
     /// Whether a row of so many tokens has other positions than shorter ones.
-    pub(crate) fn is_long(&self, tokens: usize) -> bool {
+    pub fn is_long(&self, tokens: usize) -> bool {
         self.ropes.iter().any(|rope| rope.is_long(tokens))
     }
 

@@ -13,5 +13,6 @@ mod handed;
 mod layer_by_layer;
 pub(crate) mod lookup;
 pub(crate) mod sampling;
+mod scoring;
 pub(crate) mod sharing;
 pub(crate) mod token_rules;

@@ -1,13 +1,16 @@
 //! The engine: many requests at a time, each of which gets the answer that it gets alone.
 
+#[macro_use]
+#[path = "golden/each_family.rs"]
+mod each_family;
 mod heard;
 mod made;
 
 use std::sync::Arc;
 
-use finetune_model::{Engine, EngineCounts, EngineEnd, EngineSettings, Refusal, Sampling, TokenRules};
+use finetune_model::{Engine, EngineCounts, EngineEnd, EngineSettings, Model, Refusal, Sampling, TokenRules};
 
-use heard::{DRAWN, FAMILIES, Heard, SETTINGS, STEPS, base, finish, request, submit, text, with_adapter};
+use heard::{DRAWN, Heard, SETTINGS, STEPS, base, finish, request, submit, text, with_adapter};
 
 /// (the step at which it comes, tokens of the prompt, most tokens of the answer)
 const ROWS: [(usize, usize, usize); 12] = [
@@ -26,56 +29,54 @@ const ROWS: [(usize, usize, usize); 12] = [
 ];
 
 /// Rows come and go: more than one group, rows longer than the group, groups that shrink.
-#[test]
-fn an_answer_does_not_depend_on_what_else_is_answered() {
-    for family in FAMILIES {
-        let model = Arc::new(with_adapter(&base(family), family));
-        for sampling in [Sampling::GREEDY, DRAWN] {
-            let mut engine = Engine::new(SETTINGS);
-            let mut heard = Vec::new();
-            for step in 0..100 {
-                for (first, (_, length, most)) in (3..).zip(ROWS).filter(|(_, (at, ..))| *at == step) {
-                    let asked = request(&model, &text(length, first), most, sampling.into());
-                    heard.push((first, length, most, submit(&mut engine, asked)));
-                }
-                engine.step();
+fn an_answer_does_not_depend_on_what_else_is_answered(family: &'static str) {
+    let model = Arc::new(with_adapter(&base(family), family));
+    for sampling in [Sampling::GREEDY, DRAWN] {
+        let mut engine = Engine::new(SETTINGS);
+        let mut heard = Vec::new();
+        for step in 0..100 {
+            for (first, (_, length, most)) in (3..).zip(ROWS).filter(|(_, (at, ..))| *at == step) {
+                let asked = request(&model, &text(length, first), most, sampling.into());
+                heard.push((first, length, most, submit(&mut engine, asked)));
             }
-            finish(&mut engine);
-            assert_eq!(heard.len(), ROWS.len());
-            for (first, length, most, heard) in heard {
-                let alone = model.generate(&text(length, first), most, sampling, &[], &mut |_| {}).expect("an answer");
-                assert_eq!(heard.tokens(), alone.tokens, "{family}: row {first}, {sampling:?}");
-                assert_eq!(heard.end(), Some(EngineEnd::Length), "{family}: row {first}");
-            }
+            engine.step();
+        }
+        finish(&mut engine);
+        assert_eq!(heard.len(), ROWS.len());
+        for (first, length, most, heard) in heard {
+            let alone = model.generate(&text(length, first), most, sampling, &[], &mut |_| {}).expect("an answer");
+            assert_eq!(heard.tokens(), alone.tokens, "{family}: row {first}, {sampling:?}");
+            assert_eq!(heard.end(), Some(EngineEnd::Length), "{family}: row {first}");
         }
     }
 }
 
+of_each_family!(an_answer_does_not_depend_on_what_else_is_answered);
+
 /// Bits, not only tokens: with the logarithms of probabilities.
-#[test]
-fn alone_or_among_others_an_answer_has_the_same_bits() {
+fn alone_or_among_others_an_answer_has_the_same_bits(family: &'static str) {
     let rules = TokenRules { logprobs: Some(5), ..TokenRules::from(DRAWN) };
-    for family in FAMILIES {
-        let model = Arc::new(base(family));
-        let alone = |length: usize| {
-            let mut engine = Engine::new(SETTINGS);
-            let heard = submit(&mut engine, request(&model, &text(length, 5), 20, rules.clone()));
-            finish(&mut engine);
-            heard.chosen()
-        };
+    let model = Arc::new(base(family));
+    let alone = |length: usize| {
         let mut engine = Engine::new(SETTINGS);
-        let lengths = [4, 77, 600, 20, 9, 130, 64, 65, 40, 3];
-        let heard = lengths.map(|length| {
-            let heard = submit(&mut engine, request(&model, &text(length, 5), 20, rules.clone()));
-            engine.step();
-            heard
-        });
+        let heard = submit(&mut engine, request(&model, &text(length, 5), 20, rules.clone()));
         finish(&mut engine);
-        for (length, heard) in lengths.into_iter().zip(heard) {
-            assert_eq!(heard.chosen(), alone(length), "{family}: {length} tokens");
-        }
+        heard.chosen()
+    };
+    let mut engine = Engine::new(SETTINGS);
+    let lengths = [4, 77, 600, 20, 9, 130, 64, 65, 40, 3];
+    let heard = lengths.map(|length| {
+        let heard = submit(&mut engine, request(&model, &text(length, 5), 20, rules.clone()));
+        engine.step();
+        heard
+    });
+    finish(&mut engine);
+    for (length, heard) in lengths.into_iter().zip(heard) {
+        assert_eq!(heard.chosen(), alone(length), "{family}: {length} tokens");
     }
 }
+
+of_each_family!(alone_or_among_others_an_answer_has_the_same_bits);
 
 #[test]
 fn adapters_at_the_same_time_answer_as_each_does_alone() {
@@ -109,47 +110,88 @@ const PROMPTS: [(usize, usize, usize, usize); 9] = [
     (65, 64, 0, 64),
 ];
 
+/// Models whose experts get as many rows as tokens choose them: of their prompts only whole parts are known.
+const WITH_EXPERTS: [&str; 11] = [
+    "deepseek_v3",
+    "deepseek_v3_plain",
+    "gemma4_moe",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "gpt_oss",
+    "gpt_oss_experts",
+    "gpt_oss_mxfp4",
+    "gpt_oss_mxfp4_experts",
+    "qwen3_moe",
+    "qwen3_moe_experts",
+];
+/// Models with states.
+const WITH_STATES: [&str; 5] = ["lfm2", "lfm2_moe", "qwen3_5", "qwen3_5_moe", "qwen3_next"];
+/// A model that reads long texts again, and knows nothing of earlier ones.
+const READ_AGAIN: &str = "phi3";
+
+/// How many tokens are known of each of [`PROMPTS`] once the first one was read.
+enum Known {
+    Nothing,
+    WholeParts,
+    Pieces,
+}
+
+fn known_beginnings_change_no_bit(model: &Arc<Model>, known: &Known, what: &str) {
+    let rules = TokenRules { logprobs: Some(5), ..TokenRules::from(DRAWN) };
+    let first = text(1100, 3);
+    for (common, more, whole, pieces) in PROMPTS {
+        let known = match known {
+            Known::Nothing => 0,
+            Known::WholeParts => whole,
+            Known::Pieces => pieces,
+        };
+        let prompt = [&first[..common], &text(more, 50)].concat();
+        let answer = |engine: &mut Engine| {
+            let heard = submit(engine, request(model, &prompt, 8, rules.clone()));
+            finish(engine);
+            heard
+        };
+        let fresh = answer(&mut Engine::new(SETTINGS));
+        let mut engine = Engine::new(SETTINGS);
+        submit(&mut engine, request(model, &first, 8, rules.clone()));
+        finish(&mut engine);
+        let heard = answer(&mut engine);
+        let words = format!("{what}: {common} common tokens, {more} more");
+        assert_eq!((fresh.cached(), heard.cached()), (Some(0), Some(known)), "{words}");
+        assert_eq!(heard.chosen(), fresh.chosen(), "{words}");
+        assert_eq!(answer(&mut engine).chosen(), fresh.chosen(), "{words}: the same once more");
+    }
+}
+
+/// All families but those with states, which [`states_go_on_from_where_they_were_kept`] looks at.
 #[test]
 fn a_known_beginning_changes_no_bit() {
-    let rules = TokenRules { logprobs: Some(5), ..TokenRules::from(DRAWN) };
-    for (family, has_adapter, has_pieces) in [
-        ("llama", false, true),
-        ("qwen3", false, true),
-        ("gemma3", false, true),
-        ("gemma2", false, true),
-        ("qwen3_moe", false, false),
-        ("deepseek_v3", false, false),
-        ("glm4_moe_lite", false, false),
-        // Products of an adapter of low rank have an order of sums of their own.
-        ("llama", true, false),
-    ] {
-        let model = Arc::new(if has_adapter { with_adapter(&base(family), family) } else { base(family) });
-        let first = text(1100, 3);
-        for (common, more, whole, pieces) in PROMPTS {
-            let known = if has_pieces { pieces } else { whole };
-            let prompt = [&first[..common], &text(more, 50)].concat();
-            let answer = |engine: &mut Engine| {
-                let heard = submit(engine, request(&model, &prompt, 8, rules.clone()));
-                finish(engine);
-                heard
+    let families = with_families!(names_of!());
+    let named = WITH_EXPERTS.iter().chain(&WITH_STATES).chain([&READ_AGAIN]);
+    named.for_each(|name| assert!(families.contains(name), "{name}"));
+    std::thread::scope(|scope| {
+        for family in families.into_iter().filter(|family| !WITH_STATES.contains(family)) {
+            let known = match family {
+                READ_AGAIN => Known::Nothing,
+                family if WITH_EXPERTS.contains(&family) => Known::WholeParts,
+                _ => Known::Pieces,
             };
-            let fresh = answer(&mut Engine::new(SETTINGS));
-            let mut engine = Engine::new(SETTINGS);
-            submit(&mut engine, request(&model, &first, 8, rules.clone()));
-            finish(&mut engine);
-            let heard = answer(&mut engine);
-            let words = format!("{family} {has_adapter}: {common} common tokens, {more} more");
-            assert_eq!((fresh.cached(), heard.cached()), (Some(0), Some(known)), "{words}");
-            assert_eq!(heard.chosen(), fresh.chosen(), "{words}");
-            assert_eq!(answer(&mut engine).chosen(), fresh.chosen(), "{words}: the same once more");
+            scope.spawn(move || known_beginnings_change_no_bit(&Arc::new(base(family)), &known, family));
         }
-    }
+    });
+}
+
+/// Products of an adapter of low rank have an order of sums of their own.
+#[test]
+fn with_an_adapter_of_low_rank_whole_parts_are_known() {
+    let model = Arc::new(with_adapter(&base("llama"), "llama"));
+    known_beginnings_change_no_bit(&model, &Known::WholeParts, "an adapter");
 }
 
 /// A state cannot go back, so it is kept where the last whole part of the prompt ends.
 #[test]
 fn states_go_on_from_where_they_were_kept() {
-    for family in ["qwen3_5", "lfm2"] {
+    for family in WITH_STATES {
         let model = Arc::new(base(family));
         let first = text(1100, 3);
         let ask = |engine: &mut Engine, prompt: &[u32]| {
@@ -214,8 +256,11 @@ fn who_leaves_frees_a_slot_and_changes_nothing_for_others() {
     (0..6).for_each(|_| engine.step());
     let (reading, waiting) = (ask(&mut engine, 3, 2000), ask(&mut engine, 4, 20));
     engine.step();
-    let passes = engine.counts().passes;
-    assert_eq!(engine.counts(), EngineCounts { waiting: 2, running: 3, passes, ..EngineCounts::default() });
+    let (passes, cache_bytes) = (engine.counts().passes, 3 * model.row_bytes(20 + 30));
+    assert_eq!(
+        engine.counts(),
+        EngineCounts { waiting: 2, running: 3, cache_bytes, passes, ..EngineCounts::default() }
+    );
     // One that runs and one that waits leave. The other one that waits has its turn.
     heard[1].leave();
     waiting.leave();
@@ -316,4 +361,42 @@ fn an_end_token_ends_an_answer() {
     let heard = submit(&mut engine, asked);
     finish(&mut engine);
     assert_eq!((heard.tokens(), heard.end()), (all[..place].to_vec(), Some(EngineEnd::EndToken(end))));
+}
+
+/// What is thought of a prompt is what the whole of it gives in one pass, and the answer behind it is the same.
+#[test]
+fn a_prompt_is_scored_while_it_is_read() {
+    let rules = TokenRules { logprobs: Some(3), ..TokenRules::from(DRAWN) };
+    let scored = TokenRules { of_prompt: true, ..rules.clone() };
+    for family in ["llama", "gemma2", "qwen3_moe", "deepseek_v3", "qwen3_5", "phi3"] {
+        let model = Arc::new(base(family));
+        let vocabulary = model.config.vocabulary;
+        // Two parts, but for the model that reads long texts again.
+        let prompt = text(if model.config.is_long(600) { 20 } else { 600 }, 3);
+        let logits = model.logits(&prompt).expect("logits");
+        let mut engine = Engine::new(SETTINGS);
+        // The second one waits beside the first. Of the last one the beginning is known, and it has no answer.
+        let asked = [(&scored, 8), (&rules, 8), (&scored, 8), (&scored, 0)];
+        let heard = asked.map(|(rules, most)| submit(&mut engine, request(&model, &prompt, most, rules.clone())));
+        finish(&mut engine);
+        for n in [0, 2, 3] {
+            let scores = heard[n].scores();
+            assert_eq!((scores.len(), heard[n].cached()), (prompt.len() - 1, Some(0)), "{family} {n}");
+            for ((score, row), token) in scores.iter().zip(logits.chunks(vocabulary)).zip(&prompt[1..]) {
+                let sum: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
+                let want = f64::from(row[*token as usize]) - sum.ln();
+                assert!((f64::from(score.chosen) - want).abs() < 5e-4, "{family} {n}: {score:?} is not {want}");
+                assert_eq!(score.top.len(), 3);
+            }
+            assert_eq!(heard[n].end(), Some(EngineEnd::Length), "{family} {n}");
+        }
+        assert!(heard[1].scores().is_empty(), "{family}");
+        let mut fresh = Engine::new(SETTINGS);
+        let alone = submit(&mut fresh, request(&model, &prompt, 8, rules.clone()));
+        finish(&mut fresh);
+        for (n, heard) in heard[..3].iter().enumerate() {
+            assert_eq!(heard.chosen(), alone.chosen(), "{family} {n}");
+        }
+        assert!(heard[3].chosen().is_empty(), "{family}");
+    }
 }

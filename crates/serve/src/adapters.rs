@@ -58,7 +58,9 @@ pub(crate) async fn unload(Shared(state): Shared<Arc<State>>, body: Bytes) -> Re
     let catalog = &state.ready()?.catalog;
     catalog.find(Some(&name))?;
     if !catalog.remove(&name) {
-        return Err(ApiError::field("lora_name", format!("`{name}` is the base, which stays")));
+        let message =
+            format!("`{name}` was named when the server was started, and stays: only what was loaded is unloaded");
+        return Err(ApiError::field("lora_name", message));
     }
     Ok(Json(json!({"status": "ok", "id": name})))
 }

@@ -15,6 +15,8 @@ use crate::metrics::Metrics;
 pub(crate) enum Piece {
     /// Its turn has come. So many tokens of the prompt were known from before, if they are counted with this answer.
     Begun { cached: usize },
+    /// What the model thinks of the next tokens of the prompt, the second one and those behind it.
+    Prompt(Vec<Logprobs>),
     /// A token, with the text that it completes, which is often none.
     Token { token: u32, text: String, logprobs: Option<Logprobs> },
     /// The text that was held back.
@@ -132,6 +134,7 @@ impl Listener for Answering {
                 self.metrics.cached(cached);
                 self.send(Piece::Begun { cached })
             }
+            EngineEvent::Prompt(logprobs) => self.send(Piece::Prompt(logprobs)),
             EngineEvent::Token(chosen) => self.token(chosen),
             EngineEvent::Ended(end) => {
                 self.end(match end {

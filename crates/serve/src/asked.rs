@@ -14,6 +14,8 @@ const MOST_STOPS: usize = 4;
 const LONGEST_STOP: usize = 1024;
 /// The most likely tokens whose logarithms of probabilities are given.
 pub(crate) const MOST_LOGPROBS: i64 = 20;
+/// The most tokens that end an answer, beside those of the model.
+const MOST_STOP_TOKENS: usize = 64;
 /// The most answers to one request.
 const MOST_CHOICES: i64 = 128;
 /// The most tokens that a bias changes.
@@ -26,7 +28,15 @@ pub(crate) struct Asked {
     pub(crate) model: Option<String>,
     pub(crate) max_tokens: Option<usize>,
     pub(crate) stop: Vec<String>,
+    /// Tokens that end an answer, beside those of the model.
+    stop_tokens: Vec<u32>,
+    /// Whether those of the model do not end it.
+    pub(crate) ignores_ends: bool,
+    /// So many tokens come before one that ends it.
+    min_tokens: usize,
     pub(crate) stream: bool,
+    /// Whether the answer begins with the prompt.
+    pub(crate) echo: bool,
     /// A stream ends with the numbers of tokens.
     pub(crate) include_usage: bool,
     /// How many answers there are to be.
@@ -66,7 +76,14 @@ impl Asked {
             Some(count) => Some(count),
             None => fields.count("max_tokens", 0)?,
         };
+        let min_tokens = fields.count("min_tokens", 0)?.unwrap_or(0);
+        if max_tokens.is_some_and(|most| min_tokens > most) {
+            let message = format!("`min_tokens` is {min_tokens}, which is more than the answer may have");
+            return Err(ApiError::field("min_tokens", message));
+        }
+        let echo = fields.flag("echo")?.unwrap_or(false);
         let rules = TokenRules {
+            of_prompt: echo,
             top_k: top_k(fields)?,
             min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0),
             repetition_penalty: fields.number("repetition_penalty", 0.01..=10.0)?.unwrap_or(1.0),
@@ -83,7 +100,11 @@ impl Asked {
             model: fields.text("model")?.map(str::to_owned),
             max_tokens,
             stop: stop(fields)?,
+            stop_tokens: stop_tokens(fields)?,
+            ignores_ends: fields.flag("ignore_eos")?.unwrap_or(false),
+            min_tokens,
             stream: fields.flag("stream")?.unwrap_or(false),
+            echo,
             include_usage: usage.map(|usage| usage.flag("include_usage")).transpose()?.flatten().unwrap_or(false),
             choices: usize::try_from(choices).unwrap_or(1),
             schema: forms::response_format(fields)?,
@@ -97,13 +118,27 @@ impl Asked {
 
     /// Refuses what names tokens that a model does not have.
     pub(crate) fn check_tokens(&self, vocabulary: usize) -> Result<(), ApiError> {
-        match self.rules.logit_bias.iter().find(|(token, _)| *token as usize >= vocabulary) {
+        let of_bias = self.rules.logit_bias.iter().map(|(token, _)| ("logit_bias", *token));
+        let of_stop = self.stop_tokens.iter().map(|token| ("stop_token_ids", *token));
+        match of_bias.chain(of_stop).find(|(_, token)| *token as usize >= vocabulary) {
             None => Ok(()),
-            Some((token, _)) => {
-                let message = format!("`logit_bias` has the token {token}, and the model has {vocabulary} tokens");
-                Err(ApiError::field("logit_bias", message))
+            Some((field, token)) => {
+                let message = format!("`{field}` has the token {token}, and the model has {vocabulary} tokens");
+                Err(ApiError::field(field, message))
             }
         }
+    }
+
+    /// Whether logarithms of probabilities are wanted.
+    pub(crate) fn has_logprobs(&self) -> bool {
+        self.rules.logprobs.is_some()
+    }
+
+    /// The tokens that end an answer.
+    pub(crate) fn ends(&self, served: &Served) -> Vec<u32> {
+        let own: &[u32] = if self.ignores_ends { &[] } else { &served.ends };
+        let others = self.stop_tokens.iter().filter(|token| !own.contains(token));
+        own.iter().chain(others).copied().collect()
     }
 
     /// How tokens of each answer are chosen. What the request does not say is the model's default, and the seed is
@@ -119,7 +154,8 @@ impl Asked {
                 top_p: self.top_p.unwrap_or(served.top_p),
                 seed: seed.wrapping_add(choice),
             };
-            TokenRules { sampling, ..self.rules.clone() }
+            let not_before = (self.ends(served), self.min_tokens);
+            TokenRules { sampling, not_before, ..self.rules.clone() }
         };
         Ok((0..).take(self.choices).map(of_choice).collect())
     }
@@ -137,9 +173,6 @@ fn refuse_unsupported(fields: &Fields, choices: i64) -> Result<(), ApiError> {
     if fields.whole("best_of", 1..=i64::MAX)?.is_some_and(|number| number > choices) {
         let message = "`best_of` above `n` is not supported: ask for `n` answers with `logprobs`";
         return Err(ApiError::unsupported("best_of", message));
-    }
-    if fields.flag("echo")? == Some(true) {
-        return Err(ApiError::unsupported("echo", "`echo` is not supported: the prompt is known"));
     }
     Ok(())
 }
@@ -169,6 +202,17 @@ fn stop(fields: &Fields) -> Result<Vec<String>, ApiError> {
     };
     let texts = texts.into_iter().map(text).collect::<Result<Vec<String>, ApiError>>()?;
     Ok(texts.into_iter().filter(|text| !text.is_empty()).collect())
+}
+
+fn stop_tokens(fields: &Fields) -> Result<Vec<u32>, ApiError> {
+    let Some(tokens) = fields.list("stop_token_ids")? else { return Ok(Vec::new()) };
+    if tokens.len() > MOST_STOP_TOKENS {
+        let message = format!("`stop_token_ids` has more than {MOST_STOP_TOKENS} tokens");
+        return Err(ApiError::field("stop_token_ids", message));
+    }
+    let number = |token: &Value| token.as_u64().and_then(|token| u32::try_from(token).ok());
+    let wanted = "a list of numbers of tokens";
+    tokens.iter().map(|token| number(token).ok_or_else(|| wrong("stop_token_ids", token, wanted))).collect()
 }
 
 fn logit_bias(fields: &Fields) -> Result<Vec<(u32, f32)>, ApiError> {
@@ -245,6 +289,12 @@ mod tests {
             (json!({"stream": "yes"}), "stream"),
             (json!({"stream_options": {"include_usage": 1}}), "include_usage"),
             (json!({"seed": 0.5}), "seed"),
+            (json!({"min_tokens": -1}), "min_tokens"),
+            (json!({"min_tokens": 6, "max_tokens": 5}), "min_tokens"),
+            (json!({"ignore_eos": 1}), "ignore_eos"),
+            (json!({"stop_token_ids": 3}), "stop_token_ids"),
+            (json!({"stop_token_ids": [-3]}), "stop_token_ids"),
+            (json!({"stop_token_ids": vec![3; 65]}), "stop_token_ids"),
             (json!({"top_k": -2}), "top_k"),
             (json!({"min_p": 2}), "min_p"),
             (json!({"repetition_penalty": 0}), "repetition_penalty"),
@@ -260,7 +310,7 @@ mod tests {
             (json!({"guided_json": {"type": "object"}}), "guided_json"),
             (json!({"continue_final_message": true}), "continue_final_message"),
             (json!({"web_search_options": {}}), "web_search_options"),
-            (json!({"echo": true}), "echo"),
+            (json!({"echo": 1}), "echo"),
             (json!({"functions": []}), "functions"),
             (json!({"response_format": {"type": "grammar"}}), "response_format"),
             (json!({"response_format": {"type": "json_schema"}}), "response_format"),

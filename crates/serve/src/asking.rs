@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use finetune_dataset::{ChatTokenizer, DatasetError};
-use finetune_model::{EngineRequest, Logprobs};
+use finetune_model::{EngineRequest, Logprobs, Model};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit};
@@ -26,6 +26,9 @@ const SHORT_TEXT: usize = 64 << 10;
 
 /// How long a form may wait for its thread, and how long it may be read. The first one of a model takes a second.
 const LONGEST_FORM: Duration = Duration::from_secs(20);
+
+/// What tells an answer of one version of the program from that of another.
+pub(crate) const FINGERPRINT: &str = concat!("finetune-", env!("CARGO_PKG_VERSION"));
 
 /// What is asked of a model.
 pub(crate) struct Question {
@@ -64,7 +67,7 @@ impl Usage {
         match piece {
             Piece::Begun { cached } => self.cached += cached,
             Piece::Token { .. } => self.answer += 1,
-            Piece::Rest(_) | Piece::Ended(_) => {}
+            Piece::Prompt(_) | Piece::Rest(_) | Piece::Ended(_) => {}
         }
     }
 }
@@ -123,6 +126,13 @@ pub(crate) fn ask(state: &State, asked: &Asked, question: &Question) -> Result<I
     let settings = computing.settings();
     let model = &served.model;
     asked.check_tokens(model.config.vocabulary)?;
+    if asked.ignores_ends && form.is_some() {
+        let message = "`ignore_eos` cannot be kept: an answer of a form ends once it is complete";
+        return Err(ApiError::field("ignore_eos", message));
+    }
+    if asked.echo && asked.has_logprobs() {
+        check_scored(model, prompts)?;
+    }
     let answers = answers(state, asked, prompts.len(), param)?;
     let (sender, receiver) = unbounded_channel();
     let mut all = Vec::with_capacity(answers);
@@ -141,7 +151,7 @@ pub(crate) fn ask(state: &State, asked: &Asked, question: &Question) -> Result<I
                 prompt: prompt.clone(),
                 max_new_tokens,
                 rules,
-                end_ids: served.ends.clone(),
+                end_ids: asked.ends(served),
                 form: form.as_ref().map(|(grammar, _)| grammar.begin()),
             };
             let grammar = form.as_ref().map(|(_, text)| Arc::clone(text));
@@ -151,6 +161,19 @@ pub(crate) fn ask(state: &State, asked: &Asked, question: &Question) -> Result<I
     prompts.iter().for_each(|prompt| state.metrics.prompt(prompt.len()));
     computing.submit(all);
     Ok(Incoming::new(receiver, state.settings.bounds.turn))
+}
+
+/// Refuses prompts of which cannot be said what the model thinks of them.
+fn check_scored(model: &Model, prompts: &[Vec<u32>]) -> Result<(), ApiError> {
+    let what = if !model.chooses() {
+        "the last of several ranks knows them, and does not tell them; `--parallel tensor` has them"
+    } else if prompts.iter().any(|prompt| model.config.is_long(prompt.len())) {
+        "this model reads so long a text in another way than its beginning"
+    } else {
+        return Ok(());
+    };
+    let message = format!("`echo` with `logprobs` cannot be had: {what}");
+    Err(ApiError::unsupported("echo", message))
 }
 
 /// A form that cannot be kept. `param`: the field that asks for it.
@@ -192,7 +215,10 @@ pub(crate) async fn read_grammar(
 }
 
 /// An answer as a whole.
+#[derive(Default)]
 pub(crate) struct Answer {
+    /// What the model thought of the prompt, from the second token on, if it was asked for.
+    pub(crate) prompt: Vec<Logprobs>,
     pub(crate) text: String,
     /// Tokens with what the model thought of them, if it was asked for.
     pub(crate) logprobs: Vec<(u32, Logprobs)>,
@@ -205,14 +231,14 @@ pub(crate) async fn whole(
     choices: usize,
     prompt: usize,
 ) -> Result<(Vec<Answer>, Usage), ApiError> {
-    let mut answers: Vec<Answer> =
-        (0..choices).map(|_| Answer { text: String::new(), logprobs: Vec::new(), finish: "" }).collect();
+    let mut answers: Vec<Answer> = (0..choices).map(|_| Answer::default()).collect();
     let (mut usage, mut ended) = (Usage { prompt, ..Usage::default() }, 0);
     while let Some((choice, piece)) = pieces.next().await? {
         usage.count(&piece);
         let answer = &mut answers[choice];
         match piece {
             Piece::Begun { .. } => {}
+            Piece::Prompt(logprobs) => answer.prompt.extend(logprobs),
             Piece::Token { token, text, logprobs } => {
                 answer.text += &text;
                 answer.logprobs.extend(logprobs.map(|logprobs| (token, logprobs)));

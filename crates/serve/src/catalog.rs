@@ -116,15 +116,20 @@ pub(crate) fn now() -> u64 {
 }
 
 /// The models, the default first.
-pub(crate) struct Catalog(RwLock<Vec<Arc<Served>>>);
+pub(crate) struct Catalog {
+    all: RwLock<Vec<Arc<Served>>>,
+    /// How many of the first ones were there when the server was started. They stay.
+    at_start: usize,
+}
 
 impl Catalog {
     pub(crate) fn new(served: Vec<Served>) -> Catalog {
-        Catalog(RwLock::new(served.into_iter().map(Arc::new).collect()))
+        let at_start = served.len();
+        Catalog { all: RwLock::new(served.into_iter().map(Arc::new).collect()), at_start }
     }
 
     fn all(&self) -> Vec<Arc<Served>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.all.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn has(&self, id: &str) -> bool {
@@ -143,12 +148,12 @@ impl Catalog {
 
     /// How many models there are.
     pub(crate) fn count(&self) -> usize {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).len()
+        self.all.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Adds an adapter. False: the name is taken.
     pub(crate) fn add(&self, served: Served) -> bool {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
         let is_new = all.iter().all(|other| other.id != served.id);
         if is_new {
             all.push(Arc::new(served));
@@ -156,12 +161,12 @@ impl Catalog {
         is_new
     }
 
-    /// Takes an adapter out. Answers that are under way go on. False: it is the base, or the last
-    /// model.
+    /// Takes out an adapter that was loaded while the server runs. Answers that are under way go on. False: it was there
+    /// from the start.
     pub(crate) fn remove(&self, id: &str) -> bool {
-        let mut all = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let place = all.iter().position(|served| served.id == id && served.parent.is_some());
-        let goes = place.filter(|_| all.len() > 1);
+        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
+        let place = all.iter().position(|served| served.id == id);
+        let goes = place.filter(|place| *place >= self.at_start);
         if let Some(place) = goes {
             all.remove(place);
         }

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 use crate::answering::{Finish, Piece};
 use crate::asked::{Asked, MOST_LOGPROBS};
 use crate::asking::{
-    Question, Usage, ask, check_text, finish_reason, new_call_id, new_id, on_texts, on_thread, read_grammar,
-    refused_form, token_text, whole,
+    FINGERPRINT, Question, Usage, ask, check_text, finish_reason, new_call_id, new_id, on_texts, on_thread,
+    read_grammar, refused_form, token_text, whole,
 };
 use crate::call_form::CallForm;
 use crate::catalog::{Served, now};
@@ -37,6 +37,9 @@ pub(crate) async fn chat(
 ) -> Result<Response, ApiError> {
     let fields = Fields::read(&body)?;
     let asked = Asked::read(&fields, logprobs(&fields)?)?;
+    if asked.echo {
+        return Err(ApiError::unsupported("echo", "`echo` is not supported: `/v1/completions` gives a text back"));
+    }
     let conversation = Conversation::read(&fields)?;
     let served = state.ready()?.catalog.find(asked.model.as_deref())?;
     let (tools, choice, one_call) = (conversation.tools.clone(), conversation.choice.clone(), conversation.one_call);
@@ -149,6 +152,13 @@ async fn read_prompt(
         let message = "the model has no chat template; `/v1/completions` continues a text";
         return Err(ApiError::field("messages", message));
     }
+    // A call that is forced has its form whatever the template shows.
+    let may_call = conversation.tools.is_some() && !conversation.choice.is_forced();
+    if may_call && !tokenizer.template_has("tool") {
+        let message = "the chat template of this model has no place for `tools`, so it would not know of them: leave them \
+                       out, send `tool_choice`: \"none\", or start the server with --chat-template";
+        return Err(ApiError::unsupported("tools", message));
+    }
     if served.marking.is_harmony() {
         name_thinking(&mut conversation.messages);
     }
@@ -179,7 +189,14 @@ struct Naming {
 
 impl Naming {
     fn object(&self, kind: &str, choices: Vec<Value>) -> Value {
-        json!({"id": self.id, "object": kind, "created": self.created, "model": self.served.id, "choices": choices})
+        json!({
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.served.id,
+            "system_fingerprint": FINGERPRINT,
+            "choices": choices,
+        })
     }
 }
 
@@ -282,7 +299,7 @@ impl Chunks for ChatChunks {
         let (text, logprobs) = match piece {
             Piece::Token { token, text, logprobs } => (text, logprobs.map(|logprobs| (token, logprobs))),
             Piece::Rest(text) => (text, None),
-            Piece::Begun { .. } | Piece::Ended(_) => return Vec::new(),
+            Piece::Begun { .. } | Piece::Prompt(_) | Piece::Ended(_) => return Vec::new(),
         };
         let logprobs = logprobs.map(|one| of_tokens(&self.naming.served.tokenizer, &[one]));
         let reader = self.choices[choice].0.as_mut();

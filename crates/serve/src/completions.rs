@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 use crate::answering::{Finish, Piece};
 use crate::asked::{Asked, MOST_LOGPROBS};
 use crate::asking::{
-    Answer, Question, Usage, answers, ask, check_text, finish_reason, new_id, on_texts, read_grammar, refused_form,
-    token_text, whole,
+    Answer, FINGERPRINT, Question, Usage, answers, ask, check_text, finish_reason, new_id, on_texts, read_grammar,
+    refused_form, token_text, whole,
 };
 use crate::catalog::{Served, now};
 use crate::connection::Busy;
@@ -25,7 +25,7 @@ use crate::forms::{Thought, grammar, trial};
 use crate::server::State;
 
 /// What is continued.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Prompt {
     Text(String),
     Tokens(Vec<u32>),
@@ -42,7 +42,16 @@ pub(crate) async fn completions(
     let prompts = read_prompts(&fields)?;
     let served = state.ready()?.catalog.find(asked.model.as_deref())?;
     let choices = answers(&state, &asked, prompts.len(), "prompt")?;
+    let given = asked.echo.then(|| prompts.clone());
     let prompts = tokens_of(&state, &served, prompts).await?;
+    let echo = match given {
+        None => None,
+        Some(given) => {
+            let texts = texts_of(&state, &served, given).await?;
+            let (each, is_scored, told) = (asked.choices, asked.has_logprobs(), vec![0; choices]);
+            Some(Echo { prompts: texts.into_iter().zip(prompts.clone()).collect(), each, is_scored, told })
+        }
+    };
     let form = match &asked.schema {
         None => None,
         Some(schema) => {
@@ -57,15 +66,18 @@ pub(crate) async fn completions(
     let pieces = ask(&state, &asked, &question)?;
     let usage = Usage { prompt: question.prompts.iter().map(Vec::len).sum(), ..Usage::default() };
     let (include_usage, offsets) = (asked.include_usage, vec![0; choices]);
-    let mut texts = Texts { id: new_id("cmpl")?, created: now(), served, usage, include_usage, offsets };
+    let mut texts = Texts { id: new_id("cmpl")?, created: now(), served, usage, include_usage, offsets, echo };
     if asked.stream {
         return Ok(events::response(texts, pieces, busy.map(|Extension(busy)| busy)));
     }
     let (all, usage) = whole(pieces, choices, usage.prompt).await?;
     let mut choices = Vec::new();
-    for (choice, Answer { text, logprobs, finish }) in all.iter().enumerate() {
-        let logprobs = (!logprobs.is_empty()).then(|| texts.of_tokens(choice, logprobs));
-        choices.push(choice_object(choice, text, logprobs, Some(finish)));
+    for (choice, Answer { prompt, text, logprobs, finish }) in all.iter().enumerate() {
+        let own = logprobs.iter().map(|(token, logprobs)| (*token, Some(logprobs)));
+        let tokens: Vec<_> = texts.tokens_of_prompt(choice, prompt).into_iter().chain(own).collect();
+        let logprobs = (!tokens.is_empty()).then(|| texts.of_tokens(choice, &tokens));
+        let text = [texts.prompt(choice), text.as_str()].concat();
+        choices.push(choice_object(choice, &text, logprobs, Some(finish)));
     }
     let mut object = texts.around(choices);
     object["usage"] = usage.object();
@@ -85,6 +97,16 @@ async fn tokens_of(state: &State, served: &Arc<Served>, prompts: Vec<Prompt>) ->
         Prompt::Text(text) => tokenizer.encode(&text, true),
     };
     on_texts(state, "prompt", move || prompts.into_iter().map(tokens).collect()).await
+}
+
+/// The text of each prompt.
+async fn texts_of(state: &State, served: &Arc<Served>, prompts: Vec<Prompt>) -> Result<Vec<String>, ApiError> {
+    let tokenizer = served.tokenizer.clone();
+    let text = move |prompt| match prompt {
+        Prompt::Text(text) => Ok(text),
+        Prompt::Tokens(tokens) => tokenizer.decode(&tokens, false),
+    };
+    on_texts(state, "prompt", move || prompts.into_iter().map(text).collect()).await
 }
 
 /// The prompts of a request: one, or a list of them.
@@ -108,6 +130,18 @@ fn read_prompts(fields: &Fields) -> Result<Vec<Prompt>, ApiError> {
     }
 }
 
+/// Prompts that answers begin with.
+struct Echo {
+    /// Their texts and tokens.
+    prompts: Vec<(String, Vec<u32>)>,
+    /// Answers to each of them.
+    each: usize,
+    /// Whether the logarithms of their tokens are given.
+    is_scored: bool,
+    /// Of each answer, how many tokens of the prompt behind the first one it has given.
+    told: Vec<usize>,
+}
+
 /// The objects of an answer.
 struct Texts {
     id: String,
@@ -117,6 +151,7 @@ struct Texts {
     include_usage: bool,
     /// Of each answer the letters of the tokens so far whose logarithms were given.
     offsets: Vec<usize>,
+    echo: Option<Echo>,
 }
 
 fn choice_object(choice: usize, text: &str, logprobs: Option<Value>, finish: Option<&str>) -> Value {
@@ -126,20 +161,44 @@ fn choice_object(choice: usize, text: &str, logprobs: Option<Value>, finish: Opt
 impl Texts {
     fn around(&self, choices: Vec<Value>) -> Value {
         let Texts { id, created, served, .. } = self;
-        json!({"id": id, "object": "text_completion", "created": created, "model": served.id, "choices": choices})
+        json!({
+            "id": id,
+            "object": "text_completion",
+            "created": created,
+            "model": served.id,
+            "system_fingerprint": FINGERPRINT,
+            "choices": choices,
+        })
     }
 
-    fn of_tokens(&mut self, choice: usize, tokens: &[(u32, Logprobs)]) -> Value {
+    /// The text that an answer begins with.
+    fn prompt(&self, choice: usize) -> &str {
+        self.echo.as_ref().map_or("", |echo| &echo.prompts[choice / echo.each].0)
+    }
+
+    /// The next tokens of the prompt that an answer begins with. Nothing is thought of the first one.
+    fn tokens_of_prompt<'a>(&mut self, choice: usize, scores: &'a [Logprobs]) -> Vec<(u32, Option<&'a Logprobs>)> {
+        let Some(echo) = self.echo.as_mut().filter(|echo| echo.is_scored) else { return Vec::new() };
+        let (tokens, told) = (&echo.prompts[choice / echo.each].1, &mut echo.told[choice]);
+        let first = tokens.first().filter(|_| *told == 0).map(|first| (*first, None));
+        let next = tokens.iter().skip(1 + *told).zip(scores).map(|(token, score)| (*token, Some(score)));
+        let all = first.into_iter().chain(next).collect();
+        *told += scores.len();
+        all
+    }
+
+    fn of_tokens(&mut self, choice: usize, tokens: &[(u32, Option<&Logprobs>)]) -> Value {
         let (mut texts, mut logarithms, mut tops, mut offsets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (token, logprobs) in tokens {
             let text = token_text(&self.served.tokenizer, *token).0;
             offsets.push(self.offsets[choice]);
             self.offsets[choice] += text.chars().count();
-            let top = logprobs.top.iter().copied().chain([(*token, logprobs.chosen)]);
-            let top: Map<String, Value> =
-                top.map(|(token, logprob)| (token_text(&self.served.tokenizer, token).0, logprob.into())).collect();
-            tops.push(top);
-            logarithms.push(logprobs.chosen);
+            tops.push(logprobs.map(|logprobs| {
+                let top = logprobs.top.iter().copied().chain([(*token, logprobs.chosen)]);
+                let named = top.map(|(token, logprob)| (token_text(&self.served.tokenizer, token).0, logprob.into()));
+                named.collect::<Map<String, Value>>()
+            }));
+            logarithms.push(logprobs.map(|logprobs| logprobs.chosen));
             texts.push(text);
         }
         json!({"tokens": texts, "token_logprobs": logarithms, "top_logprobs": tops, "text_offset": offsets})
@@ -157,15 +216,20 @@ impl Chunks for Texts {
 
     fn piece(&mut self, choice: usize, piece: Piece) -> Vec<Value> {
         self.usage.count(&piece);
-        let (text, logprobs) = match piece {
-            Piece::Token { token, text, logprobs } => (text, logprobs.map(|logprobs| [(token, logprobs)])),
-            Piece::Rest(text) => (text, None),
-            Piece::Begun { .. } | Piece::Ended(_) => return Vec::new(),
+        let (text, logprobs) = match &piece {
+            Piece::Begun { .. } => (self.prompt(choice), None),
+            Piece::Prompt(scores) => ("", Some(self.tokens_of_prompt(choice, scores))),
+            Piece::Token { token, text, logprobs } => {
+                (text.as_str(), logprobs.as_ref().map(|logprobs| vec![(*token, Some(logprobs))]))
+            }
+            Piece::Rest(text) => (text.as_str(), None),
+            Piece::Ended(_) => return Vec::new(),
         };
         if text.is_empty() && logprobs.is_none() {
             return Vec::new();
         }
-        let logprobs = logprobs.map(|one| self.of_tokens(choice, &one));
+        let text = text.to_owned();
+        let logprobs = logprobs.map(|tokens| self.of_tokens(choice, &tokens));
         vec![self.around(vec![choice_object(choice, &text, logprobs, None)])]
     }
 

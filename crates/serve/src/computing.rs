@@ -4,6 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 use std::{io, thread};
 
@@ -48,6 +49,8 @@ pub(crate) struct Computing {
     /// One for each request that may run or wait. A listener holds it until it is dropped.
     places: Arc<Semaphore>,
     counts: Arc<Mutex<EngineCounts>>,
+    /// The thread, where it has to tell other ranks of its end.
+    telling: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Computing {
@@ -64,7 +67,7 @@ impl Computing {
         let of = |others: &Others| Elsewhere::new(Arc::clone(&others.have_read), others.world.saturating_sub(1));
         let elsewhere = others.as_ref().map(of);
         let thread = thread::Builder::new().name("computing".to_owned()).stack_size(STACK);
-        thread.spawn(move || {
+        let thread = thread.spawn(move || {
             let work = || match &others {
                 None => {
                     compute(Engine::new(settings), &receiver, &shown);
@@ -79,7 +82,8 @@ impl Computing {
             }
         })?;
         let places = Arc::new(Semaphore::new(settings.slots + settings.queue));
-        Ok(Computing { requests: Mutex::new(Some(sender)), elsewhere, settings, places, counts })
+        let telling = Mutex::new(elsewhere.is_some().then_some(thread));
+        Ok(Computing { requests: Mutex::new(Some(sender)), elsewhere, settings, places, counts, telling })
     }
 
     pub(crate) fn settings(&self) -> EngineSettings {
@@ -119,6 +123,16 @@ impl Computing {
     /// Ends all requests after the current step. Their listeners are dropped.
     pub(crate) fn end(&self) {
         *self.requests.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Waits until the other ranks are told of the end, if there are some: a process that ends before takes its
+    /// connections with it, and the others take it for lost.
+    pub(crate) fn told(&self) {
+        let thread = self.telling.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic was told by then.
+            let _ = thread.join();
+        }
     }
 
     pub(crate) fn counts(&self) -> EngineCounts {

@@ -23,9 +23,15 @@ pub(crate) const PIECE: usize = 256 << 10;
 /// How long a body is read on whose request is refused.
 const HEARD: Duration = Duration::from_secs(2);
 
-/// Lets a request in, with its whole body.
+/// By this name clients find a request again, in their records and those of proxies.
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest name of a request, in bytes.
+const LONGEST_ID: usize = 256;
+
+/// Lets a request in, with its whole body. The answer has the name of the request, if it has one.
 pub(crate) async fn enter(Shared(state): Shared<Arc<State>>, request: Request, next: Next) -> Response {
-    let response = match admitted(&state, request).await {
+    let id = request.headers().get(&REQUEST_ID).filter(|id| id.len() <= LONGEST_ID).cloned();
+    let mut response = match admitted(&state, request).await {
         // The room is taken until there is an answer, as what was read of the body is kept that long.
         Ok((request, _room)) => {
             // A stream keeps a clone of it.
@@ -35,6 +41,9 @@ pub(crate) async fn enter(Shared(state): Shared<Arc<State>>, request: Request, n
         Err(error) => error.into_response(),
     };
     state.metrics.response(response.status().as_u16());
+    if let Some(id) = id {
+        response.headers_mut().insert(REQUEST_ID.clone(), id);
+    }
     response
 }
 

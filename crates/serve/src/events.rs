@@ -133,7 +133,7 @@ mod tests {
         fn piece(&mut self, choice: usize, piece: Piece) -> Vec<Value> {
             match piece {
                 Piece::Token { text, .. } | Piece::Rest(text) => vec![json!([choice, text])],
-                Piece::Begun { .. } | Piece::Ended(_) => Vec::new(),
+                Piece::Begun { .. } | Piece::Prompt(_) | Piece::Ended(_) => Vec::new(),
             }
         }
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use finetune_model::EngineCounts;
+use finetune_model::{EngineCounts, EngineSettings};
 
 /// Upper bounds of the classes of times to the first token, in seconds.
 const BOUNDS: [f64; 8] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
@@ -47,7 +47,8 @@ impl Metrics {
         self.first_token_microseconds.fetch_add(time.as_micros() as u64, Ordering::Relaxed);
     }
 
-    pub(crate) fn text(&self, counts: EngineCounts) -> String {
+    /// `bounds`: those of the engine, once there is one.
+    pub(crate) fn text(&self, counts: EngineCounts, bounds: Option<EngineSettings>) -> String {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut text = String::new();
         let mut metric = |name: &str, kind: &str, help: &str, lines: &[(String, String)]| {
@@ -66,13 +67,25 @@ impl Metrics {
         let cached = plain(of(&self.cached_tokens));
         metric("cached_prompt_tokens_total", "counter", "Tokens of prompts that were known from before.", &cached);
         metric("answer_tokens_total", "counter", "Tokens of answers.", &plain(of(&self.answer_tokens)));
-        let EngineCounts { waiting, running, prefix_bytes, speculated, passes, most_passes } = counts;
+        let EngineCounts { waiting, running, cache_bytes, prefix_bytes, speculated, passes, most_passes } = counts;
         metric("requests_waiting", "gauge", "Requests that wait.", &plain(waiting as u64));
         metric("requests_running", "gauge", "Requests that are answered.", &plain(running as u64));
         let help = "Most passes under way at once, where several ranks hold layers.";
         metric("passes_at_once_max", "gauge", help, &plain(most_passes as u64));
+        let help = "Bytes of keys and values of requests that are answered, at their longest.";
+        metric("cache_bytes", "gauge", help, &plain(cache_bytes as u64));
         let bytes = plain(prefix_bytes as u64);
         metric("prefix_bytes", "gauge", "Bytes of keys and values of earlier prompts.", &bytes);
+        if let Some(EngineSettings { slots, queue, cache_bytes, prefix_bytes, .. }) = bounds {
+            for (name, help, most) in [
+                ("slots", "Requests that may be answered at a time.", slots),
+                ("queue_slots", "Requests that may wait beside them.", queue),
+                ("cache_bytes_max", "What cache_bytes may be.", cache_bytes),
+                ("prefix_bytes_max", "What prefix_bytes may be.", prefix_bytes),
+            ] {
+                metric(name, "gauge", help, &plain(most as u64));
+            }
+        }
         let proposed = plain(speculated.proposed);
         metric("proposed_tokens_total", "counter", "Tokens that were proposed ahead of an answer.", &proposed);
         let accepted = plain(speculated.accepted);
@@ -116,9 +129,10 @@ mod tests {
         metrics.prompt(7);
         metrics.first_token(Duration::from_millis(300));
         metrics.first_token(Duration::from_secs(100));
-        let text = metrics.text(EngineCounts {
+        let counts = EngineCounts {
             waiting: 1,
             running: 2,
+            cache_bytes: 12,
             prefix_bytes: 3,
             speculated: Speculated { proposed: 9, accepted: 4 },
             passes: PassCounts {
@@ -129,12 +143,21 @@ mod tests {
                 mixed_passes: 3,
             },
             most_passes: 3,
-        });
+        };
+        assert!(!metrics.text(counts, None).contains("finetune_slots"), "there is no engine yet");
+        let bounds = EngineSettings { slots: 4, queue: 64, cache_bytes: 100, prefix_bytes: 50, speculate: 0 };
+        let text = metrics.text(counts, Some(bounds));
         for line in [
             "finetune_responses_total{status=\"2xx\"} 1",
             "finetune_responses_total{status=\"4xx\"} 1",
             "finetune_prompt_tokens_total 7",
             "finetune_requests_waiting 1",
+            "finetune_slots 4",
+            "finetune_queue_slots 64",
+            "finetune_cache_bytes 12",
+            "finetune_cache_bytes_max 100",
+            "finetune_prefix_bytes 3",
+            "finetune_prefix_bytes_max 50",
             "finetune_passes_total{kind=\"prompt\"} 5",
             "finetune_pass_rows_total{kind=\"answer\"} 20",
             "finetune_mixed_passes_total 3",

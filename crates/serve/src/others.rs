@@ -68,9 +68,13 @@ pub(crate) struct Order {
     penalties: [f64; 3],
     logit_bias: Vec<(u32, f32)>,
     end_ids: Vec<u32>,
+    #[serde(default)]
+    not_before: (Vec<u32>, usize),
     /// How many logarithms of probabilities are wanted: the rank that chooses tokens has the logits.
     #[serde(default)]
     logprobs: Option<usize>,
+    #[serde(default)]
+    of_prompt: bool,
     /// The form that the answer has to have: the rank that chooses tokens does so by this grammar.
     #[serde(default)]
     grammar: Option<String>,
@@ -93,7 +97,9 @@ impl Others {
             penalties: [repetition_penalty, presence_penalty, frequency_penalty],
             logit_bias: request.rules.logit_bias.clone(),
             end_ids: request.end_ids.clone(),
+            not_before: request.rules.not_before.clone(),
             logprobs: request.rules.logprobs,
+            of_prompt: request.rules.of_prompt,
             grammar: grammar.map(str::to_owned),
         }
     }
@@ -215,6 +221,8 @@ fn request(order: Order, served: &[Served], forms: &mut Forms<'_>) -> Result<Eng
         frequency_penalty,
         logit_bias: order.logit_bias,
         logprobs: order.logprobs,
+        of_prompt: order.of_prompt,
+        not_before: order.not_before,
         ..TokenRules::from(sampling)
     };
     let number = model;

@@ -205,8 +205,12 @@ impl Server {
         self.closing.notify_one();
         let connections = self.connections;
         let _ = self.runtime.block_on(async { timeout(LAST_WORDS, connections).await });
+        if let Some(ready) = self.state.ready.get() {
+            ready.computing.told();
+        }
         self.runtime.shutdown_background();
-        match event {
+        // What has ended the thread that computes counts, also if it came after the order to stop.
+        match self.events.try_iter().find(|event| !matches!(event, Event::Stop)).unwrap_or(event) {
             Event::Stop => Ok(()),
             Event::Broken => Err(ServeError::Computing),
             Event::Lost(what) => Err(ServeError::Lost { what }),
@@ -249,9 +253,10 @@ async fn health(Shared(state): Shared<Arc<State>>) -> Result<Json<Value>, ApiErr
 }
 
 async fn metrics(Shared(state): Shared<Arc<State>>) -> Response {
-    let counts = state.ready.get().map(|ready| ready.computing.counts()).unwrap_or_default();
+    let computing = state.ready.get().map(|ready| &ready.computing);
+    let (counts, bounds) = (computing.map(Computing::counts), computing.map(Computing::settings));
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-    (kind, state.metrics.text(counts)).into_response()
+    (kind, state.metrics.text(counts.unwrap_or_default(), bounds)).into_response()
 }
 
 async fn models(Shared(state): Shared<Arc<State>>) -> Result<Json<Value>, ApiError> {

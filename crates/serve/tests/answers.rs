@@ -4,7 +4,7 @@ mod client;
 
 use std::thread;
 
-use client::{ENGINE, Running, Stream, golden, served, settings, tiny, tokenizer};
+use client::{ENGINE, Running, Stream, ask, golden, served, settings, tiny, tokenizer};
 use finetune_model::Sampling;
 use serde_json::{Value, json};
 
@@ -237,7 +237,6 @@ fn conversations_in_their_forms_are_taken() {
     let tool = json!({"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}});
     let parts = json!([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]);
     for more in [
-        json!({"tools": [tool], "tool_choice": "auto"}),
         json!({"tools": [tool], "tool_choice": "none"}),
         json!({"messages": parts}),
         json!({"chat_template_kwargs": {"enable_thinking": false}}),
@@ -246,6 +245,91 @@ fn conversations_in_their_forms_are_taken() {
         let answer = server.post(CHAT, &with(question("Hi"), with(json!({"max_tokens": 2}), more.clone())));
         assert_eq!(answer.status, 200, "{more}: {}", answer.body);
         assert!(answer.json()["choices"][0]["message"]["content"].is_string(), "{more}: {}", answer.body);
+    }
+}
+
+/// Tokens that end an answer come late, not at all, or are those that the request names.
+#[test]
+fn tokens_that_end_an_answer() {
+    let server = Running::tiny(settings());
+    let asked = json!({"prompt": "Hello, Leon", "max_tokens": 300, "temperature": 0, "logprobs": 0});
+    let ask = |more: Value| {
+        let answer = server.post(TEXT, &with(asked.clone(), more)).json();
+        let choice = answer["choices"][0].clone();
+        (answer["usage"]["completion_tokens"].as_u64().expect("a number"), choice)
+    };
+    let (own, usual) = ask(json!({"logit_bias": {"0": 100}, "min_tokens": 7}));
+    assert_eq!((own, &usual["finish_reason"]), (7, &json!("stop")), "the end comes as soon as it may: {usual}");
+    let (first, _) = ask(json!({"logit_bias": {"0": 100}}));
+    assert_eq!(first, 0);
+    let (all, longest) = ask(json!({"ignore_eos": true}));
+    assert_eq!((all, &longest["finish_reason"]), (300, &json!("length")), "{longest}");
+    // Token 42 comes always, and ends the answer.
+    let always = json!({"logit_bias": {"42": 100}, "stop_token_ids": [42]});
+    let (none, stopped) = ask(always.clone());
+    assert_eq!((none, &stopped["finish_reason"], &stopped["text"]), (0, &json!("stop"), &json!("")), "{stopped}");
+    let (three, _) = ask(with(always, json!({"min_tokens": 3})));
+    assert_eq!(three, 3, "others come before");
+    let unknown = server.post(TEXT, &with(asked.clone(), json!({"stop_token_ids": [4_000_000]})));
+    assert_eq!((unknown.status, &unknown.json()["error"]["param"]), (400, &json!("stop_token_ids")));
+}
+
+/// As programs that measure models ask: the prompt comes back, with what the model thinks of it.
+#[test]
+fn an_echo_has_the_logarithms_of_the_prompt() {
+    let server = Running::tiny(settings());
+    let tokens = tokenizer().encode("Hello, Leon from Cairo", true).expect("tokens");
+    let asked = json!({"max_tokens": 4, "temperature": 0, "logprobs": 2, "logit_bias": {"42": 100}, "n": 2});
+    let ask = |more: Value| server.post(TEXT, &with(asked.clone(), more));
+    let usual = ask(json!({"prompt": tokens})).json()["choices"][0].clone();
+    let echo = ask(json!({"prompt": [tokens, "Hi"], "echo": true})).json();
+    let text = tokenizer().decode(&tokens, false).expect("a text") + usual["text"].as_str().expect("a text");
+    let logprobs = &echo["choices"][0]["logprobs"];
+    assert_eq!(echo["choices"][0]["text"], text);
+    assert!(echo["choices"][2]["text"].as_str().is_some_and(|text| text.starts_with("Hi")), "{echo}");
+    let list = |logprobs: &Value, key: &str| logprobs[key].as_array().expect("a list").clone();
+    for key in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(list(logprobs, key).len(), tokens.len() + 4, "{key}: {logprobs}");
+    }
+    for key in ["tokens", "token_logprobs", "top_logprobs"] {
+        assert_eq!(list(logprobs, key)[tokens.len()..], list(&usual["logprobs"], key), "the answer's {key}");
+    }
+    assert_eq!((&logprobs["token_logprobs"][0], &logprobs["top_logprobs"][0]), (&Value::Null, &Value::Null));
+    assert!(list(logprobs, "token_logprobs")[1..].iter().all(|one| one.as_f64().is_some_and(|one| one <= 0.0)));
+    // What is thought of a token is the same whether it is given or chosen: 42 is, by its bias.
+    let given = [tokens.as_slice(), &[42; 4]].concat();
+    let whole = ask(json!({"prompt": given, "echo": true, "max_tokens": 0})).json()["choices"][0].clone();
+    assert_eq!((&whole["finish_reason"], list(&whole["logprobs"], "tokens").len()), (&json!("length"), given.len()));
+    let numbers = |logprobs: &Value| list(logprobs, "token_logprobs");
+    for (given, chosen) in numbers(&whole["logprobs"]).iter().zip(numbers(logprobs)).skip(1) {
+        let [given, chosen] = [given, &chosen].map(|one| one.as_f64().expect("a number"));
+        assert!((given - chosen).abs() < 1e-3, "{given} {chosen}");
+    }
+    // A stream has the same.
+    let streamed = json!({"prompt": tokens, "echo": true, "stream": true, "n": 1});
+    let objects = server.stream(TEXT, &with(asked.clone(), streamed)).objects();
+    let pieces: Vec<&Value> = objects.iter().map(|object| &object["choices"][0]).collect();
+    assert_eq!(text, pieces.iter().filter_map(|piece| piece["text"].as_str()).collect::<String>());
+    for key in ["tokens", "token_logprobs", "text_offset"] {
+        let all = pieces.iter().filter_map(|piece| piece["logprobs"][key].as_array()).flatten().cloned();
+        assert_eq!(all.collect::<Vec<_>>(), list(logprobs, key), "{key}");
+    }
+    let without = ask(json!({"prompt": "Hi", "echo": true, "max_tokens": 0, "logprobs": null})).json();
+    assert_eq!((&without["choices"][0]["text"], &without["choices"][0]["logprobs"]), (&json!("Hi"), &Value::Null));
+    let chat = server.post(CHAT, &with(question("Hi"), json!({"echo": true})));
+    assert_eq!((chat.status, &chat.json()["error"]["param"]), (400, &json!("echo")));
+}
+
+/// Whatever becomes of the request.
+#[test]
+fn an_answer_has_the_name_of_its_request() {
+    let server = Running::tiny(settings());
+    for (path, status) in [("/v1/models", 200), ("/v1/nothing", 404)] {
+        let headers = [("X-Request-Id", "mine-7")];
+        let answer = ask(server.address, "GET", path, &headers, "");
+        assert_eq!(answer.status, status);
+        assert!(answer.head.to_ascii_lowercase().contains("x-request-id: mine-7\r\n"), "{}", answer.head);
+        assert!(!server.get(path).head.to_ascii_lowercase().contains("x-request-id"), "nobody has named this one");
     }
 }
 

@@ -366,7 +366,10 @@ fn forms_that_cannot_be_kept_are_refused_by_name() {
     let tool = json!([{"type": "function", "function": {"name": "now"}}]);
     for (more, param, word) in [
         (json!({"tools": tool, "tool_choice": "required"}), "tool_choice", "template"),
-        (json!({"tools": tool, "response_format": {"type": "json_object"}}), "response_format", "template"),
+        (json!({"tools": tool, "response_format": {"type": "json_object"}}), "tools", "template"),
+        (json!({"tools": tool}), "tools", "template"),
+        (json!({"tools": tool, "tool_choice": "auto"}), "tools", "template"),
+        (json!({"response_format": {"type": "json_object"}, "ignore_eos": true}), "ignore_eos", "form"),
         (json!({"tool_choice": "required"}), "tool_choice", "no `tools`"),
         (json!({"response_format": format_of(&json!({"not": {}}))}), "response_format", "not"),
         (json!({"response_format": format_of(&json!({"$ref": "x.json"}))}), "response_format", "x.json"),

@@ -364,3 +364,27 @@ fn adapters_come_and_go() {
     assert_eq!((unload("x"), answers("x"), unload("x"), unload("tiny")), (200, 404, 404, 400));
     assert_eq!(answers("tiny"), 200);
 }
+
+/// A run's own adapter and those of `--adapter` lie anywhere, and requests count on them.
+#[test]
+fn models_that_were_named_at_the_start_stay() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(folder.path().join("good")).expect("a directory");
+    let settings = Settings { adapters_dir: Some(folder.path().to_owned()), ..settings() };
+    // The adapter of a run is the first one.
+    let all = [("own", Some("tiny")), ("tiny", None), ("named", Some("tiny"))];
+    let all = all.map(|(id, parent)| served(id, parent, tiny())).into();
+    let server = Running::start(settings, ENGINE, all);
+    let post = |path: &str, fields: Value| server.post(path, &fields);
+    assert_eq!(post("/v1/load_lora_adapter", json!({"lora_name": "new", "lora_path": "good"})).status, 200);
+    for name in ["own", "tiny", "named"] {
+        let refused = post("/v1/unload_lora_adapter", json!({"lora_name": name}));
+        assert_eq!((refused.status, &refused.json()["error"]["param"]), (400, &json!("lora_name")), "{name}");
+        assert!(refused.body.contains(&format!("`{name}` was named when the server was started")), "{}", refused.body);
+    }
+    assert_eq!(post("/v1/unload_lora_adapter", json!({"lora_name": "new"})).status, 200);
+    let models = server.get("/v1/models").json();
+    let ids: Vec<&Value> = models["data"].as_array().expect("a list").iter().map(|model| &model["id"]).collect();
+    assert_eq!(ids, ["own", "tiny", "named"]);
+    assert_eq!(post(TEXT, json!({"prompt": "Hi", "max_tokens": 1})).json()["model"], "own");
+}

@@ -203,6 +203,17 @@ impl Together {
     pub fn barrier(&self) -> Result<(), TrainError> {
         Ok(self.ranks.group().barrier()?)
     }
+
+    /// Returns when every rank has called it, and is the last thing that a rank does with the others: none of them takes
+    /// it for lost when its process ends, whoever still holds a connection.
+    ///
+    /// # Errors
+    /// If one is lost.
+    pub fn leave(&self) -> Result<(), TrainError> {
+        self.barrier()?;
+        self.ranks.group().leave();
+        Ok(())
+    }
 }
 
 /// What the other ranks tell the first one while all compute, beside what goes from layer to layer.

@@ -26,7 +26,8 @@ pub(crate) fn generate(arguments: GenerateArguments, verbosity: Verbosity) -> Re
     }
     let signals = Signals::listen()?;
     let one = OneOf::assigned(&signals, format!("{arguments:?}"))?;
-    answer_as(&arguments, one.verbosity(verbosity), Some(&one)).inspect_err(|failure| {
+    let answered = answer_as(&arguments, one.verbosity(verbosity), Some(&one));
+    answered.map_err(together::without_resume).inspect_err(|failure| {
         one.excuse(failure);
         together::tell_of(failure);
     })

@@ -32,8 +32,13 @@ pub(super) fn launch_model(
         Heard::First => "stopping all ranks; a second signal ends them at once".to_owned(),
         Heard::Second => "ending all ranks at once".to_owned(),
     });
-    let hosts = Hosts::choose(arguments)?;
+    let mut hosts = Hosts::choose(arguments)?;
     tell(verbosity, hosts.notices());
+    let prepared = hosts.prepare_to_use(command, verbosity, &signals.stop);
+    if let Some(exit) = stopped(&signals) {
+        return Ok(exit.into());
+    }
+    prepared?;
     // In front: behind a `--` of the command's own they would be no option.
     let how = ["--parallel", arguments.parallel.unwrap_or_default().word()].map(str::to_owned);
     let words = [&how[..], &arguments.run[1..]].concat();

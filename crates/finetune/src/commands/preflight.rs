@@ -46,6 +46,9 @@ pub(crate) struct Question {
     pub(crate) resolve: Option<String>,
     /// Ports that the run may use.
     pub(crate) ports: Option<(u16, u16)>,
+    /// There is no recipe: ranks only use a model, and compare what they are started with themselves.
+    #[serde(default)]
+    pub(crate) only_uses: bool,
 }
 
 /// The first line of an answer: the time, before anything else is done.
@@ -93,17 +96,23 @@ impl Report {
         Report { machine, ..Report::default() }
     }
 
-    /// The report of this host. `progress` gets the bytes read since its last call.
-    pub(crate) fn here(recipe: &Recipe, question: &Question, progress: &mut dyn FnMut(u64)) -> Report {
-        let mut report = Report {
+    /// The report of this host for ranks that only use a model.
+    pub(crate) fn without_recipe(question: &Question) -> Report {
+        Report {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            free_bytes: free_bytes(&recipe.output_dir),
-            files: Vec::new(),
             machine: identity::machine(),
             resolved: question.resolve.as_deref().map(addresses).unwrap_or_default(),
             port: free_port(question.ports),
+            ..Report::default()
+        }
+    }
+
+    /// The report of this host. `progress` gets the bytes read since its last call.
+    pub(crate) fn here(recipe: &Recipe, question: &Question, progress: &mut dyn FnMut(u64)) -> Report {
+        let mut report = Report {
+            free_bytes: free_bytes(&recipe.output_dir),
             newest: newest(&recipe.output_dir),
-            ahead: 0.0,
+            ..Report::without_recipe(question)
         };
         if !question.brief {
             report.files = files(recipe, progress);
@@ -253,17 +262,21 @@ pub(crate) fn newest(directory: &Path) -> Option<(u64, PathBuf)> {
 /// `finetune preflight`, a hidden command.
 pub(crate) fn preflight(arguments: &RunArguments) -> Result<ExitCode, Failure> {
     let question = question();
-    let recipe = given_recipe::of_launch(arguments)?;
+    let recipe = (!question.only_uses).then(|| given_recipe::of_launch(arguments)).transpose()?;
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     output::line(&serde_json::to_string(&Clock { clock }).expect("plain data"))?;
     let (mut told, mut bytes) = (Instant::now(), 0);
-    let report = Report::here(&recipe, &question, &mut |more| {
+    let mut progress = |more: u64| {
         bytes += more;
         if told.elapsed() > TELL_EVERY {
             told = Instant::now();
             let _ = output::line(&serde_json::to_string(&Working { bytes }).expect("plain data"));
         }
-    });
+    };
+    let report = match &recipe {
+        Some(recipe) => Report::here(recipe, &question, &mut progress),
+        None => Report::without_recipe(&question),
+    };
     output::line(&serde_json::to_string(&report).expect("plain data"))?;
     Ok(ExitCode::SUCCESS)
 }

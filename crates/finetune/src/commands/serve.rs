@@ -5,11 +5,12 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use finetune_dataset::ChatTokenizer;
 use finetune_model::{EngineSettings, Model};
-use finetune_serve::{Bounds, Others, ServeError, Served, Server, Settings};
+use finetune_serve::{Bounds, Others, ServeError, Served, Server, Settings, Stopper};
 use finetune_trainer::{Replies, Together};
 
 use crate::cli::ServeArguments;
@@ -20,6 +21,7 @@ use crate::commands::{conversation, opening};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::progress::Verbosity;
+use crate::rank_event::{self, RankEvent};
 use crate::signals::{Heard, Signals};
 use crate::source::{Source, adapter_directory, run_of};
 use crate::{memory, output};
@@ -40,7 +42,7 @@ pub(crate) fn serve(arguments: &ServeArguments, verbosity: Verbosity) -> Result<
         true => serve_as(arguments, verbosity, &signals, Some(&one)),
         false => follow_first(arguments, &signals, &one),
     };
-    work().inspect_err(|failure| {
+    work().map_err(together::without_resume).inspect_err(|failure| {
         one.excuse(failure);
         together::tell_of(failure);
     })
@@ -61,6 +63,9 @@ fn follow_first(arguments: &ServeArguments, signals: &Signals, one: &OneOf) -> R
     }
     // The first rank says when it is over.
     signals.finish_steps_silently();
+    if let Some(exit) = all_are_ready(&together, signals)? {
+        return Ok(exit.into());
+    }
     let rest = || together.keep_alive();
     // A first rank that is gone is noticed by what it no longer says.
     let has_read = |number| {
@@ -68,6 +73,7 @@ fn follow_first(arguments: &ServeArguments, signals: &Signals, one: &OneOf) -> R
     };
     let followed = finetune_serve::follow(&served, together.hops.as_ref(), &rest, &has_read);
     followed.map_err(|what| lost(&together, what))?;
+    together.leave()?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -116,9 +122,34 @@ fn serve_as(
         true => Err("several ranks hold this model: name its adapters when they are started".to_owned()),
         false => base.load(name, path, below.as_deref(), &say),
     };
+    // Before anybody can ask: a signal that comes then is for answers, too.
+    stop_at_signals(signals, server.stopper(), arguments.grace);
+    if let Some(together) = &together {
+        rank_event::send(&RankEvent::Working);
+        if let Some(exit) = all_are_ready(together, signals)? {
+            return Ok(exit.into());
+        }
+    }
     server.ready(served, engine, Box::new(loader), others).map_err(not_started)?;
-    let stopper = server.stopper();
-    let grace = arguments.grace;
+    output::line(&announcement(&base_id, &adapters, &arguments.host, address))?;
+    let ended = server.wait();
+    signals.said();
+    match (ended, together) {
+        (Ok(()), together) => {
+            // No rank leaves while another needs it.
+            together.map_or(Ok(()), |together| together.leave())?;
+            Ok(ExitCode::SUCCESS)
+        }
+        (Err(ServeError::Lost { what }), Some(together)) => Err(lost(&together, what)),
+        (Err(error), _) => {
+            crate::stderr::complain!("error: {error}; this is a bug in finetune");
+            Ok(Exit::Bug.into())
+        }
+    }
+}
+
+/// The first signal lets answers under way come to their end.
+fn stop_at_signals(signals: &Signals, stopper: Stopper, grace: u64) {
     signals.finish_steps(move |heard| match heard {
         Heard::First => {
             stopper.stop();
@@ -126,16 +157,15 @@ fn serve_as(
         }
         Heard::Second => "ended at once".to_owned(),
     });
-    output::line(&announcement(&base_id, &adapters, &arguments.host, address))?;
-    let ended = server.wait();
-    signals.said();
-    match (ended, together) {
-        (Ok(()), _) => Ok(ExitCode::SUCCESS),
-        (Err(ServeError::Lost { what }), Some(together)) => Err(lost(&together, what)),
-        (Err(error), _) => {
-            crate::stderr::complain!("error: {error}; this is a bug in finetune");
-            Ok(Exit::Bug.into())
-        }
+}
+
+/// Waits until all ranks have their models: nobody is answered before. A rank that is told to stop meanwhile may be gone
+/// already, and then this one ends as it is told, too.
+fn all_are_ready(together: &Together, signals: &Signals) -> Result<Option<Exit>, Failure> {
+    let Err(error) = together.barrier() else { return Ok(None) };
+    match signals.stop.load(Ordering::SeqCst) {
+        0 => Err(error.into()),
+        signal => Ok(Some(Exit::Stopped(signal))),
     }
 }
 

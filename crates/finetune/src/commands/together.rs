@@ -11,6 +11,7 @@ use finetune_trainer::{OnRank, Parallel, Sizes, ThisHost, Together, stored_type}
 
 use crate::cli::{ModelArguments, ParallelArgument, ResidencyArgument};
 use crate::commands::opening::device_plan;
+use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::membership::{self, Assignment};
 use crate::memory;
@@ -129,6 +130,17 @@ pub(crate) fn connect(model: &mut Model, together: Option<&Together>) -> Result<
     }
     model.set_all_on_cpu(together.all_say(model.placement().is_cpu())?);
     Ok(())
+}
+
+/// A failure of ranks that use a model: nothing is kept of what they did, and there is nothing to resume.
+pub(crate) fn without_resume(failure: Failure) -> Failure {
+    if failure.exit() != Exit::PeerLost {
+        return failure;
+    }
+    let again = "run the same command again; `launch --max-restarts N` does so by itself".to_owned();
+    let others = failure.hints().into_iter().filter(|hint| !hint.contains("--resume"));
+    let hints = others.chain([again]).collect();
+    failure.with_hints(hints)
 }
 
 /// Tells the launcher if another rank's failure has ended this one.

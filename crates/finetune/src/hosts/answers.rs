@@ -10,11 +10,12 @@ use crate::failure::Failure;
 use crate::progress::Verbosity;
 
 impl Hosts {
-    /// Keeps the answers, or returns what keeps hosts from taking part.
+    /// Keeps the answers, or returns what keeps hosts from taking part. `needs`: what they all need.
     pub(super) fn judge(
         &mut self,
         answers: Vec<Result<reach::Answer, Unanswered>>,
         ours: &Report,
+        needs: &str,
         verbosity: Verbosity,
     ) -> Result<(), Failure> {
         let (mut problems, mut hints, mut absent, mut unready) = (Vec::new(), Vec::new(), true, false);
@@ -56,7 +57,7 @@ impl Hosts {
             return Ok(());
         }
         if unready {
-            hints.push("every host needs this version of the program, the recipe, the model and the rows at the same paths; --copy brings them".into());
+            hints.push(needs.to_owned());
             hints.push("--program and --directory say where they lie on the hosts, if elsewhere than here".into());
         }
         hints.dedup();

@@ -35,7 +35,7 @@ use crate::model::Model;
 use crate::passes::form::Form;
 use crate::passes::generate_rows::MOST_AHEAD;
 use crate::passes::lookup::{Lookup, Speculated};
-use crate::passes::token_rules::{Chooser, ChosenToken, TokenRules};
+use crate::passes::token_rules::{Chooser, ChosenToken, Logprobs, TokenRules};
 
 /// Bounds of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +77,9 @@ pub enum EngineEvent {
         /// All of them, if the request before has read the same prompt.
         cached: usize,
     },
+    /// What the model thinks of the next tokens of the prompt, if that was asked for. It begins with the second token, as
+    /// nothing is in front of the first.
+    Prompt(Vec<Logprobs>),
     /// A new token, which is no end token.
     Token(ChosenToken),
     /// Nothing more comes.
@@ -155,6 +158,8 @@ pub struct EngineCounts {
     pub waiting: usize,
     /// Requests whose prompts are read or whose answers are made.
     pub running: usize,
+    /// Bytes that the keys and values of those take at their longest: what [`EngineSettings::cache_bytes`] bounds.
+    pub cache_bytes: usize,
     /// Bytes of keys and values of earlier prompts.
     pub prefix_bytes: usize,
     /// Tokens that were proposed, and those of them that were taken.
@@ -297,6 +302,7 @@ impl Engine {
         EngineCounts {
             waiting: self.waiting.len(),
             running: rows + self.being_read().count(),
+            cache_bytes: self.bytes(),
             prefix_bytes: self.prefixes.bytes(),
             speculated: self.speculated,
             passes: self.passes,

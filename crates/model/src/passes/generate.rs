@@ -202,7 +202,16 @@ impl Model {
         branches: Option<RowBranches>,
     ) -> Result<Option<Vec<f32>>, ModelError> {
         let of_wanted = branches.as_ref().map(|branches| Arc::new(branches.of_rows(wanted)));
-        let context = Context {
+        let context = self.reading(ropes, segments, branches);
+        self.in_pool(|| {
+            let x = self.last_layer(tokens, &context, caches)?;
+            self.logits_behind(x, wanted, &Context { branches: of_wanted, ..context.clone() })
+        })
+    }
+
+    /// What all layers have to know of a pass that only reads.
+    pub(crate) fn reading(&self, ropes: Vec<RopeTable>, segments: Segments, branches: Option<RowBranches>) -> Context {
+        Context {
             ropes,
             segments,
             compute: self.placement().compute(),
@@ -212,22 +221,40 @@ impl Model {
             balance: None,
             sliced: self.weights.sliced.clone(),
             branches: branches.map(Arc::new),
-        };
-        let mut pass = || {
-            let (x, mut between) = decoder::begin(&self.weights, tokens, &context)?;
-            let x = decoder::layers(&self.weights, x, &context, &mut between, Some(caches))?;
-            let logits = match self.weights.holds_head() {
-                true => {
-                    let context = Context { branches: of_wanted.clone(), ..context.clone() };
-                    Some(data(head::logits(&self.weights, rows(x, wanted), &context))?)
-                }
-                false => None,
-            };
-            if let (Some(sliced), Some(logits)) = (&self.weights.sliced, &logits) {
-                sliced.check_alike(logits)?;
-            }
-            Ok(logits)
-        };
+        }
+    }
+
+    /// The hidden states [t, hidden] behind the last layer of this process.
+    pub(crate) fn last_layer(
+        &self,
+        tokens: &[u32],
+        context: &Context,
+        caches: &mut [LayerCache],
+    ) -> Result<Tensor<2>, ModelError> {
+        let (x, mut between) = decoder::begin(&self.weights, tokens, context)?;
+        decoder::layers(&self.weights, x, context, &mut between, Some(caches))
+    }
+
+    /// Logits [wanted, v] behind these hidden states; `None`: another process has the output layer. `context`: with the
+    /// branches of the wanted rows.
+    pub(crate) fn logits_behind(
+        &self,
+        x: Tensor<2>,
+        wanted: &[usize],
+        context: &Context,
+    ) -> Result<Option<Vec<f32>>, ModelError> {
+        if !self.weights.holds_head() {
+            return Ok(None);
+        }
+        let logits = data(head::logits(&self.weights, rows(x, wanted), context))?;
+        if let Some(sliced) = &self.weights.sliced {
+            sliced.check_alike(&logits)?;
+        }
+        Ok(Some(logits))
+    }
+
+    /// Carries out a pass where it goes fastest.
+    pub(crate) fn in_pool<R: Send>(&self, pass: impl FnOnce() -> R + Send) -> R {
         if self.placement().is_cpu() {
             // A token goes through hundreds of products of a few microseconds. From a thread outside
             // of rayon's pool, each would wake the pool and wait for it: 700 to 2,600 changes of

@@ -33,6 +33,10 @@ pub struct TokenRules {
     pub logit_bias: Vec<(u32, f32)>,
     /// Whether the logarithms of probabilities are wanted, and of how many of the likeliest tokens.
     pub logprobs: Option<usize>,
+    /// Whether they are wanted of the tokens of the prompt, too. Then all of it is read, whatever is known of it.
+    pub of_prompt: bool,
+    /// These do not come before so many other tokens: what would end an answer that has a least length.
+    pub not_before: (Vec<u32>, usize),
 }
 
 impl From<Sampling> for TokenRules {
@@ -46,6 +50,8 @@ impl From<Sampling> for TokenRules {
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
             logprobs: None,
+            of_prompt: false,
+            not_before: (Vec::new(), 0),
         }
     }
 }
@@ -100,6 +106,11 @@ impl Chooser {
     /// How many of the likeliest tokens are wanted with their logarithms of probabilities, if these are.
     pub(crate) fn logprobs(&self) -> Option<usize> {
         self.rules.logprobs
+    }
+
+    /// The same of the tokens of the prompt.
+    pub(crate) fn of_prompt(&self) -> Option<usize> {
+        self.rules.logprobs.filter(|_| self.rules.of_prompt)
     }
 
     /// The next token of the answer.
@@ -164,6 +175,13 @@ impl Chooser {
         !logit_bias.is_empty()
             || *repetition_penalty != 1.0
             || !self.counts.is_empty() && (*presence_penalty != 0.0 || *frequency_penalty != 0.0)
+            || !self.held_back().is_empty()
+    }
+
+    /// The tokens that may not come yet.
+    fn held_back(&self) -> &[u32] {
+        let (tokens, least) = &self.rules.not_before;
+        if self.chosen < *least { tokens } else { &[] }
     }
 
     /// Adds the bias and applies the penalties. All logits stay finite.
@@ -189,6 +207,9 @@ impl Chooser {
             for (&token, &count) in &self.counts {
                 change(token, &|logit| logit - frequency * f64::from(count) - presence);
             }
+        }
+        for &token in self.held_back() {
+            change(token, &|_| f64::from(f32::MIN));
         }
     }
 }
@@ -223,7 +244,8 @@ fn among_likely(logits: &[f32], sampling: Sampling, min_p: f64, drawn: f64) -> u
     draw(&likely, drawn * kept)
 }
 
-fn logprobs(logits: &[f32], token: u32, top: usize) -> Logprobs {
+/// What is thought of a token, and of so many of the likeliest.
+pub(crate) fn logprobs(logits: &[f32], token: u32, top: usize) -> Logprobs {
     let max = f64::from(maximum(logits));
     let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
     let of = |token: u32| (f64::from(logits[token as usize]) - max - sum.ln()) as f32;
@@ -309,6 +331,19 @@ mod tests {
         assert_eq!(of_prompt.token, 2, "tokens of the prompt have it, once each");
         let mut huge = Chooser::new(TokenRules { repetition_penalty: 10.0, ..rules }, &[0]);
         assert_eq!(huge.next(&[f32::MIN, f32::MIN]).expect("finite logits").token, 0, "nothing becomes infinite");
+    }
+
+    /// Whatever speaks for it, a token that is held back comes after the others only.
+    #[test]
+    fn a_token_that_is_held_back_waits() {
+        let greedy = TokenRules::from(Sampling::GREEDY);
+        let drawn = TokenRules { logit_bias: vec![(0, 100.0)], min_p: 0.1, ..TokenRules::from(DRAWN) };
+        for rules in [greedy, drawn] {
+            let rules = TokenRules { not_before: (vec![0, 99], 2), ..rules };
+            let mut chooser = Chooser::new(rules, &[]);
+            let got = [(); 3].map(|()| chooser.next(&[9.0, 2.0, -70.0]).expect("finite logits").token);
+            assert_eq!(got, [1, 1, 0]);
+        }
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use finetune_model::adapter::Adapter;
 use finetune_model::{
-    ChosenToken, Engine, EngineEnd, EngineEvent, EngineRequest, EngineSettings, Listener, Model, Placement, Sampling,
-    TokenRules,
+    ChosenToken, Engine, EngineEnd, EngineEvent, EngineRequest, EngineSettings, Listener, Logprobs, Model, Placement,
+    Sampling, TokenRules,
 };
 
 use crate::made;
@@ -89,6 +89,12 @@ impl Heard {
 
     pub(crate) fn tokens(&self) -> Vec<u32> {
         self.chosen().iter().map(|chosen| chosen.token).collect()
+    }
+
+    /// What the model thinks of the tokens of the prompt, from the second one on.
+    pub(crate) fn scores(&self) -> Vec<Logprobs> {
+        let scores = |event| if let EngineEvent::Prompt(scores) = event { scores } else { Vec::new() };
+        self.events().into_iter().flat_map(scores).collect()
     }
 
     /// Tokens of the prompt that were known. `None`: its turn has not come.

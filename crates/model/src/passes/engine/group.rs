@@ -83,6 +83,11 @@ impl Job {
         !is_full
     }
 
+    /// Whether it hears what the model thinks of its prompt, which is read alone then, and as a whole.
+    pub(super) fn is_scored(&self) -> bool {
+        self.chooser.of_prompt().is_some()
+    }
+
     /// Chooses the next token from its logits.
     pub(super) fn choose(&mut self, logits: &[f32]) -> Choice {
         Some(self.chooser.next(logits))

@@ -54,7 +54,7 @@ impl Reading {
     fn may_share(&self, model: &Arc<Model>, tokens: usize) -> bool {
         let own = &self.job.model;
         let are_long = || self.next_part().len() > own.shares_above() && tokens > model.shares_above();
-        share(own, model) && own.reads_together() && model.reads_together() && are_long()
+        !self.job.is_scored() && share(own, model) && own.reads_together() && model.reads_together() && are_long()
     }
 }
 
@@ -65,9 +65,12 @@ impl Engine {
         while self.counts().running < self.settings.slots {
             let begins = self.waiting.front().is_some_and(|job| self.may_begin(job) && self.has_room(job));
             let Some(mut job) = begins.then(|| self.waiting.pop_front()).flatten() else { return };
-            let cache = self.prefixes.take(&job.model, &job.prompt);
+            let cache = match job.is_scored() {
+                true => KeyValueCache::default(),
+                false => self.prefixes.take(&job.model, &job.prompt),
+            };
             job.tell(EngineEvent::Begun { cached: cache.tokens().len() });
-            match job.end_if_full() {
+            match job.is_scored() || job.end_if_full() {
                 true => self.reading.push(Reading { end: cache.tokens().len(), job, cache }),
                 false => self.prefixes.put(&job.model, cache),
             }
@@ -79,6 +82,9 @@ impl Engine {
     fn may_begin(&self, job: &Job) -> bool {
         if self.being_read().next().is_none() {
             return true;
+        }
+        if job.is_scored() {
+            return self.reading.is_empty();
         }
         let known = self.prefixes.known(&job.model, &job.prompt);
         // A prompt that begins as another one waits for it, if it knows more then.
@@ -107,7 +113,7 @@ impl Engine {
     }
 
     /// Bytes of keys and values of the running requests at their longest.
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         let of_groups = self.groups.iter().map(|group| group.bytes_with(None));
         of_groups.chain(self.being_read().map(Job::bytes)).fold(0, usize::saturating_add)
     }
@@ -148,7 +154,7 @@ impl Engine {
                     // A state cannot go back, so it is kept where the last whole part ends.
                     self.prefixes.put(&job.model, cache.clone());
                 }
-                model.begin_read(&job.prompt[part], cache)
+                read_part(&model, job, part, cache)
             }
             several => {
                 let parts = several.iter_mut().map(|Reading { job, cache, end }| {
@@ -261,20 +267,36 @@ impl Engine {
     /// The first of the waiting requests, if it has this prompt and there is room for it.
     fn next_of(&mut self, model: &Arc<Model>, prompt: &[u32]) -> Option<Job> {
         let has_slot = self.counts().running < self.settings.slots;
-        let fits = |job: &Job| has_slot && Arc::ptr_eq(&job.model, model) && job.prompt == prompt && self.has_room(job);
+        let is_same = |job: &Job| Arc::ptr_eq(&job.model, model) && job.prompt == prompt && !job.is_scored();
+        let fits = |job: &Job| has_slot && is_same(job) && self.has_room(job);
         let fits = self.waiting.front().is_some_and(fits);
         fits.then(|| self.waiting.pop_front()).flatten()
     }
 
     /// Takes the first token of an answer, and lets it go on.
     fn answer(&mut self, mut job: Job, cache: KeyValueCache, first: Choice) {
-        if first.is_some_and(|chosen| job.take(chosen)) {
+        // One that was read for what is thought of its prompt may have no answer.
+        if job.end_if_full() && first.is_some_and(|chosen| job.take(chosen)) {
             match self.place_of(&job) {
                 Some(place) => self.groups[place].add(job, cache),
                 None => self.groups.push(Group::new(job, cache)),
             }
         }
     }
+}
+
+/// Reads a part of a prompt, and tells what the model thinks of it, if that was asked for.
+fn read_part(
+    model: &Model,
+    job: &mut Job,
+    part: Range<usize>,
+    cache: &mut KeyValueCache,
+) -> Result<Option<Vec<f32>>, ModelError> {
+    let Some(top) = job.chooser.of_prompt() else { return model.begin_read(&job.prompt[part], cache) };
+    let next = job.prompt.get(part.end).copied();
+    let (logits, scores) = model.begin_scored(&job.prompt[part], next, cache, top)?;
+    job.tell(EngineEvent::Prompt(scores));
+    Ok(logits)
 }
 
 /// Chooses the first tokens behind the prompts that are read to their ends.
