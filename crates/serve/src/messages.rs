@@ -183,7 +183,6 @@ mod tests {
 
     #[test]
     fn conversations_as_templates_take_them() {
-        let tool = json!({"type": "function", "function": {"name": "now"}});
         let read_one =
             |message: Value| read(&json!({"messages": [message]})).expect("a conversation").messages.remove(0);
         for (message, want) in [
@@ -230,6 +229,11 @@ mod tests {
         let mut messages = [reasoned(""), reasoned("So:"), json!({"content": "", "reasoning_content": "hm"})];
         name_thinking(&mut messages);
         assert_eq!(messages.map(|message| message["thinking"] == "hm"), [true, false, false]);
+    }
+
+    #[test]
+    fn choices_of_tools() {
+        let tool = json!({"type": "function", "function": {"name": "now"}});
         let with = |choice: Value| {
             let user = json!({"role": "user", "content": "Hi"});
             read(&json!({"messages": [user], "tools": [tool], "tool_choice": choice})).map(|it| it.tools.is_some())
