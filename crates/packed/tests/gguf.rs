@@ -69,13 +69,13 @@ fn blocks_in_mxfp4_go_there_and_back() {
 #[test]
 fn codes_of_gpt_oss_in_the_order_of_ggml() {
     // The codes 0 to 15, then 15 to 0; another block with the number of its byte in both halves.
-    let rising = (0..8).map(|n| 2 * n | (2 * n + 1) << 4);
-    let falling = (0..8).map(|n| (15 - 2 * n) | (14 - 2 * n) << 4);
+    let rising = (0..8).map(|n| (2 * n) | ((2 * n + 1) << 4));
+    let falling = (0..8).map(|n| (15 - 2 * n) | ((14 - 2 * n) << 4));
     let codes: Vec<u8> = rising.chain(falling).chain((0..16).map(|n| n * 17)).collect();
     let matrix = mxfp4_blocks(codes, vec![127, 3], [2, 32]).expect("a matrix");
     let blocks = to_mxfp4_blocks(&matrix).expect("blocks");
-    let first: Vec<u8> = (0..16).map(|n| n | (15 - n) << 4).collect();
-    let second: Vec<u8> = (0..16).map(|n| n / 2 | (8 + n / 2) << 4).collect();
+    let first: Vec<u8> = (0..16).map(|n| n | ((15 - n) << 4)).collect();
+    let second: Vec<u8> = (0..16).map(|n| (n / 2) | ((8 + n / 2) << 4)).collect();
     assert_eq!(blocks, [vec![127], first, vec![3], second].concat());
     let again = from_blocks(BlockType::Mxfp4, [2, 32], &blocks).expect("the same matrix");
     let values = |matrix: &finetune_packed::PackedMatrix| -> Vec<f32> {
