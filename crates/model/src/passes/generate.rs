@@ -202,17 +202,7 @@ impl Model {
         branches: Option<RowBranches>,
     ) -> Result<Option<Vec<f32>>, ModelError> {
         let of_wanted = branches.as_ref().map(|branches| Arc::new(branches.of_rows(wanted)));
-        let context = Context {
-            ropes,
-            segments,
-            compute: self.placement().compute(),
-            training: false,
-            dropout: None,
-            expert_use: None,
-            balance: None,
-            sliced: self.weights.sliced.clone(),
-            branches: branches.map(Arc::new),
-        };
+        let context = self.context_of_answers(ropes, segments, branches);
         let mut pass = || {
             let (x, mut between) = decoder::begin(&self.weights, tokens, &context)?;
             let x = decoder::layers(&self.weights, x, &context, &mut between, Some(caches))?;
@@ -238,10 +228,30 @@ impl Model {
             pass()
         }
     }
+
+    /// What a pass without gradients over cached keys and values depends on.
+    pub(crate) fn context_of_answers(
+        &self,
+        ropes: Vec<RopeTable>,
+        segments: Segments,
+        branches: Option<RowBranches>,
+    ) -> Context {
+        Context {
+            ropes,
+            segments,
+            compute: self.placement().compute(),
+            training: false,
+            dropout: None,
+            expert_use: None,
+            balance: None,
+            sliced: self.weights.sliced.clone(),
+            branches: branches.map(Arc::new),
+        }
+    }
 }
 
 /// These rows, whose numbers ascend: x [t, hidden] -> [rows, hidden].
-fn rows(x: Tensor<2>, wanted: &[usize]) -> Tensor<2> {
+pub(crate) fn rows(x: Tensor<2>, wanted: &[usize]) -> Tensor<2> {
     let first = wanted.first().copied().unwrap_or(0);
     let follow_each_other = wanted.iter().enumerate().all(|(n, row)| first + n == *row);
     match follow_each_other {
