@@ -1,10 +1,12 @@
-//! A disk that is full: exit code 5, a message that says how much is needed, and nothing lost.
+//! A disk that is full or that hangs: exit code 5, a message that says how much is needed or what does not come, and
+//! nothing lost.
 
 use std::path::Path;
 use std::process::Command;
 
 use finetune_store::{RealDisk, verify_directory};
 
+use crate::failpoints::OF_EVERY_PART;
 use crate::folder::{CRASH_RECIPE, Folder, RunResult, tree};
 use crate::program::{BINARY, Ended, finetune, run};
 
@@ -51,6 +53,40 @@ fn a_full_disk_ends_all_ranks() {
     let ended = ended.expect(5).says("] error: no space left at").says("rank 0 (").says("failed with exit code 5");
     assert!(ended.stderr.contains("stopped in step 2: no space left at"), "the others say so: {}", ended.stderr);
     folder.run("run", &["--resume"]).expect(0);
+}
+
+/// Two ranks that read their layers from the disk. A read of rank 1 is held up for so many seconds.
+fn held_up(folder: &Folder, seconds: u64) -> Command {
+    let mut command = folder.launch(&["-n", "2"], "run", &["--set", "model.residency=disk"]);
+    command.env("FINETUNE_FAILPOINT", format!("{OF_EVERY_PART}:100@1+{seconds}"));
+    command
+}
+
+#[test]
+fn a_disk_that_brings_nothing_for_a_while_is_named_and_waited_for() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let ended = run(&mut held_up(&folder, 14)).expect(0).says("rank 1 has waited 10 s for layer ");
+    assert_eq!(ended.stderr.matches("model.safetensors: no byte of it comes").count(), 1, "{}", ended.stderr);
+}
+
+/// All ranks end, and say whose disk it is.
+#[test]
+fn a_disk_that_hangs_ends_all_ranks() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    // Longer than the test may take: neither the error nor the end of the process waits for the read.
+    let ended = run(held_up(&folder, 3600).env("FINETUNE_DISK_TIMEOUT", "2")).expect(5);
+    let ended = ended.says("rank 1 (").says("failed with exit code 5").says("--resume");
+    let said = ended.stderr.matches("model.safetensors has come for 2 s").count();
+    assert!(said >= 2, "rank 1 and rank 0 say it: {}", ended.stderr);
+    folder.run("run", &["--resume"]).expect(0);
+}
+
+#[test]
+fn a_time_for_the_disk_that_is_no_number_is_refused() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let mut command = folder.command("run", &["--set", "model.residency=disk"]);
+    let ended = run(command.env("FINETUNE_DISK_TIMEOUT", "5m")).expect(2);
+    ended.says("FINETUNE_DISK_TIMEOUT = \"5m\" is no number of seconds");
 }
 
 /// A file system of one mebibyte. Only root may mount one. For other users the test says that it

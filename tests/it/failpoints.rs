@@ -15,6 +15,10 @@ pub(crate) const OF_EVERY_TENSOR: &str = "checkpoint.tensor";
 /// The point before each layer that is read from the disk.
 pub(crate) const OF_EVERY_READ: &str = "layers.read";
 
+/// The point before each part of a file of weights that is read. Loading passes it some dozen times, each step some
+/// dozen more if layers are read from the disk.
+pub(crate) const OF_EVERY_PART: &str = "file.read";
+
 /// The point in the middle of an average of steps that ranks made alone.
 pub(crate) const OF_EVERY_MEETING: &str = "local.meet";
 

@@ -1,12 +1,25 @@
-//! How long a run waits for layers from its disks: said at its end, and before if it is much.
+//! How long a run waits for layers from its disks: said at its end, and before if it is much. A disk that brings
+//! nothing is said at once, by the rank that waits for it.
 
 use finetune_trainer::{Event, ReadingShare};
+
+use crate::progress::Verbosity;
+use crate::stderr::complain;
 
 /// Waiting for more than this part of the time is said while the run goes on.
 const MUCH: f64 = 0.1;
 
 /// Steps after which it may be said. The first one does not count: it may fill the system's cache.
 const STEPS: u64 = 4;
+
+/// From now on this process says if a disk brings nothing of a layer that it waits for. `rank`: its own, if there are
+/// others.
+pub(crate) fn say_silence(rank: Option<usize>, verbosity: Verbosity) {
+    if verbosity > Verbosity::Quiet {
+        let who = rank.map_or_else(|| "this process".to_owned(), |rank| format!("rank {rank}"));
+        finetune_model::tell_of_disk_waits(move |wait| complain!("{who} {wait}"));
+    }
+}
 
 /// The waits of this process's steps.
 #[derive(Debug, Default)]

@@ -108,6 +108,11 @@ impl File {
         self.file.opened()
     }
 
+    /// What reads it.
+    pub fn reader(&self) -> &FileReader {
+        &self.file
+    }
+
     /// Bytes of the whole file.
     pub fn length(&self) -> u64 {
         self.length

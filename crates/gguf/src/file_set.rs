@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use finetune_store::OpenedFile;
+use finetune_store::{FileReader, OpenedFile};
 
 use crate::error::GgufError;
 use crate::file::File;
@@ -124,6 +124,11 @@ impl FileSet {
     /// The files as they were when they were opened.
     pub fn opened(&self) -> impl Iterator<Item = &OpenedFile> {
         self.files.iter().map(File::opened)
+    }
+
+    /// What reads them.
+    pub fn readers(&self) -> impl Iterator<Item = &FileReader> {
+        self.files.iter().map(File::reader)
     }
 
     /// Bytes of all files.

@@ -51,6 +51,9 @@ pub enum ModelError {
     /// Layers cannot be read from the disk while the model runs.
     #[error("layers cannot be read from the disk: {what}")]
     Layers { what: String },
+    /// A disk brings nothing of a layer, for so long.
+    #[error("layer {layer} does not come from the disk: no byte of {files} has come for {seconds} s")]
+    DiskHangs { layer: usize, files: String, seconds: u64 },
     /// Another process that holds layers of the model cannot be reached. The source says why.
     #[error("layers are on other processes: {0}")]
     Hop(Box<dyn std::error::Error + Send + Sync>),
@@ -245,6 +248,10 @@ impl Advice for ModelError {
             ModelError::Device { .. } => {
                 vec!["a driver drops work that takes too long, or that there is no memory for: a smaller train.micro_batch_size makes it shorter".into(), "the driver's log may say more; `--resume` goes on from the last checkpoint, model.device = \"cpu\" does without it".into()]
             }
+            ModelError::DiskHangs { .. } => vec![
+                "the disk, its cable or the server of a network file system does not answer: look at `dmesg`, and read the file with `cat FILE > /dev/null`".into(),
+                "once it answers again, a run goes on from its last checkpoint with `--resume`; FINETUNE_DISK_TIMEOUT=SECONDS waits longer".into(),
+            ],
             ModelError::Packed(error) => error.hints(),
             ModelError::Store(error) => error.hints(),
             _ => vec![],

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,12 @@ use crate::files::base_files::BaseFiles;
 use crate::files::fetch::{Fetched, fetch};
 use crate::placement::Placement;
 use crate::tree::{Decoder, Home, Layer, Matrix, Slot};
+
+mod waiting;
+
+pub(crate) use self::waiting::DiskProgress;
+use self::waiting::Patience;
+pub use self::waiting::{DiskWait, tell_of_disk_waits};
 
 /// Most threads that read at a time. A disk serves a few requests at once better than one after the other.
 const READERS: usize = 4;
@@ -54,6 +60,11 @@ struct Desk {
     /// What was given last.
     given: Option<(Absent, Vec<Weight>)>,
     thread: Option<JoinHandle<()>>,
+    patience: Patience,
+    /// Whether the last wait has ended without a layer.
+    has_given_up: bool,
+    /// What the files say of their reads.
+    reading: Box<dyn Fn() -> DiskProgress + Send>,
 }
 
 /// What reads the layers of a base.
@@ -74,7 +85,7 @@ impl LayerSource {
     /// Starts the thread that reads.
     ///
     /// # Errors
-    /// If the system gives no more threads.
+    /// If the system gives no more threads, or `FINETUNE_DISK_TIMEOUT` is no number of seconds.
     pub(crate) fn start(
         mut files: BaseFiles,
         config: ModelConfig,
@@ -86,13 +97,14 @@ impl LayerSource {
         if let Some(memory) = placement.host_memory() {
             files.pass_cache_of(memory);
         }
+        let files = Arc::new(files);
         // A pool of its own: a pass that waits for a layer may hold every thread of the shared one.
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(READERS)
             .thread_name(|n| format!("layers-{n}"))
             .build()
             .map_err(|error| no_thread(error.to_string()))?;
-        let of_files = placement.clone();
+        let (of_files, watched, patience) = (placement.clone(), Arc::clone(&files), Patience::of_environment()?);
         let work = move || {
             for what in ordered {
                 failpoint::hit("layers.read");
@@ -105,7 +117,17 @@ impl LayerSource {
         };
         let thread = std::thread::Builder::new().name("layers".to_owned()).spawn(work);
         let thread = thread.map_err(|error| no_thread(error.to_string()))?;
-        let desk = Desk { orders: Some(orders), read, ahead: None, given: None, thread: Some(thread) };
+        let reading = Box::new(move || watched.reading());
+        let desk = Desk {
+            orders: Some(orders),
+            read,
+            ahead: None,
+            given: None,
+            thread: Some(thread),
+            patience,
+            has_given_up: false,
+            reading,
+        };
         Ok(LayerSource {
             desk: Mutex::new(desk),
             placement,
@@ -124,14 +146,15 @@ impl LayerSource {
         if !desk.given.as_ref().is_some_and(|(given, _)| given.is(&what)) {
             // Before anything arrives: no third layer.
             desk.given = None;
+            let start = Instant::now();
             if desk.ahead.as_ref().is_some_and(|ahead| !ahead.is(&what)) {
-                let _ = desk.take();
+                // Not wanted any more, nor what was wrong with it.
+                drop(desk.take()?);
             }
             if desk.ahead.is_none() {
                 desk.order(what.clone());
             }
-            let start = Instant::now();
-            let fetched = desk.take()?;
+            let fetched = desk.take()??;
             self.nanoseconds_waited.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
             self.layers_read.fetch_add(1, Ordering::Relaxed);
             let place = |fetched: Vec<Fetched>| {
@@ -168,13 +191,17 @@ impl Desk {
         self.ahead = Some(what);
     }
 
-    /// Waits for what was ordered.
-    fn take(&mut self) -> Result<Vec<Fetched>, ModelError> {
+    /// Waits for what was ordered, which is what was read or what is wrong with it.
+    ///
+    /// # Errors
+    /// If nothing comes. It stays ordered: whatever comes after all is not taken for another layer.
+    fn take(&mut self) -> Result<Result<Vec<Fetched>, ModelError>, ModelError> {
+        let layer = self.ahead.as_ref().map_or(0, |ahead| ahead.layer);
+        let read = self.patience.receive(&self.read, layer, &*self.reading, &waiting::tell);
+        self.has_given_up = read.is_err();
+        let read = read?;
         self.ahead = None;
-        match self.read.recv() {
-            Ok(read) => read,
-            Err(_) => Err(ModelError::Layers { what: "the thread that reads layers has ended".to_owned() }),
-        }
+        Ok(read)
     }
 }
 
@@ -182,7 +209,10 @@ impl Drop for LayerSource {
     fn drop(&mut self) {
         let desk = self.desk.get_mut().unwrap_or_else(PoisonError::into_inner);
         desk.orders = None;
-        if let Some(thread) = desk.thread.take() {
+        desk.patience = desk.patience.at_the_end();
+        // A thread whose read hangs would hold this one up for ever. The end of the process ends it too.
+        let is_over = !desk.has_given_up && (desk.ahead.is_none() || desk.take().is_ok());
+        if let Some(thread) = desk.thread.take().filter(|_| is_over) {
             let _ = thread.join();
         }
     }
@@ -260,5 +290,44 @@ impl Decoder {
         slots
             .filter_map(|slot| if let Slot::Matrix(matrix) = slot { Some(matrix.name.clone()) } else { None })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// A source of layers without matrices, of which each takes so long.
+    fn slow(time: Duration) -> LayerSource {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models/qwen3");
+        let (config, files) = BaseFiles::open(&base, None).expect("a golden model");
+        let mut source = LayerSource::start(files, config, Placement::cpu(None)).expect("a thread");
+        let (orders, ordered) = channel::<Absent>();
+        let (done, read) = channel();
+        let work = move || {
+            for _ in ordered {
+                std::thread::sleep(time);
+                if done.send(Ok(Vec::new())).is_err() {
+                    return;
+                }
+            }
+        };
+        let desk = source.desk.get_mut().expect("no panic");
+        (desk.orders, desk.read, desk.thread) = (Some(orders), read, Some(std::thread::spawn(work)));
+        source
+    }
+
+    #[test]
+    fn the_wait_for_what_was_read_ahead_in_vain_counts() {
+        let layer = |layer| Absent { layer, matrices: Vec::new() };
+        let source = slow(Duration::from_millis(200));
+        source.weights(layer(0), Some(layer(1))).expect("layer 0");
+        source.take_waited();
+        source.weights(layer(5), None).expect("layer 5");
+        let (waited, read) = source.take_waited();
+        assert!(waited > Duration::from_millis(250), "{waited:?} are no more than layer 5 alone took");
+        assert_eq!(read, 1);
     }
 }

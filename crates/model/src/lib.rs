@@ -41,7 +41,7 @@ mod tree;
 mod vocabulary;
 
 pub use adaptation::{Adaptation, TargetLayer, choose, target_layers};
-pub use adapter::{BaseCheck, BaseName, RecordedBase, base_digest, base_digest_of, base_files};
+pub use adapter::{BaseCheck, BaseFile, BaseName, RecordedBase, base_digest, base_digest_of, base_files};
 pub use batch::{Batch, BatchRow, LossSum, Randomness};
 pub use burn::tensor::Device;
 pub use config::ModelConfig;
@@ -63,6 +63,7 @@ pub use finetune_kernels::matmul::rate as matmul_rate;
 pub use finetune_kernels::processor;
 pub use finetune_packed::Scheme;
 pub use flat_file::{FlatFile, FlatReader};
+pub use layer_source::{DiskWait, tell_of_disk_waits};
 pub use layout::{Layout, Parameter};
 pub use lora::{LoraTarget, LoraTargets};
 pub use merge::quantize_model;

@@ -12,6 +12,7 @@ pub(crate) mod generate_rows;
 mod handed;
 mod layer_by_layer;
 pub(crate) mod lookup;
+mod prompts;
 pub(crate) mod sampling;
 mod scoring;
 pub(crate) mod sharing;

@@ -4,7 +4,9 @@
 use std::path::PathBuf;
 
 use finetune_model::adapter::Adapter;
-use finetune_model::{Backward, Batch, BatchRow, Coefficients, Model, Part, Placement, Randomness, Sampling};
+use finetune_model::{
+    Backward, Batch, BatchRow, Coefficients, Model, Part, Placement, Randomness, RowRequest, Sampling,
+};
 
 mod golden;
 
@@ -145,6 +147,34 @@ fn every_kind_of_adapter_has_the_bits_of_the_model_in_memory() {
     let cases = kinds_of_adapters();
     assert!(cases.len() > 7, "{} golden adapters", cases.len());
     cases.iter().for_each(Case::expect_same_bits);
+}
+
+/// All prompts are one pass over the disk, and so is the next token of all rows, with the answers of the model in
+/// memory.
+#[test]
+fn several_prompts_read_each_layer_once() {
+    for case in models() {
+        let (in_memory, from_disk) = (case.model(false), case.model(true));
+        let tokens = &case.rows[0].0;
+        let prompts: Vec<&[u32]> = (1..=5).map(|length| &tokens[..length.min(tokens.len())]).collect();
+        let limits = [3, 3, 1, 0, 2];
+        let request = |(prompt, max_new_tokens)| RowRequest {
+            prompt,
+            max_new_tokens,
+            sampling: Sampling { temperature: 1.0, top_p: 1.0, seed: 5 },
+            end_ids: &[],
+        };
+        let requests: Vec<RowRequest<'_>> = prompts.into_iter().zip(limits).map(request).collect();
+        let answers = |model: &Model| model.generate_rows(&requests, &mut |_, _| true).expect("answers");
+        let (want, name) = (answers(&in_memory), &case.name);
+        from_disk.take_waited();
+        assert_eq!(answers(&from_disk), want, "{name}");
+        let (_, read) = from_disk.take_waited();
+        // Where texts may become long (LongRoPE), each is answered alone.
+        let passes = if name == "phi3" { 9 } else { 3 };
+        let layers = from_disk.config.layers.len() as u64;
+        assert_eq!(read, passes * layers, "{name}: layers that were read, of {layers}");
+    }
 }
 
 /// Passes may hold every thread of the shared pool while they wait for a layer.

@@ -13,9 +13,10 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::error::StoreError;
+use crate::failpoint;
 use crate::identity::OpenedFile;
 
 /// Bytes of a piece at most: enough for the rate of the disk with a few at a time, and little memory for each thread.
@@ -36,6 +37,31 @@ pub struct FileReader {
     file: File,
     opened: OpenedFile,
     past_cache: Option<PastCache>,
+    reads: Reads,
+}
+
+/// What whoever waits for a read may look at.
+#[derive(Debug, Default)]
+struct Reads {
+    /// Bytes that have come so far.
+    bytes: AtomicU64,
+    under_way: AtomicUsize,
+}
+
+/// Counts a read as long as it is there.
+struct UnderWay<'a>(&'a Reads);
+
+impl<'a> UnderWay<'a> {
+    fn new(reads: &'a Reads) -> UnderWay<'a> {
+        reads.under_way.fetch_add(1, Ordering::Relaxed);
+        UnderWay(reads)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The same file, opened to be read past the cache.
@@ -51,7 +77,7 @@ struct PastCache {
 impl FileReader {
     /// Reads through the system's cache. `opened`: the file as it was before anything of it was read.
     pub fn new(file: File, opened: OpenedFile) -> FileReader {
-        FileReader { file, opened, past_cache: None }
+        FileReader { file, opened, past_cache: None, reads: Reads::default() }
     }
 
     /// A second reader of the open file, whatever has its name by now. It reads through the system's cache.
@@ -68,6 +94,16 @@ impl FileReader {
         &self.opened
     }
 
+    /// Bytes that all reads have brought so far, piece by piece.
+    pub fn bytes_read(&self) -> u64 {
+        self.reads.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether a read is under way.
+    pub fn is_reading(&self) -> bool {
+        self.reads.under_way.load(Ordering::Relaxed) > 0
+    }
+
     /// From now on large parts are read past the system's cache, if the file system lets it be passed.
     pub fn pass_cache(&mut self) {
         let opened = open_past_cache(&self.file).filter(|(_, alignment)| AT_ONCE.is_multiple_of(*alignment));
@@ -82,6 +118,8 @@ impl FileReader {
     /// [`StoreError::Changed`] if the file was written to or cut since it was opened, [`StoreError::Malformed`] if it
     /// never had so many bytes, [`StoreError::Io`].
     pub fn read_exact_at(&self, buffer: &mut [u8], start: u64) -> Result<(), StoreError> {
+        let _under_way = UnderWay::new(&self.reads);
+        failpoint::hit("file.read");
         let (path, length) = (self.opened.path(), buffer.len());
         let read = self.read(buffer, start);
         let now = self.file.metadata().map_err(|source| StoreError::reading(path, source))?;
@@ -96,13 +134,14 @@ impl FileReader {
 
     /// [`io::ErrorKind::UnexpectedEof`]: the file has not so many bytes.
     fn read(&self, buffer: &mut [u8], start: u64) -> io::Result<()> {
-        let Some(past_cache) = self.past_cache.as_ref().filter(|_| buffer.len() >= LEAST) else {
-            return self.file.read_exact_at(buffer, start);
-        };
-        // What does not come past the cache comes through it, or with the error that says why not.
-        pieces(buffer, start).try_for_each(|(start, piece)| match past_cache.read(piece, start) {
-            true => Ok(()),
-            false => self.file.read_exact_at(piece, start),
+        let past_cache = self.past_cache.as_ref().filter(|_| buffer.len() >= LEAST);
+        pieces(buffer, start).try_for_each(|(start, piece)| {
+            // What does not come past the cache comes through it, or with the error that says why not.
+            if !past_cache.is_some_and(|past_cache| past_cache.read(piece, start)) {
+                self.file.read_exact_at(piece, start)?;
+            }
+            self.reads.bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            Ok(())
         })
     }
 }
@@ -215,7 +254,12 @@ mod tests {
         // Most disks refuse it.
         let direct = open_past_cache(&open()).map_or_else(open, |(file, _)| file);
         let barely_aligned = PastCache { file: direct, alignment: 2, has_failed: AtomicBool::new(false) };
-        let with = |past_cache| FileReader { file: open(), opened: opened.clone(), past_cache: Some(past_cache) };
+        let with = |past_cache| FileReader {
+            file: open(),
+            opened: opened.clone(),
+            past_cache: Some(past_cache),
+            reads: Reads::default(),
+        };
         let again = FileReader::new(open(), opened.clone()).again().expect("a second reader");
         vec![
             ("through the cache", FileReader::new(open(), opened.clone())),
@@ -249,11 +293,12 @@ mod tests {
                 (LENGTH - 2 * AT_ONCE - 7, 2 * AT_ONCE + 7),
                 (LENGTH, 0),
             ] {
-                let mut bytes = vec![0; length];
+                let (mut bytes, read_before) = (vec![0; length], reader.bytes_read());
                 reader
                     .read_exact_at(&mut bytes, start as u64)
                     .unwrap_or_else(|e| panic!("{name} {start} {length}: {e}"));
                 assert!(bytes == content[start..start + length], "{name}: {length} bytes from {start} on");
+                assert!(!reader.is_reading() && reader.bytes_read() == read_before + length as u64, "{name} {length}");
             }
         }
     }

@@ -43,6 +43,13 @@ impl OpenedFile {
         self.length
     }
 
+    /// A word that is the same of the same file as long as nothing is written to it, whichever process of this
+    /// machine opens it.
+    pub fn word(&self) -> String {
+        let OpenedFile { device, inode, length, modified: (seconds, nanoseconds), .. } = self;
+        format!("{device}.{inode}.{length}.{seconds}.{nanoseconds}")
+    }
+
     /// Checks that nothing was written to it since. `now`: the metadata of the open file.
     ///
     /// # Errors

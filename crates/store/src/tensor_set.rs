@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::absent;
 use crate::disk::{Disk, RealDisk};
 use crate::error::StoreError;
+use crate::file_reader::FileReader;
 use crate::hash::hex;
 use crate::identity::OpenedFile;
 use crate::stand_in::StandIn;
@@ -154,9 +155,19 @@ impl TensorSet {
         self.files.iter_mut().for_each(TensorFile::pass_cache);
     }
 
+    /// Each file as it was when it was opened, ascending by name. `None`: only its header is here.
+    pub fn each_opened(&self) -> impl Iterator<Item = Option<&OpenedFile>> {
+        self.files.iter().map(TensorFile::opened)
+    }
+
     /// The files that are here, as they were when they were opened.
     pub fn opened(&self) -> impl Iterator<Item = &OpenedFile> {
         self.files.iter().filter_map(TensorFile::opened)
+    }
+
+    /// What reads the files that are here.
+    pub fn readers(&self) -> impl Iterator<Item = &FileReader> {
+        self.files.iter().filter_map(TensorFile::reader)
     }
 
     /// Each file and its bytes, those too of which only the header is here.
@@ -243,14 +254,15 @@ impl TensorSet {
         Ok(digest_of(contents.map(|(file, content)| (name_of(file), file.length(), content))))
     }
 
-    /// What identifies each file, ascending by name. Reads all files that are here, on all cores.
+    /// What identifies each file, ascending by name. Reads those that are here and that `wanted` accepts by their
+    /// names, on all cores.
     ///
     /// # Errors
     /// [`StoreError::Io`], or [`StoreError::Changed`] for a file that was written to meanwhile.
-    pub fn file_digests(&self) -> Result<Vec<FileDigest>, StoreError> {
+    pub fn file_digests(&self, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<FileDigest>, StoreError> {
         let digest = |file: &TensorFile| {
-            let content = file.is_here().then(|| content_of(file)).transpose()?;
             let (name, header) = (String::from_utf8_lossy(name_of(file)).into_owned(), hex(&file.header_hash()));
+            let content = (file.is_here() && wanted(&name)).then(|| content_of(file)).transpose()?;
             Ok(FileDigest { name, length: file.length(), header, content: content.map(|hash| hex(hash.as_bytes())) })
         };
         self.files.iter().map(digest).collect()
@@ -266,17 +278,21 @@ pub struct FileDigest {
     pub length: u64,
     /// The hash of its header, as hexadecimal digits.
     pub header: String,
-    /// The hash of all of its bytes, as hexadecimal digits. `None`: only its header is here.
+    /// The hash of all of its bytes, as hexadecimal digits. `None`: it was not read, or only its header is here.
     pub content: Option<String>,
 }
 
 impl FileDigest {
     /// [`TensorSet::digest`] of a model with these files. `None`: the content of one is not known.
     pub fn of_all(files: &[FileDigest]) -> Option<String> {
-        let content = |file: &FileDigest| blake3::Hash::from_hex(file.content.as_deref()?).ok();
-        let contents = files.iter().map(content).collect::<Option<Vec<_>>>()?;
+        let contents = files.iter().map(FileDigest::content_hash).collect::<Option<Vec<_>>>()?;
         let files = files.iter().zip(contents);
-        Some(digest_of(files.map(|(file, content)| (file.name.as_bytes(), file.length, content))))
+        Some(digest_of(files.map(|(file, content)| (file.name.as_bytes(), file.length, content.into()))))
+    }
+
+    /// The hash of all of its bytes, if it is known.
+    pub fn content_hash(&self) -> Option<[u8; 32]> {
+        blake3::Hash::from_hex(self.content.as_deref()?).ok().map(Into::into)
     }
 }
 

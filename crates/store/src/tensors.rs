@@ -254,6 +254,11 @@ impl TensorFile {
         self.file.as_ref().map(FileReader::opened)
     }
 
+    /// What reads it. `None`: only its header is here.
+    pub(crate) fn reader(&self) -> Option<&FileReader> {
+        self.file.as_ref()
+    }
+
     /// Bytes of the whole file.
     pub(crate) fn length(&self) -> u64 {
         self.length

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use finetune_model::gguf::gguf_file;
 use finetune_model::merge::companion_files;
 pub use finetune_model::stored_type;
-use finetune_model::{BaseName, Model, Placement, base_digest};
+use finetune_model::{BaseName, Model, Placement};
 use finetune_recipe::Recipe;
 use finetune_store::{Dtype, Holding, recognize};
 
+use crate::base_digest::{digest_together, expect_no_files};
 use crate::error::TrainError;
 use crate::initial_adapter::InitialAdapter;
 use crate::ranks::Ranks;
-use crate::stages::digest_together;
 
 /// The directory or GGUF file of the recipe's model. It is a path, the result of a run that trained
 /// all weights, or a snapshot in the Hugging Face cache.
@@ -90,13 +90,15 @@ pub(crate) fn has_weights(directory: &Path) -> bool {
 }
 
 /// The base model of a recipe with what is trained set up, and the digest of what its weights were
-/// made from. `vocabulary`: the rows of its embedding. All ranks call it together.
+/// made from. `vocabulary`: the rows of its embedding; `machine`: a text that ranks share if they are on one machine. All
+/// ranks call it together.
 pub(crate) fn open_model(
     recipe: &Recipe,
     directory: &Path,
     start: Option<InitialAdapter>,
     vocabulary: usize,
     placement: &Placement,
+    machine: Option<&str>,
     ranks: &Ranks,
 ) -> Result<(Model, String), TrainError> {
     if start.is_none() {
@@ -106,15 +108,13 @@ pub(crate) fn open_model(
     if start.is_none() && !has_weights(directory) {
         let config_hash = finetune_store::hex(&finetune_store::content_hash(&directory.join("config.json"))?);
         let mut model = Model::initialize(directory, recipe.seed, placement)?;
+        expect_no_files(ranks)?;
         model.resize_vocabulary(vocabulary)?;
         model.train_all();
         return Ok((model, format!("fresh:{config_hash}")));
     }
     let mut model = Model::load(directory, placement).map_err(TrainError::from_base)?;
-    let digest = match placement.stage() {
-        Some(_) if gguf_file(directory)?.is_none() => digest_together(directory, ranks)?,
-        _ => base_digest(directory)?,
-    };
+    let digest = digest_together(directory, placement, machine, ranks)?;
     // The digest was made of the files that have these names now.
     model.expect_files_in_place()?;
     model.resize_vocabulary(vocabulary)?;

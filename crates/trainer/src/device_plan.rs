@@ -20,6 +20,8 @@ pub struct ThisHost {
     pub local_rank: usize,
     /// The number of ranks on the host.
     pub local_world: usize,
+    /// A text that all processes of this machine share, and no other machine has. `None`: it is not known.
+    pub machine: Option<String>,
     /// Which ranks are cabled to which, if a hostfile or a launcher says it.
     pub cables: Option<DeviceMatrix>,
     /// Bytes free where the run is written, if they can be told.

@@ -181,7 +181,7 @@ impl Fault {
     pub fn from_model(error: &ModelError) -> Fault {
         match error {
             error if error.is_about_numbers() => Fault::Numbers,
-            ModelError::DeviceMemory { .. } => Fault::DiskOrMemory,
+            ModelError::DeviceMemory { .. } | ModelError::DiskHangs { .. } => Fault::DiskOrMemory,
             ModelError::Store(error) => Fault::from_store(error),
             _ => Fault::Input,
         }

@@ -11,6 +11,7 @@
 
 mod adamw;
 mod assumed;
+mod base_digest;
 mod base_model;
 mod card;
 mod cheaper_settings;

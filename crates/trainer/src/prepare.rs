@@ -138,7 +138,8 @@ fn open_connected(
 ) -> Result<(Model, String), TrainError> {
     let Sizing { config, placement, .. } = subject.sizing;
     stages::fetch_missing(subject.recipe, directory, placement, host, ranks)?;
-    let opened = open_model(subject.recipe, directory, start, config.vocabulary, placement, ranks);
+    let opened =
+        open_model(subject.recipe, directory, start, config.vocabulary, placement, host.machine.as_deref(), ranks);
     let (mut model, digest) = opened.map_err(|error| error.with_cheaper_settings(|| subject.cheaper_settings()))?;
     notices.extend(stages::connect(&mut model, ranks, subject.sizing.at_once)?);
     model.add_router_loss(router_loss::coefficient(subject.recipe, config));

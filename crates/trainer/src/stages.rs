@@ -24,7 +24,7 @@ use crate::residency;
 
 use self::dealing::Dealt;
 pub(crate) use self::dealing::{Arrangements, Offer, alike, deal, of_each_stage};
-pub(crate) use self::files::{digest_together, disk_rate, fetch_missing};
+pub(crate) use self::files::{disk_rate, fetch_missing};
 
 /// The layers of this rank, and how the ranks have come by theirs.
 #[derive(Clone, Debug)]

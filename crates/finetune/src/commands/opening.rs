@@ -12,7 +12,7 @@ use crate::commands::together::{connect, placed};
 use crate::failure::Failure;
 use crate::progress::Verbosity;
 use crate::source::Source;
-use crate::{memory, progress};
+use crate::{disk_waits, memory, progress};
 
 /// A line on stderr, unless only errors and results are asked for.
 pub(super) fn say(verbosity: Verbosity, line: &str) {
@@ -54,6 +54,7 @@ pub(super) fn open_base(
     together: Option<&Together>,
     say: &dyn Fn(&str),
 ) -> Result<Model, Failure> {
+    disk_waits::say_silence(together.map(|together| together.place().0), Verbosity::Normal);
     let trained_over = adapter.and_then(|adapter| adapter.base.quantization);
     let host = this_host(together);
     let device_plan = device_plan(directory, arguments, trained_over, &host)?;

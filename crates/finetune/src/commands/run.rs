@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use finetune_allreduce::Notice;
 use finetune_recipe::Recipe;
-use finetune_rendezvous::Membership;
+use finetune_rendezvous::{Membership, identity};
 use finetune_trainer::numbers::counted;
 use finetune_trainer::{Event, Outcome, Prepared, Ranks, Resume, Run, ThisHost, prepare, train};
 
 use crate::cli::RunArguments;
 use crate::commands::preflight::free_bytes;
-use crate::disk_waits::DiskWaits;
+use crate::disk_waits::{self, DiskWaits};
 use crate::end_command::EndCommand;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -55,7 +55,7 @@ fn train_as_one_rank(
     let (mut recipe, given) =
         read_recipe(&arguments).inspect_err(|failure| membership::excuse(&membership, failure))?;
     membership::share_cores(&membership);
-    finetune_store::failpoint::set_label(membership.rank.to_string());
+    know_rank(&membership, verbosity);
     // Rank 0 speaks for all. The other ranks speak of themselves only.
     let (first, loudness) = (membership.rank == 0, verbosity);
     let verbosity = if first { verbosity } else { Verbosity::Quiet };
@@ -111,6 +111,12 @@ fn train_as_one_rank(
     Ok(exit)
 }
 
+/// What speaks of this process later says which rank it is.
+fn know_rank(membership: &Membership, verbosity: Verbosity) {
+    finetune_store::failpoint::set_label(membership.rank.to_string());
+    disk_waits::say_silence((membership.world > 1).then_some(membership.rank), verbosity);
+}
+
 fn say_ready(show: &Progress, verbosity: Verbosity, start: Instant) {
     if verbosity == Verbosity::Verbose {
         show.say(&format!("ready after {:.2} s", start.elapsed().as_secs_f64()));
@@ -123,6 +129,7 @@ fn this_host(membership: &Membership, recipe: &Recipe, recipe_file: Option<&Path
         memory: memory::machine_bytes(),
         local_rank: membership.local_rank,
         local_world: membership.local_world,
+        machine: identity::machine(),
         cables: membership.devices.clone(),
         disk: free_bytes(&recipe.output_dir),
         recipe_file: recipe_file.map(Path::to_path_buf),

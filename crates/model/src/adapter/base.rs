@@ -3,14 +3,17 @@
 use std::path::Path;
 
 use finetune_packed::Scheme;
-use finetune_store::{FileDigest, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, TensorSet, content_hash, hex};
+use finetune_store::{
+    FileDigest, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, OpenedFile, TensorSet, content_hash, hex,
+};
 use serde_json::Value;
 
 use crate::adapter::Adapter;
 use crate::error::ModelError;
 use crate::files::packing::{scheme_named, scheme_word};
 use crate::files::text::read_bounded;
-use crate::gguf::read::GgufBase;
+use crate::gguf::gguf_file;
+use crate::gguf::read::{GgufBase, digest_of as gguf_digest_of};
 
 /// What adapter_config.json calls the base model: a hub id, or a directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,24 +67,40 @@ pub fn base_digest(directory: &Path) -> Result<String, ModelError> {
     Ok(format!("{}:{config}", TensorSet::open_model(directory)?.digest()?))
 }
 
-/// What identifies the files of a base's weights, of which only the headers of some may be here. All that are here
-/// are read. A GGUF file has none.
+/// A file of a base's weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseFile {
+    /// What identifies it on any host.
+    pub digest: FileDigest,
+    /// The file as it was opened here. `None`: only its header is here.
+    pub opened: Option<OpenedFile>,
+}
+
+/// The files of a base's weights, of which only the headers of some may be here. Those that are here and that `wanted`
+/// accepts by their names are read.
 ///
 /// # Errors
 /// If neither a file nor its header is here, or one cannot be read.
-pub fn base_files(directory: &Path) -> Result<Vec<FileDigest>, ModelError> {
-    match GgufBase::open(directory)? {
-        Some(_) => Ok(Vec::new()),
-        None => Ok(TensorSet::open_model(directory)?.file_digests()?),
-    }
+pub fn base_files(directory: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<BaseFile>, ModelError> {
+    let (digests, opened): (Vec<FileDigest>, Vec<Option<OpenedFile>>) = match GgufBase::open(directory)? {
+        Some(base) => (base.file_digests(wanted)?, base.opened().cloned().map(Some).collect()),
+        None => {
+            let files = TensorSet::open_model(directory)?;
+            (files.file_digests(wanted)?, files.each_opened().map(|file| file.cloned()).collect())
+        }
+    };
+    Ok(digests.into_iter().zip(opened).map(|(digest, opened)| BaseFile { digest, opened }).collect())
 }
 
-/// [`base_digest`] of a base whose files are on several hosts: the same text as on one that has them all.
+/// [`base_digest`] of a base whose files several processes have read: the same text as of one that reads them all.
 /// `None`: the content of a file is not known.
 ///
 /// # Errors
 /// If config.json cannot be read.
 pub fn base_digest_of(directory: &Path, files: &[FileDigest]) -> Result<Option<String>, ModelError> {
+    if gguf_file(directory)?.is_some() {
+        return Ok(gguf_digest_of(files).map(|weights| format!("{weights}:gguf")));
+    }
     let config = hex(&content_hash(&directory.join("config.json"))?);
     Ok(FileDigest::of_all(files).map(|weights| format!("{weights}:{config}")))
 }

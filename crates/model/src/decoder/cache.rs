@@ -74,6 +74,20 @@ impl KeyValueCache {
     }
 }
 
+/// Lets `pass` read these prompts into caches of their own, which have so many layers. Returns what it returns, and the
+/// caches.
+pub(crate) fn fill<R, E>(
+    prompts: &[&[u32]],
+    layers: usize,
+    pass: impl FnOnce(&mut [Vec<LayerCache>]) -> Result<R, E>,
+) -> Result<(R, Vec<KeyValueCache>), E> {
+    let mut caches = vec![vec![LayerCache::default(); layers]; prompts.len()];
+    let result = pass(&mut caches)?;
+    let filled = caches.into_iter().zip(prompts);
+    let filled = filled.map(|(layers, prompt)| KeyValueCache { layers, tokens: prompt.to_vec(), is_long: false });
+    Ok((result, filled.collect()))
+}
+
 /// Lets `pass` add the keys and values of the next tokens of several rows, of which each stays in its own cache: so
 /// many of each. If it fails, nothing is kept. None of them has states or short vectors.
 pub(crate) fn read_apart<R, E>(

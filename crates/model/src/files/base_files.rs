@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use finetune_kernels::FloatType;
 use finetune_packed::files::{PackedConfig, PackedTensor, find};
 use finetune_packed::{Scheme, applies};
-use finetune_store::{OpenedFile, TensorSet, TensorView};
+use finetune_store::{FileReader, OpenedFile, TensorSet, TensorView};
 use serde_json::{Map, Value};
 
 use crate::adaptation::{is_of_vocabulary, is_router, module_of};
@@ -26,6 +26,7 @@ use crate::files::taking_turns::{OfStack, Slices};
 use crate::files::text::read_text;
 use crate::files::wrapper;
 use crate::gguf::read::{GgufBase, GgufStored};
+use crate::layer_source::DiskProgress;
 use crate::slice::Cut;
 use crate::tree::expected_tensors;
 
@@ -172,6 +173,22 @@ impl BaseFiles {
             Origin::Directory { files, .. } => files.opened().cloned().collect(),
             Origin::Gguf(base) => base.opened().cloned().collect(),
         }
+    }
+
+    /// What its files say of their reads.
+    pub(crate) fn reading(&self) -> DiskProgress {
+        let mut reading = DiskProgress::default();
+        let mut look = |reader: &FileReader| {
+            reading.bytes += reader.bytes_read();
+            if reader.is_reading() {
+                reading.files.insert(reader.opened().path().to_owned());
+            }
+        };
+        match &self.origin {
+            Origin::Directory { files, .. } => files.readers().for_each(&mut look),
+            Origin::Gguf(base) => base.readers().for_each(&mut look),
+        }
+        reading
     }
 
     /// The safetensors files, if the base has such.

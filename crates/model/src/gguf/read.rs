@@ -10,7 +10,7 @@ use finetune_gguf::{FileSet, TensorType};
 use finetune_kernels::FloatType;
 use finetune_packed::PackedMatrix;
 use finetune_packed::gguf::{BlockType, from_blocks};
-use finetune_store::{Dtype, OpenedFile, content_hash_of, hash_of, hex};
+use finetune_store::{Dtype, FileDigest, FileReader, OpenedFile, content_hash_of, hash_of, hex};
 use serde_json::Value as Json;
 
 use crate::config::{ModelConfig, Values};
@@ -125,6 +125,11 @@ impl GgufBase {
     /// The files as they were when they were opened.
     pub(crate) fn opened(&self) -> impl Iterator<Item = &OpenedFile> {
         self.files.opened()
+    }
+
+    /// What reads them.
+    pub(crate) fn readers(&self) -> impl Iterator<Item = &FileReader> {
+        self.files.readers()
     }
 
     /// Bytes of all files.
@@ -336,15 +341,34 @@ impl GgufBase {
     /// # Errors
     /// If a file cannot be read.
     pub(crate) fn digest(&self) -> Result<String, ModelError> {
-        let mut all = Vec::new();
-        for path in self.files.paths() {
-            let mut length = 0;
-            let hash = content_hash_of(path, &mut |bytes| length += bytes)?;
-            all.extend(length.to_le_bytes());
-            all.extend(hash);
-        }
-        Ok(hex(&hash_of(&all)))
+        let files = self.file_digests(&|_| true)?;
+        Ok(digest_of(&files).expect("the content of each file"))
     }
+
+    /// What identifies each file: its number, since its name counts for nothing. Reads those that `wanted` accepts.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub(crate) fn file_digests(&self, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<FileDigest>, ModelError> {
+        let count = self.files.paths().count();
+        let digest = |(n, file): (usize, &OpenedFile)| {
+            let name = format!("GGUF file {} of {count}", n + 1);
+            let content = wanted(&name).then(|| content_hash_of(file.path(), &mut |_| ())).transpose()?;
+            let content = content.map(|hash| hex(&hash));
+            Ok(FileDigest { name, length: file.length(), header: "gguf".to_owned(), content })
+        };
+        self.opened().enumerate().map(digest).collect()
+    }
+}
+
+/// [`GgufBase::digest`] of a base with these files. `None`: the content of one is not known.
+pub(crate) fn digest_of(files: &[FileDigest]) -> Option<String> {
+    let mut all = Vec::new();
+    for file in files {
+        all.extend(file.length.to_le_bytes());
+        all.extend(file.content_hash()?);
+    }
+    Some(hex(&hash_of(&all)))
 }
 
 /// How all tensors of the config are made. Each tensor of the file that one needs has to be there in its

@@ -1,5 +1,6 @@
 //! Text after several prompts at once: a token of each row goes through the model in one pass, so
-//! that weights are read once for all of them.
+//! that weights are read once for all of them. Prompts are read one after the other, or layer by layer where layers come
+//! from the disk (`prompts.rs`).
 //!
 //! On the CPU an answer has the bits that it would have alone: no sum goes over more than one row,
 //! and products of up to [`FEW_ROWS`] rows have one order of sums.
@@ -14,7 +15,7 @@ use crate::decoder::row_branches::RowBranches;
 use crate::error::ModelError;
 use crate::model::Model;
 use crate::passes::choices::Chosen;
-use crate::passes::generate::Generation;
+use crate::passes::generate::{Generation, next_token};
 use crate::passes::sampling::Sampling;
 use crate::tree::expected_tensors;
 
@@ -190,6 +191,12 @@ impl Model {
     }
 }
 
+/// The requests of which an answer is wanted, and their numbers.
+fn asked<'a>(requests: &'a [RowRequest<'a>]) -> impl Iterator<Item = (usize, &'a RowRequest<'a>)> {
+    let is_asked = |request: &RowRequest<'_>| request.max_new_tokens > 0 && !request.prompt.is_empty();
+    requests.iter().enumerate().filter(move |(_, request)| is_asked(request))
+}
+
 /// Rows that go through the model together, and the pass that is under way.
 struct Group {
     running: Vec<Running>,
@@ -216,11 +223,11 @@ impl Answers<'_> {
 
     /// The rows that go on behind their prompts, with their first tokens and their caches.
     fn read_prompts(&mut self) -> Result<(Vec<Running>, Vec<KeyValueCache>), ModelError> {
+        if self.model.reads_prompts_by_layer() {
+            return self.read_prompts_by_layer();
+        }
         let (mut running, mut caches, mut under_way) = (Vec::new(), Vec::new(), VecDeque::new());
-        let requests = self.requests;
-        let is_asked =
-            |(_, request): &(usize, &RowRequest<'_>)| request.max_new_tokens > 0 && !request.prompt.is_empty();
-        let mut asked = requests.iter().enumerate().filter(is_asked);
+        let mut asked = asked(self.requests);
         loop {
             while under_way.len() < self.model.passes_at_once()
                 && let Some((row, request)) = asked.next()
@@ -246,6 +253,26 @@ impl Answers<'_> {
                 caches.push(cache);
             }
         }
+    }
+
+    /// As [`Self::read_prompts`], with one pass for all.
+    fn read_prompts_by_layer(&mut self) -> Result<(Vec<Running>, Vec<KeyValueCache>), ModelError> {
+        let (rows, prompts): (Vec<usize>, Vec<&[u32]>) =
+            asked(self.requests).map(|(row, request)| (row, request.prompt)).unzip();
+        if rows.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let (mut running, mut caches) = (Vec::new(), Vec::new());
+        let (logits, read) = self.model.read_by_layer(&prompts)?;
+        for ((row, logits), cache) in rows.into_iter().zip(logits).zip(read) {
+            let token = next_token(&logits, self.requests[row].sampling, 0)?;
+            self.generations[row].prompt_computed = cache.tokens().len();
+            if self.take((row, token)) {
+                running.push((row, token));
+                caches.push(cache);
+            }
+        }
+        Ok((running, caches))
     }
 
     /// Begins the passes of the rows, which are put into as many groups as passes may be under way.
