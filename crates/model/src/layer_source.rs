@@ -1,13 +1,15 @@
 //! Frozen matrices of layers that are read from the disk whenever a pass comes to them.
 //!
 //! A thread reads the next layer while the one before is computed. No more than two layers are in memory: the
-//! one that was given last, and the one that is read ahead.
+//! one that was given last, and the one that is read ahead. Experts may be left out of both: `experts.rs`.
+
+mod experts;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,8 @@ use crate::files::base_files::BaseFiles;
 use crate::files::fetch::{Fetched, fetch};
 use crate::placement::Placement;
 use crate::tree::{Decoder, Home, Layer, Matrix, Slot};
+
+pub use self::experts::EXPERTS_IN_MEMORY;
 
 /// Most threads that read at a time. A disk serves a few requests at once better than one after the other.
 const READERS: usize = 4;
@@ -56,11 +60,68 @@ struct Desk {
     thread: Option<JoinHandle<()>>,
 }
 
+/// The files of a base, and the threads that read matrices of them.
+struct Reading {
+    files: BaseFiles,
+    config: ModelConfig,
+    placement: Placement,
+    /// A pool of its own: a pass that waits for what is read may hold every thread of the shared one.
+    pool: rayon::ThreadPool,
+    nanoseconds_waited: AtomicU64,
+    /// Why an expert could not be read, until it is told.
+    failure: Mutex<Option<ModelError>>,
+}
+
+impl std::fmt::Debug for Reading {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reading").field("files", &self.files.path()).finish_non_exhaustive()
+    }
+}
+
+impl Reading {
+    /// # Errors
+    /// If the system gives no more threads.
+    fn new(mut files: BaseFiles, config: ModelConfig, placement: Placement) -> Result<Reading, ModelError> {
+        if let Some(memory) = placement.host_memory() {
+            files.pass_cache_of(memory);
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(READERS)
+            .thread_name(|n| format!("layers-{n}"))
+            .build()
+            .map_err(|error| ModelError::Layers { what: error.to_string() })?;
+        let (nanoseconds_waited, failure) = (AtomicU64::new(0), Mutex::new(None));
+        Ok(Reading { files, config, placement, pool, nanoseconds_waited, failure })
+    }
+
+    /// What these matrices describe, some at a time.
+    ///
+    /// # Errors
+    /// If one cannot be read, or has a number that is not finite.
+    fn all(&self, matrices: &[&Matrix]) -> Result<Vec<Fetched>, ModelError> {
+        let read = |matrix: &&Matrix| fetch(&self.files, &self.config, &self.placement, matrix);
+        let each: Vec<_> = self.pool.install(|| matrices.par_iter().map(read).collect());
+        each.into_iter().collect()
+    }
+
+    fn waited(&self, time: Duration) {
+        self.nanoseconds_waited.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Keeps the first reason.
+    fn fail(&self, error: ModelError) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    fn take_failure(&self) -> Option<ModelError> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 /// What reads the layers of a base.
 pub(crate) struct LayerSource {
     desk: Mutex<Desk>,
-    placement: Placement,
-    nanoseconds_waited: AtomicU64,
+    reading: Arc<Reading>,
     layers_read: AtomicU64,
 }
 
@@ -76,42 +137,27 @@ impl LayerSource {
     /// # Errors
     /// If the system gives no more threads.
     pub(crate) fn start(
-        mut files: BaseFiles,
+        files: BaseFiles,
         config: ModelConfig,
         placement: Placement,
     ) -> Result<LayerSource, ModelError> {
         let (orders, ordered) = channel::<Absent>();
         let (done, read) = channel();
-        let no_thread = |what: String| ModelError::Layers { what };
-        if let Some(memory) = placement.host_memory() {
-            files.pass_cache_of(memory);
-        }
-        // A pool of its own: a pass that waits for a layer may hold every thread of the shared one.
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(READERS)
-            .thread_name(|n| format!("layers-{n}"))
-            .build()
-            .map_err(|error| no_thread(error.to_string()))?;
-        let of_files = placement.clone();
+        let reading = Arc::new(Reading::new(files, config, placement)?);
+        let of_thread = reading.clone();
         let work = move || {
             for what in ordered {
                 failpoint::hit("layers.read");
-                let read = |matrix: &Matrix| fetch(&files, &config, &of_files, matrix);
-                let each: Vec<_> = pool.install(|| what.matrices.par_iter().map(read).collect());
-                if done.send(each.into_iter().collect()).is_err() {
+                let matrices: Vec<&Matrix> = what.matrices.iter().collect();
+                if done.send(of_thread.all(&matrices)).is_err() {
                     return;
                 }
             }
         };
         let thread = std::thread::Builder::new().name("layers".to_owned()).spawn(work);
-        let thread = thread.map_err(|error| no_thread(error.to_string()))?;
+        let thread = thread.map_err(|error| ModelError::Layers { what: error.to_string() })?;
         let desk = Desk { orders: Some(orders), read, ahead: None, given: None, thread: Some(thread) };
-        Ok(LayerSource {
-            desk: Mutex::new(desk),
-            placement,
-            nanoseconds_waited: AtomicU64::new(0),
-            layers_read: AtomicU64::new(0),
-        })
+        Ok(LayerSource { desk: Mutex::new(desk), reading, layers_read: AtomicU64::new(0) })
     }
 
     /// The weights of a layer's absent matrices, in their order. `next` is read meanwhile. A caller that still
@@ -132,16 +178,17 @@ impl LayerSource {
             }
             let start = Instant::now();
             let fetched = desk.take()?;
-            self.nanoseconds_waited.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            self.reading.waited(start.elapsed());
             self.layers_read.fetch_add(1, Ordering::Relaxed);
+            let placement = &self.reading.placement;
             let place = |fetched: Vec<Fetched>| {
                 let each = fetched.into_iter().zip(&what.matrices);
-                each.map(|(fetched, matrix)| fetched.onto(matrix.shape, &self.placement)).collect()
+                each.map(|(fetched, matrix)| fetched.onto(matrix.shape, placement)).collect()
             };
-            let weights = match self.placement.is_cpu() {
+            let weights = match placement.is_cpu() {
                 true => place(fetched),
                 // Memory of exactly their size, which the next layer of the same shape takes over.
-                false => self.placement.device().memory_persistent_allocations(fetched, place),
+                false => placement.device().memory_persistent_allocations(fetched, place),
             };
             desk.given = Some((what.clone(), weights));
         }
@@ -154,9 +201,9 @@ impl LayerSource {
         Ok(desk.given.as_ref().map(|(_, weights)| weights.clone()).unwrap_or_default())
     }
 
-    /// How long passes have waited for layers since the last call, and how many were read.
+    /// How long passes have waited for layers and experts since the last call, and how many layers were read.
     pub(crate) fn take_waited(&self) -> (Duration, u64) {
-        let waited = self.nanoseconds_waited.swap(0, Ordering::Relaxed);
+        let waited = self.reading.nanoseconds_waited.swap(0, Ordering::Relaxed);
         (Duration::from_nanos(waited), self.layers_read.swap(0, Ordering::Relaxed))
     }
 }

@@ -12,7 +12,7 @@ use crate::commands::together::{connect, placed};
 use crate::failure::Failure;
 use crate::progress::Verbosity;
 use crate::source::Source;
-use crate::{memory, progress};
+use crate::{allocator, memory, progress};
 
 /// A line on stderr, unless only errors and results are asked for.
 pub(super) fn say(verbosity: Verbosity, line: &str) {
@@ -56,6 +56,7 @@ pub(super) fn open_base(
 ) -> Result<Model, Failure> {
     let trained_over = adapter.and_then(|adapter| adapter.base.quantization);
     let host = this_host(together);
+    allocator::stay_within_share_of(&host);
     let device_plan = device_plan(directory, arguments, trained_over, &host)?;
     device_plan.notices.iter().for_each(|notice| say(notice));
     match (arguments.quantization, trained_over) {
@@ -120,21 +121,31 @@ fn with_residency(
     let held = placement.held(stored_type(model));
     let form = Model::form(model, placement.quantization())?;
     let is_mine = |n: usize| placement.stage().is_none_or(|stage| stage.holds(n));
-    let mine = form.layers.iter().enumerate().filter(|(n, _)| is_mine(*n));
+    let mine = || form.layers.iter().enumerate().filter(|(n, _)| is_mine(*n));
     let bytes = match placement.slice() {
         Some(slice) => slice_bytes(&ModelConfig::load(model)?, &form, held, slice.count),
-        None => mine.map(|(_, layer)| layer.bytes(held)).sum(),
+        None => mine().map(|(_, layer)| layer.bytes(held)).sum(),
     };
     let available = device_plan.memory(host);
     let is_too_large = available.is_some_and(|available| bytes > available - available / 5);
     if residency == ResidencyArgument::Auto && !is_too_large {
         return Ok(placement);
     }
-    let bytes = progress::bytes(bytes);
+    let placement = placement.with_layers_from_disk(true);
+    let one_by_one = placement.clone().with_experts_from_disk(true);
+    // Two layers are in memory at a time.
+    let mut largest: Vec<u64> = mine().map(|(_, layer)| layer.bytes(held)).collect();
+    largest.sort_unstable_by(|a, b| b.cmp(a));
+    let parts = placement.slice().map_or(1, |slice| slice.count as u64);
+    let two = largest.iter().take(2).sum::<u64>() / parts + form.ends.iter().map(|end| end.bytes(held)).sum::<u64>();
+    let has_experts = mine().any(|(_, layer)| layer.experts.bytes(held) > 0);
+    let is_too_large = available.is_some_and(|available| two > available - available / 5);
+    let by_experts = has_experts && is_too_large && one_by_one.reads_experts();
+    let (bytes, each) = (progress::bytes(bytes), if by_experts { ", experts one by one" } else { "" });
     say(&format!(
-        "the layers, {bytes} in all, are read from the disk: for each part of a prompt, for each token and for each group of rows"
+        "the layers, {bytes} in all, are read from the disk{each}: for each part of a prompt, for each token and for each group of rows"
     ));
-    Ok(placement.with_layers_from_disk(true))
+    Ok(if by_experts { one_by_one } else { placement })
 }
 
 /// Reads an adapter for a base. An adapter that was trained on another base is refused.

@@ -69,6 +69,7 @@ fn train_as_one_rank(
     flight::belong_to(&recipe.output_dir);
     hub_files::settle(&mut recipe, arguments.resume.is_some(), &membership, &ranks)?;
     let host = this_host(&membership, &recipe, given.file());
+    allocator::stay_within_share_of(&host);
     let mut run = prepared(recipe, &resume_of(&arguments), &ranks, &host, &mut show)?;
     say_ready(&show, verbosity, start);
     introduce(&run, &show);
