@@ -205,8 +205,8 @@ fn seconds(
     Some(steps as f64 * rates.seconds(&operations(method, data, rows, parameters, computes_again)))
 }
 
-/// Seconds that a step reads for, from layers whose experts are read for each micro-batch: what no other form of layers
-/// takes long enough to bound a step with. `None`: no layers are read so, or the disk's rate is not known.
+/// Seconds in which a step reads, where experts are read for each micro-batch. Whole layers hide behind the products,
+/// on all but slow disks. `None`: no experts are read so, or the disk's rate is not known.
 fn reading_seconds(recipe: &Recipe, directory: &Path, data: &Dataset, sizing: &Sizing) -> Option<f64> {
     if !sizing.placement.reads_experts() {
         return None;

@@ -69,7 +69,6 @@ fn train_as_one_rank(
     flight::belong_to(&recipe.output_dir);
     hub_files::settle(&mut recipe, arguments.resume.is_some(), &membership, &ranks)?;
     let host = this_host(&membership, &recipe, given.file());
-    allocator::stay_within_share_of(&host);
     let mut run = prepared(recipe, &resume_of(&arguments), &ranks, &host, &mut show)?;
     say_ready(&show, verbosity, start);
     introduce(&run, &show);
@@ -155,6 +154,7 @@ fn prepared(
     host: &ThisHost,
     show: &mut Progress,
 ) -> Result<Run, Failure> {
+    allocator::stay_within_share_of(host);
     show.start("reading rows", 0);
     let prepared = prepare(recipe, resume, ranks, host, &|rows| show.position(rows));
     show.finish();

@@ -9,7 +9,7 @@ use crate::error::TrainError;
 use crate::memory::{Counted, Sizes, Sizing, Subject, sizes};
 use crate::product_time::{operations, tokens_at_once};
 use crate::ranks::Ranks;
-use crate::residency::{micro_batches, most_at_once, on_the_disk, read_in_step};
+use crate::residency::{micro_batches, most_at_once, on_the_disk, read_in_step, way_on_disk};
 
 #[cfg(test)]
 mod tests;
@@ -197,13 +197,17 @@ impl Looked<'_> {
     fn fits(&self, stage: Option<Stage>, from_disk: bool, at_once: usize) -> bool {
         let sizing = self.subject.sizing;
         let placements = if from_disk { on_the_disk(sizing) } else { vec![sizing.placement.clone()] };
-        placements.into_iter().any(|placement| self.fits_in(placement.with_stage(stage.clone()), at_once))
+        let fits = |placement: Placement| {
+            let total = || self.total(placement.with_stage(stage.clone()), at_once);
+            self.available.is_none_or(|available| total() <= available)
+        };
+        placements.into_iter().any(fits)
     }
 
-    fn fits_in(&self, placement: Placement, at_once: usize) -> bool {
+    /// Bytes of memory with this placement.
+    fn total(&self, placement: Placement, at_once: usize) -> u64 {
         let sizing = Sizing { placement, at_once, ..self.subject.sizing.clone() };
-        let subject = Subject { sizing: &sizing, ..*self.subject };
-        self.available.is_none_or(|available| subject.estimate_counted(&self.counted).total <= available)
+        Subject { sizing: &sizing, ..*self.subject }.estimate_counted(&self.counted).total
     }
 
     /// Operations of a step for each byte that is read of all layers in it, with as many micro-batches together as have
@@ -218,9 +222,8 @@ impl Looked<'_> {
         let (all, mine) = (micro_batches(self.subject), layers.len().div_ceil(world.max(1)));
         let stage = Some(self.holding(mine, false, false));
         let at_once = most_at_once(all, |at_once| self.fits(stage.clone(), true, at_once));
-        let placements = on_the_disk(sizing);
-        let has_room = |placement: &&Placement| self.fits_in((*placement).clone().with_stage(stage.clone()), at_once);
-        let placement = placements.iter().find(has_room).or(placements.last()).unwrap_or(&sizing.placement).clone();
+        let placement =
+            way_on_disk(sizing, self.available, |placement| self.total(placement.clone().with_stage(stage.clone()), 1));
         let read =
             read_in_step(&Sizing { placement, at_once, ..sizing.clone() }, all, tokens_at_once(recipe, train, rows));
         of_step / read.max(1) as f64
