@@ -131,8 +131,8 @@ fn with_residency(
     if residency == ResidencyArgument::Auto && !is_too_large {
         return Ok(placement);
     }
-    let placement = placement.with_layers_from_disk(true);
-    let one_by_one = placement.clone().with_experts_from_disk(true);
+    let whole = placement.clone().with_layers_from_disk(true);
+    let one_by_one = whole.clone().with_experts_from_disk(true);
     // Two layers are in memory at a time.
     let mut largest: Vec<u64> = mine().map(|(_, layer)| layer.bytes(held)).collect();
     largest.sort_unstable_by(|a, b| b.cmp(a));
@@ -145,7 +145,7 @@ fn with_residency(
     say(&format!(
         "the layers, {bytes} in all, are read from the disk{each}: for each part of a prompt, for each token and for each group of rows"
     ));
-    Ok(if by_experts { one_by_one } else { placement })
+    Ok(if by_experts { one_by_one } else { whole })
 }
 
 /// Reads an adapter for a base. An adapter that was trained on another base is refused.

@@ -1,7 +1,9 @@
 //! Conversion of a file's numbers to f32 and back.
 
+use burn::tensor::TensorData;
 use finetune_kernels::FloatType;
 use finetune_store::{Dtype, TensorView};
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::error::ModelError;
@@ -23,6 +25,41 @@ pub(crate) fn dtype_of(kind: FloatType) -> Dtype {
         FloatType::F32 => Dtype::F32,
         FloatType::F16 => Dtype::F16,
         FloatType::BF16 => Dtype::BF16,
+    }
+}
+
+/// The elements of a tensor in this number type, which is that of its file. One that is not finite is an error.
+///
+/// burn copies what it is given as bytes, and the largest matrix may be a third of the memory. So numbers are made of
+/// the bytes, piece by piece.
+pub(crate) fn as_stored(view: &TensorView<'_>, kind: FloatType, shape: [usize; 2]) -> Result<TensorData, ModelError> {
+    Ok(match kind {
+        FloatType::F32 => TensorData::new(read(view, f32::from_le_bytes)?, shape),
+        FloatType::F16 => TensorData::new(read(view, f16::from_le_bytes)?, shape),
+        FloatType::BF16 => TensorData::new(read(view, bf16::from_le_bytes)?, shape),
+    })
+}
+
+fn read<E, const N: usize>(view: &TensorView<'_>, number: fn([u8; N]) -> E) -> Result<Vec<E>, ModelError> {
+    let mut values = Vec::with_capacity(view.size() / N);
+    view.pieces(|piece| -> Result<(), ModelError> {
+        expect_finite(view, piece, values.len())?;
+        values.extend(elements(piece, number));
+        Ok(())
+    })?;
+    Ok(values)
+}
+
+fn elements<E, const N: usize>(bytes: &[u8], number: fn([u8; N]) -> E) -> impl Iterator<Item = E> {
+    bytes.as_chunks::<N>().0.iter().map(move |element| number(*element))
+}
+
+/// Elements in this number type, as bytes.
+pub(crate) fn data_of(bytes: &[u8], kind: FloatType, shape: [usize; 2]) -> TensorData {
+    match kind {
+        FloatType::F32 => TensorData::new(elements(bytes, f32::from_le_bytes).collect::<Vec<_>>(), shape),
+        FloatType::F16 => TensorData::new(elements(bytes, f16::from_le_bytes).collect::<Vec<_>>(), shape),
+        FloatType::BF16 => TensorData::new(elements(bytes, bf16::from_le_bytes).collect::<Vec<_>>(), shape),
     }
 }
 

@@ -224,8 +224,11 @@ impl Looked<'_> {
         let at_once = most_at_once(all, |at_once| self.fits(stage.clone(), true, at_once));
         let placement =
             way_on_disk(sizing, self.available, |placement| self.total(placement.clone().with_stage(stage.clone()), 1));
-        let read =
-            read_in_step(&Sizing { placement, at_once, ..sizing.clone() }, all, tokens_at_once(recipe, train, rows));
+        let read = read_in_step(
+            &Sizing { placement, at_once, ..Sizing::clone(sizing) },
+            all,
+            tokens_at_once(recipe, train, rows),
+        );
         of_step / read.max(1) as f64
     }
 
