@@ -46,6 +46,8 @@ pub(super) struct Needs {
     pub(super) ranks: Vec<RankNeed>,
     /// Micro-batches that go through each layer together; the fewest, where ranks differ.
     pub(super) at_once: usize,
+    /// Whether a rank reads experts one by one.
+    pub(super) by_experts: bool,
 }
 
 impl Planner<'_> {
@@ -94,7 +96,8 @@ impl Planner<'_> {
                 disk: base.saturating_add(run),
             }
         };
-        Needs { ranks: places.iter().enumerate().map(need).collect(), at_once }
+        let by_experts = sizings.values().any(|sizing| sizing.placement.reads_experts());
+        Needs { ranks: places.iter().enumerate().map(need).collect(), at_once, by_experts }
     }
 
     fn memory_of(&self, rank: usize) -> Option<u64> {
