@@ -21,15 +21,21 @@ pub(super) fn say(verbosity: Verbosity, line: &str) {
     }
 }
 
-/// The model of a source, with its adapter attached. `say` gets lines that the user should see.
-pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&str)) -> Result<Model, Failure> {
-    open_together(source, arguments, None, say)
+/// What a model is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// The losses of rows, many of which go through a layer together.
+    Losses,
+    /// Text, of which a pass has one token for each answer.
+    Text,
 }
 
-/// As [`open`], with what this rank holds.
-pub(super) fn open_together(
+/// The model of a source, with its adapter attached, and what this rank holds if several do it together. `say` gets
+/// lines that the user should see.
+pub(super) fn open(
     source: &Source,
     arguments: &ModelArguments,
+    purpose: Purpose,
     together: Option<&Together>,
     say: &dyn Fn(&str),
 ) -> Result<Model, Failure> {
@@ -38,7 +44,7 @@ pub(super) fn open_together(
         Some(adapter) => Some(read_adapter(adapter, &source.model, arguments.force, say)?),
         None => None,
     };
-    let mut model = open_base(&source.model, arguments, adapter.as_ref(), together, say)?;
+    let mut model = open_base(&source.model, arguments, purpose, adapter.as_ref(), together, say)?;
     if let Some(adapter) = adapter {
         model.attach(&adapter)?;
     }
@@ -50,6 +56,7 @@ pub(super) fn open_together(
 pub(super) fn open_base(
     directory: &Path,
     arguments: &ModelArguments,
+    purpose: Purpose,
     adapter: Option<&Adapter>,
     together: Option<&Together>,
     say: &dyn Fn(&str),
@@ -73,7 +80,7 @@ pub(super) fn open_base(
         (None, None) => {}
     }
     let device_plan = DevicePlan { placement: placed(device_plan.placement.clone(), together), ..device_plan };
-    let placement = with_residency(directory, arguments.residency, &device_plan, &host, say)?;
+    let placement = with_residency(directory, arguments.residency, purpose, &device_plan, &host, say)?;
     let mut model = Model::load(directory, &placement)?;
     connect(&mut model, together)?;
     model.notices().iter().for_each(|notice| say(notice));
@@ -106,10 +113,12 @@ fn this_host(together: Option<&Together>) -> ThisHost {
 }
 
 /// The placement with its layers where `--residency` says. `auto` leaves on the disk what would take more than
-/// four fifths of the memory.
+/// four fifths of the memory. Experts are read one by one for text, and where two layers with all of theirs are too
+/// large.
 fn with_residency(
     model: &Path,
     residency: ResidencyArgument,
+    purpose: Purpose,
     device_plan: &DevicePlan,
     host: &ThisHost,
     say: &dyn Fn(&str),
@@ -138,9 +147,10 @@ fn with_residency(
     largest.sort_unstable_by(|a, b| b.cmp(a));
     let parts = placement.slice().map_or(1, |slice| slice.count as u64);
     let two = largest.iter().take(2).sum::<u64>() / parts + form.ends.iter().map(|end| end.bytes(held)).sum::<u64>();
-    let has_experts = mine().any(|(_, layer)| layer.experts.bytes(held) > 0);
     let is_too_large = available.is_some_and(|available| two > available - available / 5);
-    let by_experts = has_experts && is_too_large && one_by_one.reads_experts();
+    let has_experts = mine().any(|(_, layer)| layer.experts.bytes(held) > 0) && one_by_one.reads_experts();
+    // A token uses few of them: less is read than whole layers.
+    let by_experts = has_experts && (is_too_large || purpose == Purpose::Text);
     let (bytes, each) = (progress::bytes(bytes), if by_experts { ", experts one by one" } else { "" });
     say(&format!(
         "the layers, {bytes} in all, are read from the disk{each}: for each part of a prompt, for each token and for each group of rows"
