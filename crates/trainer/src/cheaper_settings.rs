@@ -1,9 +1,12 @@
 //! Settings that would take less memory, and how much less.
 
-use finetune_model::{Adaptation, FloatType, LoraTarget, LoraTargets, ModelConfig, PackedSizes, linear_layers};
+use finetune_model::{
+    Adaptation, FloatType, LoraTarget, LoraTargets, ModelConfig, PackedSizes, Placement, linear_layers,
+};
 use finetune_store::human_bytes;
 
 use crate::memory::{Precision, Sizing, StepShape, Subject, estimate};
+use crate::residency::on_the_disk;
 
 /// Leaves the layers in their files.
 pub(crate) const FROM_DISK: &str = "model.residency = \"disk\"";
@@ -57,9 +60,12 @@ impl Subject<'_> {
             options.push((total(micro, checkpointing, usize::MAX, packed), "model.quantization = \"nf4\"".to_owned()));
         }
         if adaptation.is_some() && !self.sizing.placement.reads_layers() && !self.sizing.layers.is_empty() {
-            let placement = self.sizing.placement.clone().with_layers_from_disk(true);
-            let from_disk = Sizing { placement, ..self.sizing.clone() };
-            options.push((Subject { sizing: &from_disk, ..*self }.estimate().total, FROM_DISK.to_owned()));
+            let total = |placement: Placement| {
+                let from_disk = Sizing { placement, ..self.sizing.clone() };
+                Subject { sizing: &from_disk, ..*self }.estimate().total
+            };
+            let least = on_the_disk(self.sizing).into_iter().map(total).min();
+            options.extend(least.map(|bytes| (bytes, FROM_DISK.to_owned())));
         }
         options.retain(|(bytes, _)| *bytes < now - now / 50);
         options.sort_by_key(|(bytes, _)| *bytes);
