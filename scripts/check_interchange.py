@@ -295,12 +295,11 @@ def check_family(binary, family, report):
     for name, dtype in halves:
         check_half(binary, family, report, name, dtype)
 
-    peft_model = load_with_peft(family, adapters[0][1])
     if absent := missing("mlx", "mlx_lm"):
         report.skipped(family.name, "mlx", absent)
     else:
         check_mlx(run_finetune, our_loss, binary, family, report, run)
-    check_gguf(run_finetune, binary, family, report, run, merged, peft_model)
+    check_gguf(run_finetune, binary, family, report, run, merged, adapters[0][1])
     settings = json.loads((run / "adapter/adapter_config.json").read_text())
     # PEFT does not add up branches of parameters.
     if adapters[0][0] != "stacked" and not settings.get("target_parameters"):

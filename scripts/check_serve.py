@@ -105,6 +105,10 @@ class Checks:
             top = [other.logprob for other in token.top_logprobs]
             require(len(top) == 5 and top == sorted(top, reverse=True), f"{top}")
             require(abs(top[0] - token.logprob) < 1e-6, f"greedy is not the likeliest: {token}")
+        # A character may be several tokens.
+        letters = self.chat("Answer with emojis only.", logprobs=True, temperature=1.3, seed=4).choices[0]
+        bytes_of = b"".join(bytes(token.bytes) for token in letters.logprobs.content)
+        require(letters.message.content.encode() in bytes_of, f"{bytes_of} is not {letters.message.content!r}")
         old = self.complete(logprobs=2).choices[0]
         require("".join(old.logprobs.tokens) == old.text, f"{old.logprobs.tokens} is not {old.text!r}")
         require(old.logprobs.text_offset[0] == 0, "offsets begin at the answer")
@@ -118,6 +122,9 @@ class Checks:
         require(second.logprobs.tokens == first * 2, f"{second} is not twice {first}")
         one = self.chat(max_tokens=1)
         require((one.usage.completion_tokens, one.choices[0].finish_reason) == (1, "length"), f"{one}")
+        prompts = PROMPTS[:2]
+        several = [choice.text for choice in self.complete(prompt=prompts).choices]
+        require(several == [self.complete(prompt=prompt).choices[0].text for prompt in prompts], f"{several}")
         newer = self.chat(max_tokens=openai.NOT_GIVEN, max_completion_tokens=2)
         require(newer.usage.completion_tokens == 2, f"{newer.usage}")
 
@@ -140,7 +147,7 @@ class Checks:
             (openai.BadRequestError, lambda: self.chat(top_logprobs=2), "top_logprobs"),
             (openai.BadRequestError, lambda: self.chat(response_format={"type": "grammar"}), "response_format"),
             (openai.BadRequestError, lambda: self.chat(tool_choice="required"), "tool_choice"),
-            (openai.BadRequestError, lambda: self.complete(prompt=["a", "b"]), "prompt"),
+            (openai.BadRequestError, lambda: self.complete(prompt=["a", ["b"]]), "prompt"),
             (openai.BadRequestError, lambda: self.complete(prompt=[4_000_000]), "prompt"),
             (openai.BadRequestError, lambda: self.complete(max_tokens=10_000_000), "prompt"),
             (openai.NotFoundError, lambda: self.chat(model="nobody"), "model"),
@@ -243,6 +250,12 @@ def check_tools(options):
         require(asked.usage.prompt_tokens > plain.usage.prompt_tokens + 40, "the template does not show the tools")
         off = checks.chat("Weather in Paris?", tools=[TOOL], tool_choice="none")
         require(off.usage.prompt_tokens == plain.usage.prompt_tokens, "tool_choice none shows the tools")
+        others = [{"type": "function", "function": {"name": name}} for name in ("news", "time")]
+        named = {"type": "function", "function": {"name": "weather"}}
+        allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named]}}
+        forced = checks.chat("Hi", tools=[*others, TOOL], tool_choice=allowed, max_tokens=200).choices[0]
+        is_meant = lambda: forced.message.tool_calls[0].function.name == "weather"
+        require(forced.finish_reason == "length" or is_meant(), f"{forced}")
         called = {"name": "weather", "arguments": '{"city": "Paris"}'}
         call = {"id": "call00001", "type": "function", "function": called}
         messages = [{"role": "user", "content": "Weather in Paris?"},

@@ -27,12 +27,12 @@ def torch_logits(model, rows):
         return [model(torch.tensor([row])).logits[0].float().numpy() for row in rows]
 
 
-def compare_logits(report, family, check, theirs, ours, what):
+def compare_logits(report, family, check, theirs, ours, what, bound=LOGITS):
     largest = max(float(np.abs(a - b).max()) for a, b in zip(theirs, ours))
     scale = max(float(np.abs(a).max()) for a in theirs)
     same = sum(int((a.argmax(-1) == b.argmax(-1)).sum()) for a, b in zip(theirs, ours))
     count = sum(len(a) for a in theirs)
-    wrong = not largest <= LOGITS * scale
+    wrong = not largest <= bound * scale
     text = f"{what}: logits differ by {largest:.1e} of {scale:.1f} at most, same best token at {same} of {count}"
     report.note(family, check, text, wrong)
 

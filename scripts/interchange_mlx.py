@@ -34,6 +34,8 @@ class MlxCase:
     loads_base: bool = False
     # Modules of the adapter that mlx-lm saves.
     keys: tuple = KEYS
+    # Modules of which `finetune` has one matrix: an adapter with an A for each comes back with the ranks of all.
+    apart: tuple = ()
     # Makes a model of transformers compute what mlx-lm computes.
     change: object = lambda model: model
 
@@ -118,7 +120,7 @@ def with_eps_of_config(model):
     """GLM-4.7-Flash as mlx-lm has it. In transformers these norms have 1e-6."""
     for module in model.modules():
         for norm in ("q_a_layernorm", "kv_a_layernorm"):
-            if hasattr(module, norm):
+            if getattr(module, norm, None) is not None:
                 getattr(module, norm).variance_epsilon = model.config.rms_norm_eps
     return model
 
@@ -189,8 +191,7 @@ def mlx_case(family):
     elif name.startswith("granitemoehybrid"):
         # Published models say both, with the same value.
         hub["intermediate_size"] = hub["shared_intermediate_size"]
-        # `finetune` has one matrix where it has two, and adapters of these do not go to and fro.
-        case.keys = ("self_attn.q_proj", "self_attn.o_proj")
+        case.keys, case.apart = ("self_attn.q_proj", "mlp.down_proj"), ("mlp.gate_proj", "mlp.up_proj")
     elif name == "glm4_moe_lite":
         case.change = with_eps_of_config
     elif name == "lfm2":
@@ -230,11 +231,32 @@ def check_mlx(run_finetune, our_loss, binary, family, report, run):
         report.note(family.name, "mlx", f"mlx-lm differs: {DIFFERS[family.name]}")
     load = lambda: case.change(family.load(case.base if case.loads_base else family.directory))
     compare_run(run_finetune, binary, family, report, run, case, load)
-    saved = family.work / "mlx-saved"
-    save_mlx_adapter(case.mlx, case.keys, saved)
-    back, again = family.work / "mlx-to-peft", family.work / "mlx-again"
+    check_saved(run_finetune, our_loss, binary, family, report, case, load, "mlx-saved", case.keys)
+    if case.apart:
+        check_saved(run_finetune, our_loss, binary, family, report, case, load, "mlx-apart", case.apart)
+
+
+def check_saved(run_finetune, our_loss, binary, family, report, case, load, name, keys):
+    """An adapter of mlx-lm's own: it computes the same in PEFT, and comes back as it was."""
+    saved, back, again = (family.work / f"{name}{step}" for step in ("", "-to-peft", "-again"))
+    save_mlx_adapter(case.mlx, keys, saved)
     run_finetune(binary, "export", case.base, "--adapter", saved, "--format", "peft", "--output", back)
     run_finetune(binary, "export", case.base, "--adapter", back, "--format", "mlx", "--output", again)
+    if keys is case.keys:
+        compare_files(report, family, saved, again)
+    theirs = mlx_logits(case.mlx, saved, case.rows)
+    peft = PeftModel.from_pretrained(load(), str(back)).eval()
+    compare_logits(report, family.name, "mlx", theirs, torch_logits(peft, case.rows),
+                   "mlx-lm's own adapter, and PEFT with our form of it")
+    if keys is case.apart:
+        compare_logits(report, family.name, "mlx", theirs, mlx_logits(case.mlx, again, case.rows),
+                       "mlx-lm's own adapter, and mlx-lm with what went through PEFT's form")
+    rows = family.files["all"]
+    report.compare(family.name, "mlx saved", "all", our_loss(binary, case.base, rows, back),
+                   our_loss(binary, case.base, rows, saved))
+
+
+def compare_files(report, family, saved, again):
     one, other = load_numpy(saved / "adapters.safetensors"), load_numpy(again / "adapters.safetensors")
     same = one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
     settings = [read(path / "adapter_config.json") for path in (saved, again)]
@@ -242,9 +264,3 @@ def check_mlx(run_finetune, our_loss, binary, family, report, run):
     same = same and parameters[0] == parameters[1]
     report.note(family.name, "mlx", f"mlx-lm's adapter -> peft -> mlx: {len(one)} tensors, bit by bit the same",
                 wrong=not same)
-    peft = PeftModel.from_pretrained(load(), str(back)).eval()
-    compare_logits(report, family.name, "mlx", mlx_logits(case.mlx, saved, case.rows), torch_logits(peft, case.rows),
-                   "mlx-lm's own adapter, and PEFT with our form of it")
-    rows = family.files["all"]
-    report.compare(family.name, "mlx saved", "all", our_loss(binary, case.base, rows, back),
-                   our_loss(binary, case.base, rows, saved))

@@ -183,6 +183,43 @@ fn rules_forms_and_logarithms_are_those_of_one_process() {
     }
 }
 
+/// The last of several stages chooses tokens, and all slices do: a request begins once they have its form. One that is
+/// refused, or that is asked for again, holds up nothing.
+#[test]
+fn all_ranks_keep_a_form() {
+    let form = |schema: Value| json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
+    let sure = json!({
+        "type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"], "additionalProperties": false,
+    });
+    for parallel in ["stages", "tensor"] {
+        let launch = ["launch", "-n", "2", "--parallel", parallel, "--"];
+        let serve = ["serve", BASE, "--port", "0", "--device", "cpu"];
+        let mut together = start(&mut in_repository(&[&launch[..], &serve].concat()));
+        let at = address(&mut together, 1);
+        let ask = |form: Value, seed: u64| {
+            let asked = json!({
+                "prompt": "Hello", "max_tokens": 300, "temperature": 1, "seed": seed, "n": 2, "response_format": form,
+            });
+            ask(&at, "POST", "/v1/completions", "", &asked.to_string())
+        };
+        for seed in 0..3 {
+            let (status, body) = ask(form(json!({"type": "string", "pattern": "(a"})), seed);
+            assert_eq!(status, 400, "{parallel}: {body}");
+            let (status, body) = ask(form(sure.clone()), seed);
+            assert_eq!(status, 200, "{parallel}: {body}");
+            let answer: Value = serde_json::from_str(&body).expect("JSON");
+            for choice in answer["choices"].as_array().expect("a list") {
+                let text = choice["text"].as_str().expect("a text");
+                let value: Value =
+                    serde_json::from_str(text).unwrap_or_else(|error| panic!("{parallel}: {error}: {text}"));
+                assert!(value["sure"].is_boolean(), "{parallel}: {text}");
+            }
+        }
+        together.signal("TERM");
+        together.wait().expect(0);
+    }
+}
+
 fn kill_last_rank(together: &Running) {
     let ranks = Command::new("pgrep").args(["-P", &together.pid().to_string()]).output().expect("pgrep");
     let ranks = String::from_utf8_lossy(&ranks.stdout).into_owned();

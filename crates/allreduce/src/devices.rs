@@ -118,7 +118,7 @@ impl DeviceMatrix {
     ///
     /// # Panics
     /// If there is no such rank.
-    pub(crate) fn between(&self, ranks: &[usize]) -> DeviceMatrix {
+    pub fn between(&self, ranks: &[usize]) -> DeviceMatrix {
         let row = |from: &usize| ranks.iter().map(|to| self.rows[*from][*to].clone()).collect();
         DeviceMatrix { rows: ranks.iter().map(row).collect() }
     }

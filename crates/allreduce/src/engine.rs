@@ -1,6 +1,6 @@
 //! Runs one operation after the other over the transports of a group.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::choose::{Choice, Reach};
@@ -8,6 +8,7 @@ use crate::control::Control;
 use crate::error::{GroupError, GroupFailure, Who};
 use crate::flight::Flight;
 use crate::frame::{Algorithm, Descriptor, Kind};
+use crate::group::Inner;
 use crate::group_status::GroupStatus;
 use crate::operation::{Buffers, Fault, Links, Operation, Polled};
 use crate::operation_driver::{Next, OperationDriver, Patience};
@@ -56,9 +57,31 @@ pub(crate) struct GroupContext {
     pub(crate) operation_timeout: Duration,
     /// A silent rank is lost after this.
     pub(crate) timeout: Duration,
+    /// Who waits has links send something so often.
+    pub(crate) keep_alive: Duration,
+    /// The first group and those split off it.
+    pub(crate) groups: Mutex<Vec<Weak<Inner>>>,
 }
 
 impl GroupContext {
+    /// Adds a group, and forgets those that are dropped.
+    pub(crate) fn add(&self, group: &Arc<Inner>) {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.retain(|group| group.strong_count() > 0);
+        groups.push(Arc::downgrade(group));
+    }
+
+    /// Has the links of all groups send something that have sent nothing for long. A group inside an operation is passed
+    /// over: who waits in it does it.
+    pub(crate) fn keep_alive(&self) {
+        let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for group in groups.iter().filter_map(Weak::upgrade) {
+            if let Ok(mut engine) = group.engine.try_lock() {
+                engine.keep_alive();
+            }
+        }
+    }
+
     /// How long operations and messages wait for others.
     pub(crate) fn patience(&self) -> Patience {
         Patience {
@@ -151,6 +174,24 @@ impl Engine {
         self.networks.iter().position(enough).unwrap_or(self.networks.len() - 1)
     }
 
+    /// Has links send something that have sent nothing for long.
+    pub(crate) fn keep_alive(&mut self) {
+        for network in &mut self.networks {
+            // A broken link reports itself when it is to move something.
+            let _ = network.transport.keep_alive(KEEP_ALIVE);
+        }
+    }
+
+    /// The same for all groups, if `since` is long ago. A rank may wait for another one that computes for longer than
+    /// idle links last, and so may the links that carry nothing in this operation.
+    fn keep_alive_while_waiting(&mut self, since: &mut Instant) {
+        if since.elapsed() >= self.context.keep_alive {
+            self.keep_alive();
+            self.context.keep_alive();
+            *since = Instant::now();
+        }
+    }
+
     /// Payload bytes sent and received so far.
     pub(crate) fn moved(&self) -> (u64, u64) {
         let sum = |of: fn(&Links) -> u64| self.networks.iter().map(|network| of(&network.links)).sum();
@@ -196,15 +237,22 @@ impl Engine {
         let status = context.membership.status();
         let now = || status.now();
         let moved = self.moved();
-        let Network { transport, links, .. } = &mut self.networks[network];
+        let Network { links, .. } = &self.networks[network];
         let moved_elsewhere = moved.0 + moved.1 - links.bytes_sent - links.bytes_received;
         let mut driver =
             OperationDriver::new(operation, Arc::clone(&self.members), context.patience(), moved_elsewhere);
+        let mut kept_alive = Instant::now();
         loop {
+            let Network { transport, links, .. } = &mut self.networks[network];
             match driver.poll(&now, links, transport.as_mut(), buffers, status, &mut self.waited) {
                 Next::Done => return Ok(()),
                 Next::Again => {}
-                Next::Wait { round } => transport.idle(driver.wants(), round),
+                Next::Wait { round } => {
+                    transport.idle(driver.wants(), round);
+                    if round.is_multiple_of(ROUNDS_PER_LOOK) {
+                        self.keep_alive_while_waiting(&mut kept_alive);
+                    }
+                }
                 Next::AwaitVerdict => {
                     if status.wait_for_verdict(LONGEST_SLEEP).is_some() {
                         return Err(());
@@ -248,9 +296,9 @@ impl Engine {
     ) -> Result<(), Interrupted> {
         let context = Arc::clone(&self.context);
         let status = context.membership.status();
-        let Network { transport, links, .. } = &mut self.networks[network];
         let (mut wants, mut round, mut begun, mut kept_alive) = (Vec::new(), 0u32, false, Instant::now());
         loop {
+            let Network { transport, links, .. } = &mut self.networks[network];
             let polled = operation.poll(links, transport.as_mut(), buffers);
             match polled.map_err(|fault| Interrupted::Fault { fault, begun })? {
                 Polled::Done => {
@@ -265,14 +313,10 @@ impl Engine {
                     if status.has_failed() || !goes_on(false) {
                         return Err(Interrupted::Stopped);
                     }
-                    if kept_alive.elapsed() > KEEP_ALIVE {
-                        // A broken link reports itself when it is to move something.
-                        let _ = transport.keep_alive(KEEP_ALIVE);
-                        kept_alive = Instant::now();
-                    }
                     operation.wants(&mut wants);
                     transport.idle(&wants, round);
                     round = round.wrapping_add(1);
+                    self.keep_alive_while_waiting(&mut kept_alive);
                 }
             }
         }
@@ -292,5 +336,100 @@ impl Engine {
             who: Arc::clone(&context.who),
             flight: self.flight.record(),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::frame::HEADER_BYTES;
+    use crate::group::Group;
+    use crate::split::SplitContext;
+    use crate::transport::{Backend, Broken, Want};
+
+    /// Links on which nothing comes. They break once they have been kept alive three times, or after a while.
+    struct Quiet {
+        kept_alive: Arc<AtomicUsize>,
+        looks: usize,
+    }
+
+    impl Transport for Quiet {
+        fn backend(&self) -> Backend {
+            Backend::Rdma
+        }
+
+        fn frame_bytes(&self, remaining: usize) -> usize {
+            remaining
+        }
+
+        fn send(
+            &mut self,
+            _: usize,
+            _: usize,
+            _: &[u8; HEADER_BYTES],
+            payload: &[u8],
+            sent: &mut usize,
+        ) -> Result<bool, Broken> {
+            *sent = HEADER_BYTES + payload.len();
+            Ok(true)
+        }
+
+        fn receive(
+            &mut self,
+            peer: usize,
+            link: usize,
+            _: &mut [u8; HEADER_BYTES],
+            _: &mut [u8],
+            _: &mut usize,
+        ) -> Result<bool, Broken> {
+            self.looks += 1;
+            match self.kept_alive.load(Ordering::Relaxed) >= 3 || self.looks > 1_000_000 {
+                true => Err(Broken { peer, link, closed: false, what: "the test is over".into() }),
+                false => Ok(false),
+            }
+        }
+
+        fn keep_alive(&mut self, _: Duration) -> Result<(), Broken> {
+            self.kept_alive.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+
+        fn idle(&mut self, _: &[Want], _: u32) {}
+    }
+
+    /// Who waits keeps the links of all its groups alive, those that the operation does not use too.
+    #[test]
+    fn links_are_kept_alive_while_another_rank_computes() {
+        let context = Arc::new(GroupContext {
+            membership: Membership::Threads(Arc::new(GroupStatus::new())),
+            who: Arc::new(vec![Who { host: "here".into(), pid: 1 }, Who { host: "there".into(), pid: 2 }]),
+            rank: 0,
+            operation_timeout: Duration::from_secs(600),
+            timeout: Duration::from_secs(5),
+            keep_alive: Duration::ZERO,
+            groups: Mutex::default(),
+        });
+        let links = || {
+            let kept_alive = Arc::new(AtomicUsize::new(0));
+            let transport = Box::new(Quiet { kept_alive: Arc::clone(&kept_alive), looks: 0 });
+            (Network::new(transport, 0, 2, 7, Reach::Pairs, 1, None), kept_alive)
+        };
+        let group = |networks: Vec<Network>| {
+            let (members, split) = (Arc::new(vec![0, 1]), SplitContext::threads(None));
+            Group::assemble(0, 7, networks, members, Arc::clone(&context), split)
+        };
+        let [(first, in_use), (second, beside), (third, of_other_group)] = [links(), links(), links()];
+        let waiting = group(vec![first, second]);
+        let other = group(vec![third]);
+        drop(group(Vec::new()));
+        waiting.barrier().expect_err("the test is over");
+        let all = [in_use, beside, of_other_group];
+        let counts = || [0, 1, 2].map(|n: usize| all[n].load(Ordering::Relaxed));
+        assert_eq!(counts(), [3; 3]);
+        // Between operations it is asked for, of any of them.
+        other.keep_alive();
+        assert_eq!(counts(), [4; 3]);
     }
 }

@@ -123,6 +123,8 @@ impl Group {
             rank: config.rank,
             operation_timeout: config.operation_timeout,
             timeout: config.timeout,
+            keep_alive: KEEP_ALIVE,
+            groups: Mutex::default(),
         });
         let tcp =
             Tcp::new(joined.data, &config.tcp, ranks_here).map_err(system("a data connection cannot be set up"))?;
@@ -159,6 +161,8 @@ impl Group {
                 rank,
                 operation_timeout: Duration::from_secs(600),
                 timeout: Duration::from_secs(5),
+                keep_alive: KEEP_ALIVE,
+                groups: Mutex::default(),
             });
             let network = Network::new(Box::new(transport), rank, world, 0, Reach::Pairs, 1, topology);
             Group::assemble(rank, 0, vec![network], Arc::clone(&members), context, split_context.clone())
@@ -181,7 +185,7 @@ impl Group {
         split_context: SplitContext,
     ) -> Group {
         let engine = Engine::new(networks, session, Arc::clone(&members), Arc::clone(&context));
-        let inner = Inner {
+        let inner = Arc::new(Inner {
             rank,
             world: members.len(),
             engine: Mutex::new(engine),
@@ -190,8 +194,9 @@ impl Group {
             members,
             split_context,
             splits: AtomicU64::new(0),
-        };
-        Group { inner: Arc::new(inner), worker: Mutex::new(None) }
+        });
+        inner.context.add(&inner);
+        Group { inner, worker: Mutex::new(None) }
     }
 
     /// Waits until all ranks are here, and measures the algorithms that may be chosen from.
@@ -413,13 +418,11 @@ impl Group {
         self.inner.turn(|inner| inner.message(from, cast_slice_mut(data), &[], false))
     }
 
-    /// Keeps links usable through a long rest: Apple's RDMA queues go bad when idle for about 20
-    /// minutes. Cheap; call it every few minutes while no operation runs.
+    /// Keeps links usable through a long rest, those of this group, of the one that it was split off and of all others
+    /// that were: Apple's RDMA queues go bad when idle for about 20 minutes. Cheap; call it every few minutes while no
+    /// operation runs. Whoever waits in an operation does it itself.
     pub fn keep_alive(&self) {
-        for network in &mut self.engine().networks {
-            // A broken link reports itself in the next operation.
-            let _ = network.transport.keep_alive(KEEP_ALIVE);
-        }
+        self.inner.context.keep_alive();
     }
 
     /// Returns when every rank has called it.

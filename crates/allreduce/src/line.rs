@@ -139,12 +139,20 @@ impl Receiver {
             Some(message) => message,
             None => line.wait(bytes, |goes_on| line.queue.take(LOOK, goes_on))?,
         };
-        if message.len() != bytes {
-            line.report(line.diverged(bytes, message.len()));
-            return Err(line.failure(bytes));
+        line.taken(message, bytes)
+    }
+
+    /// As [`Receiver::receive`], but `None` if no message has arrived yet. It does not wait.
+    ///
+    /// # Errors
+    /// As [`Receiver::receive`].
+    pub fn arrived(&self, bytes: usize) -> Result<Option<Vec<u8>>, GroupError> {
+        let line = &self.line;
+        match line.queue.take_now() {
+            Some(message) => line.taken(message, bytes).map(Some),
+            None if line.context().membership.status().has_failed() => Err(line.failure(bytes)),
+            None => Ok(None),
         }
-        line.count(bytes);
-        Ok(message)
     }
 
     /// Bytes of all messages so far.
@@ -229,6 +237,16 @@ impl Line {
     fn count(&self, bytes: usize) {
         self.messages.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// A message that has to have so many bytes.
+    fn taken(&self, message: Vec<u8>, bytes: usize) -> Result<Vec<u8>, GroupError> {
+        if message.len() != bytes {
+            self.report(self.diverged(bytes, message.len()));
+            return Err(self.failure(bytes));
+        }
+        self.count(bytes);
+        Ok(message)
     }
 
     /// Something has moved.

@@ -107,6 +107,7 @@ pub use load::Dataset;
 pub use plan::Plan;
 pub use problem::RowProblem;
 pub use reasoning::{Reasoning, opened_by};
+pub use record::LONGEST_ROW;
 pub use shares::Part;
 pub use stops::{Stops, beginning};
 pub use stream::TextStream;

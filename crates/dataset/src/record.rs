@@ -9,7 +9,7 @@ use crate::problem::RowProblem;
 use crate::table::{self, Header};
 
 /// The most bytes of a row. A row of a million tokens has about four million.
-pub(crate) const LONGEST_ROW: usize = 16 << 20;
+pub const LONGEST_ROW: usize = 16 << 20;
 
 /// A row that has not ended after so many bytes never will: the reading ends. It bounds the time
 /// that a small packed file can take.

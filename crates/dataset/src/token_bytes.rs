@@ -31,6 +31,17 @@ impl ChatTokenizer {
         };
         Ok((0..self.vocab_size() as u32).map(bytes).collect())
     }
+
+    /// The bytes that a token has within a text. `None`: it is a special token, or the decoder of tokenizer.json is none
+    /// of those that spell bytes.
+    pub fn bytes_of(&self, token: u32) -> Option<Vec<u8>> {
+        let backend = self.backend();
+        if let Some(added) = backend.get_added_vocabulary().get_added_tokens_decoder().get(&token) {
+            return (!added.special).then(|| added.content.clone().into_bytes());
+        }
+        let decoder = serde_json::to_value(backend.get_decoder()).ok()?;
+        spelling(&decoder)?.bytes(&backend.id_to_token(token)?)
+    }
 }
 
 /// The spelling that a decoder reads; a sequence has that of its first one that has any.
@@ -137,6 +148,11 @@ mod tests {
         let bytes = tokenizer.token_bytes(&["<|user|>"]).expect("a decoder of bytes");
         assert_eq!(bytes.len(), tokenizer.vocab_size());
         assert_eq!((bytes[0].clone(), bytes[1].clone()), (None, Some(b"<|user|>".to_vec())));
+        assert_eq!(tokenizer.bytes_of(0), None, "a special token");
+        assert_eq!(tokenizer.bytes_of(bytes.len() as u32), None, "no token");
+        for (id, bytes) in (4..).zip(&bytes[4..]) {
+            assert_eq!(tokenizer.bytes_of(id), *bytes, "{id}");
+        }
         let mut single = 0;
         for (id, bytes) in (4..).zip(&bytes[4..]) {
             let bytes = bytes.clone().expect("a token of text");

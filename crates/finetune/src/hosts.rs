@@ -27,6 +27,8 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 /// A host with one rank on it.
 #[derive(Clone, Debug)]
 struct Machine {
+    /// Its place in the hostfile.
+    place: usize,
     name: String,
     /// None: this host.
     remote: Option<Remote>,
@@ -67,7 +69,7 @@ impl Hosts {
                 return Err(Failure::arguments(format!("-n {ranks}: from 1 to 256 ranks"), "-n 2 is a good start"));
             }
             let addresses = vec!["127.0.0.1".to_owned()];
-            let machine = Machine { name: own_name(), remote: None, addresses, report: Report::default() };
+            let machine = Machine { place: 0, name: own_name(), remote: None, addresses, report: Report::default() };
             return Ok(all(vec![machine; ranks], None, None));
         };
         let file = Hostfile::load(path)?;
@@ -79,13 +81,14 @@ impl Hosts {
         let program = arguments.program.clone().unwrap_or_else(here);
         let directory = arguments.directory.clone().or_else(|| std::env::current_dir().ok());
         let remote = Remote { program, directory, config: arguments.ssh_config.clone(), ..Remote::default() };
-        let machine = |host: &finetune_rendezvous::Host| Machine {
+        let machine = |(place, host): (usize, &finetune_rendezvous::Host)| Machine {
+            place,
             name: host.ssh.clone(),
             addresses: host.ips.clone(),
             remote: WorkerHost::of(host, &remote).remote().cloned(),
             report: Report::default(),
         };
-        let machines: Vec<Machine> = file.hosts.iter().map(machine).collect();
+        let machines: Vec<Machine> = file.hosts.iter().enumerate().map(machine).collect();
         Ok(all(machines, Some(file), devices))
     }
 
@@ -252,7 +255,7 @@ impl Hosts {
     }
 
     /// Drops hosts that do not answer any more, and returns their names. The others report the
-    /// newest checkpoint on their disks.
+    /// newest checkpoint on their disks, and are ranked as they are cabled, behind the first of them.
     pub(crate) fn drop_unreachable(&mut self, words: &[String], verbosity: Verbosity, stop: &AtomicI32) -> Vec<String> {
         let question = Question { watched: true, brief: true, resolve: None, ports: self.ports };
         let mut answers = self.ask(words, &question, verbosity, stop).into_iter();
@@ -277,6 +280,12 @@ impl Hosts {
         });
         if self.machines.first().map(|machine| &machine.name) != first.as_ref() {
             self.address = None;
+        }
+        if !lost.is_empty()
+            && let Some(devices) = &self.devices
+        {
+            let order = left::by_cables(&self.places(self.machines.len()), devices);
+            self.machines.sort_by_key(|machine| order.iter().position(|place| *place == machine.place));
         }
         lost
     }
@@ -400,10 +409,14 @@ impl Hosts {
         Ok(HostPort { host, port })
     }
 
-    /// The RDMA devices between the ranks. None if some hosts of the hostfile take no part: the
-    /// matrix does not fit then.
+    /// The RDMA devices between the ranks: those of the hosts that take part.
     pub(crate) fn devices(&self) -> Option<DeviceMatrix> {
-        self.devices.clone().filter(|devices| devices.world() == self.used)
+        self.devices.as_ref().map(|devices| devices.between(&self.places(self.used)))
+    }
+
+    /// The places of the first so many hosts in the hostfile.
+    fn places(&self, count: usize) -> Vec<usize> {
+        self.machines[..count].iter().map(|machine| machine.place).collect()
     }
 
     /// Whether the hostfile names MLX's backend "jaccl-ring".

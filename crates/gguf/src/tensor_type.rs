@@ -12,7 +12,7 @@ pub const BLOCK: usize = 32;
 /// Bytes of such a block: the scale in f16, then a signed byte for each number.
 const BLOCK_BYTES: usize = 2 + BLOCK;
 
-/// The number type of a tensor. Of the packed ones only [`TensorType::Q8_0`] is written.
+/// The number type of a tensor. Of the packed ones only [`TensorType::Q8_0`] is made of numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TensorType {
     /// Float of 32 bits.

@@ -182,7 +182,6 @@ fn every_kind_of_adapter_has_the_bits_of_the_model_in_memory() {
 #[test]
 fn several_prompts_read_each_layer_once() {
     for case in models() {
-        let (in_memory, from_disk) = (case.model(false), case.model(true));
         let tokens = &case.rows[0].0;
         let prompts: Vec<&[u32]> = (1..=5).map(|length| &tokens[..length.min(tokens.len())]).collect();
         let limits = [3, 3, 1, 0, 2];
@@ -194,14 +193,17 @@ fn several_prompts_read_each_layer_once() {
         };
         let requests: Vec<RowRequest<'_>> = prompts.into_iter().zip(limits).map(request).collect();
         let answers = |model: &Model| model.generate_rows(&requests, &mut |_, _| true).expect("answers");
-        let (want, name) = (answers(&in_memory), &case.name);
-        from_disk.take_waited();
-        assert_eq!(answers(&from_disk), want, "{name}");
-        let (_, read) = from_disk.take_waited();
-        // Where texts may become long (LongRoPE), each is answered alone.
-        let passes = if name == "phi3" { 9 } else { 3 };
-        let layers = from_disk.config.layers.len() as u64;
-        assert_eq!(read, passes * layers, "{name}: layers that were read, of {layers}");
+        let (want, name) = (answers(&case.model(Layers::InMemory)), &case.name);
+        for from in [Layers::FromDisk, Layers::ByExperts] {
+            let model = case.model(from);
+            model.take_waited();
+            assert_eq!(answers(&model), want, "{name} {from:?}");
+            let (_, read) = model.take_waited();
+            // Where texts may become long (LongRoPE), each is answered alone.
+            let passes = if name == "phi3" { 9 } else { 3 };
+            let layers = model.config.layers.len() as u64;
+            assert_eq!(read, passes * layers, "{name} {from:?}: layers that were read, of {layers}");
+        }
     }
 }
 

@@ -29,6 +29,7 @@ fn cases() -> Vec<(&'static str, &'static str, Json)> {
         ("glm4_moe", "glm4_moe", json!({})),
         ("glm4_moe_lite", "glm4_moe_lite", json!({"first_k_dense_replace": 1})),
         ("gpt_oss", "gpt_oss", json!({})),
+        ("gpt_oss_mxfp4", "gpt_oss_mxfp4", json!({})),
         ("granite", "granite", json!({})),
         ("lfm2_moe", "lfm2_moe", json!({"routed_scaling_factor": 1.0})),
         ("llama3", "llama3", json!({})),
@@ -190,17 +191,23 @@ fn a_file_that_is_read_is_written_again() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// gpt-oss's experts in MXFP4 are decoded, and Granite 4 without Mamba layers is Granite.
+/// Granite 4 without Mamba layers is Granite, and DeepSeek-V3 without short queries says so.
 #[test]
 fn models_that_have_another_form_in_the_file() {
-    for (family, architecture) in
-        [("gpt_oss_mxfp4", "gpt-oss"), ("granitemoehybrid_rope", "granite"), ("mistral", "llama"), ("qwen2", "qwen2")]
-    {
+    for (family, architecture) in [
+        ("deepseek_v3_plain", "deepseek2"),
+        ("granitemoehybrid_rope", "granite"),
+        ("mistral", "llama"),
+        ("qwen2", "qwen2"),
+    ] {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let path = written(&directory(family), None, folder.path()).unwrap_or_else(|error| panic!("{family}: {error}"));
         let file = File::open(&path).expect("a file");
         assert_eq!(file.get("general.architecture").and_then(Value::as_str), Some(architecture), "{family}");
         assert!(file.tensors().iter().all(|tensor| tensor.kind == TensorType::F32), "{family}");
+        // llama.cpp loads no file of such a model without the key.
+        let rank = file.get("deepseek2.attention.q_lora_rank").and_then(Value::as_u64);
+        assert_eq!(rank, (family == "deepseek_v3_plain").then_some(0), "{family}");
         if family == "mistral" {
             // Its window is the longest text of the file; the golden rows are longer.
             continue;
@@ -211,12 +218,49 @@ fn models_that_have_another_form_in_the_file() {
     }
 }
 
+/// Experts in MXFP4 stay so whatever the other matrices are in, as with llama.cpp's converter, and with an adapter
+/// on other parts. If one changes experts, all are in plain numbers.
+#[test]
+fn experts_in_mxfp4() {
+    let of = |family: &str, kind: TensorType| {
+        let base = directory(family);
+        let config = ModelConfig::load(&base).expect("a config");
+        let adapter = Adapter::read(&base.join("adapter"), &config).expect("an adapter of the model");
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let path = folder.path().join("written.gguf");
+        let file = ModelFile { base: &base, adapter: Some(&adapter), kind, name: family, tokenizer: Vec::new() };
+        let notices = write_model(&RealDisk, &file, &path, &|_, _| {}).expect("a file").join("\n");
+        let file = File::open(&path).expect("a file");
+        let is_stack = |tensor: &&TensorInfo| tensor.name.ends_with("_exps.weight");
+        let stacks: Vec<&str> = file.tensors().iter().filter(is_stack).map(|tensor| tensor.kind.name()).collect();
+        (stacks, file.get("general.file_type").and_then(Value::as_u64), notices)
+    };
+    for kind in [TensorType::F32, TensorType::BF16, TensorType::Q8_0] {
+        let (stacks, file_type, notices) = of("gpt_oss_mxfp4", kind);
+        assert_eq!((stacks, file_type), (vec!["mxfp4"; 6], Some(38)), "{kind:?}");
+        assert!(notices.contains("stay in MXFP4") && !notices.contains("decoded"), "{notices}");
+    }
+    let (stacks, file_type, notices) = of("gpt_oss_mxfp4_experts", TensorType::BF16);
+    assert_eq!((stacks, file_type), (vec!["bf16"; 6], Some(32)));
+    assert!(notices.contains("(MXFP4; ") && notices.contains("are decoded, and rounded once to bf16"), "{notices}");
+}
+
 /// The adapters are on every kind of matrix of their families: experts, stacks of them, matrices of several.
 #[test]
 fn adapters_are_merged_in() {
-    for family in
-        ["gemma4_moe", "glm4_moe", "gpt_oss", "gpt_oss_experts", "granite", "llama3", "ministral3", "olmo3", "phi3"]
-    {
+    for family in [
+        "gemma4_moe",
+        "glm4_moe",
+        "gpt_oss",
+        "gpt_oss_experts",
+        "gpt_oss_mxfp4",
+        "gpt_oss_mxfp4_experts",
+        "granite",
+        "llama3",
+        "ministral3",
+        "olmo3",
+        "phi3",
+    ] {
         let base = directory(family);
         let config = ModelConfig::load(&base).expect("a config");
         let adapter = Adapter::read(&base.join("adapter"), &config).expect("an adapter of the model");

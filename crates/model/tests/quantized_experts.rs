@@ -313,3 +313,15 @@ fn what_no_program_would_load_is_refused() {
         assert!(error.to_string().contains(says) && !error.hints().is_empty(), "{model}: {error}");
     }
 }
+
+/// mlx-lm gives Granite 4's dense part other names when it loads it, but not scales beside it.
+#[test]
+fn the_dense_part_of_granite_4_stays_in_plain_numbers_for_mlx_lm() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let packed = quantized(&directory("granitemoehybrid"), Scheme::Mxfp4, folder.path()).expect("packed");
+    let files = TensorSet::open_model(&packed).expect("files");
+    let scales = ["self_attn.q_proj", "self_attn.o_proj", "shared_mlp.input_linear", "shared_mlp.output_linear"]
+        .map(|module| files.get(&format!("model.layers.0.{module}.scales")).is_some());
+    assert_eq!(scales, [true, true, false, false]);
+    Model::load(&packed, &Placement::cpu(None)).expect("a base");
+}

@@ -150,7 +150,10 @@ impl PackedMatrix {
             self.read_offsets(group, zeros, biases);
             let (now, later) =
                 out.split_at_mut(out.len().min(first.saturating_add((count - 1).saturating_mul(period))));
-            set.decode(&Piece { codes, bit, first, period, meaning, rounding, scales, zeros, biases, factor }, now);
+            let has_short_scales = self.scales.are_short();
+            let piece =
+                Piece { codes, bit, first, period, meaning, rounding, scales, zeros, biases, factor, has_short_scales };
+            set.decode(&piece, now);
             group += count;
             bit += now.len() * codes.bits();
             first = period;

@@ -36,7 +36,7 @@ use crate::{PackedError, PackedMatrix};
 
 pub use config::PackedConfig;
 pub use format::{Format, Scales};
-pub use fp4::mxfp4_blocks;
+pub use fp4::{mxfp4_blocks, parts_of_mxfp4};
 
 use family::Family;
 use module::Module;

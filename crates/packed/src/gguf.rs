@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::codes::{Codes, NibbleOrder};
 use crate::error::PackedError;
-use crate::files::mxfp4_blocks;
+use crate::files::{mxfp4_blocks, parts_of_mxfp4};
 use crate::matrix::{Decoder, Groups, PackedMatrix, Rounding, Zeros};
 use crate::numbers::Numbers;
 
@@ -273,6 +273,23 @@ pub fn from_blocks(kind: BlockType, shape: [usize; 2], bytes: &[u8]) -> Result<P
         decoder,
         rounding: Rounding::None,
     })
+}
+
+/// The bytes of the blocks that [`from_blocks`] makes a matrix in MXFP4 of: codes and powers of two stay, the order of
+/// the codes within a block is ggml's. `None`: it is packed otherwise.
+pub fn to_mxfp4_blocks(matrix: &PackedMatrix) -> Option<Vec<u8>> {
+    let (codes, scales) = parts_of_mxfp4(matrix)?;
+    let bytes = BlockType::Mxfp4.bytes();
+    let mut blocks = vec![0; scales.len() * bytes];
+    let parts = codes.par_chunks_exact(bytes - 1).zip(scales);
+    blocks.par_chunks_exact_mut(bytes).zip(parts).with_min_len(BLOCKS_AT_A_TIME).for_each(|(block, (codes, scale))| {
+        let code = |n: usize| codes[n / 2] >> (4 * (n % 2)) & 15;
+        block[0] = *scale;
+        for (n, byte) in block[1..].iter_mut().enumerate() {
+            *byte = code(n) | code(n + 16) << 4;
+        }
+    });
+    Some(blocks)
 }
 
 /// The two levels of the K types. What they take off a product is added here, with the other sign,

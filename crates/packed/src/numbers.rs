@@ -43,6 +43,11 @@ impl Numbers {
         self.len() == 0
     }
 
+    /// Whether each has at most 11 significant bits.
+    pub(crate) fn are_short(&self) -> bool {
+        !matches!(self, Numbers::F32(_) | Numbers::Product { .. })
+    }
+
     /// The `n`th number.
     #[inline]
     pub fn get(&self, n: usize) -> f32 {

@@ -47,6 +47,8 @@ pub(crate) struct Piece<'a> {
     pub(crate) zeros: &'a [f32],
     pub(crate) biases: &'a [f32],
     pub(crate) factor: f32,
+    /// Whether scales have so few bits that f32 holds their products with codes of 8 bits.
+    pub(crate) has_short_scales: bool,
 }
 
 /// What codes mean that have a scale each.

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use finetune_packed::gguf::{BlockType, from_blocks};
+use finetune_packed::files::mxfp4_blocks;
+use finetune_packed::gguf::{BlockType, from_blocks, to_mxfp4_blocks};
 use finetune_store::TensorFile;
 
 const TYPES: [(&str, BlockType); 11] = [
@@ -51,6 +52,36 @@ fn values_are_those_of_gguf_py_bit_for_bit() {
             assert!(is_same, "{name} [{row}, {column}]: {found:e} for {value:e}");
         }
     }
+}
+
+/// Of all types MXFP4 alone becomes blocks of ggml's again, and these are the same bytes.
+#[test]
+fn blocks_in_mxfp4_go_there_and_back() {
+    let golden = golden();
+    for (name, kind) in TYPES {
+        let (shape, blocks, _) = of(&golden, name);
+        let again = to_mxfp4_blocks(&from_blocks(kind, shape, &blocks).expect(name));
+        assert_eq!(again, (kind == BlockType::Mxfp4).then_some(blocks), "{name}");
+    }
+}
+
+/// gpt-oss's file has neighbours in a byte, ggml the codes that are 16 apart.
+#[test]
+fn codes_of_gpt_oss_in_the_order_of_ggml() {
+    // The codes 0 to 15, then 15 to 0; another block with the number of its byte in both halves.
+    let rising = (0..8).map(|n| 2 * n | (2 * n + 1) << 4);
+    let falling = (0..8).map(|n| (15 - 2 * n) | (14 - 2 * n) << 4);
+    let codes: Vec<u8> = rising.chain(falling).chain((0..16).map(|n| n * 17)).collect();
+    let matrix = mxfp4_blocks(codes, vec![127, 3], [2, 32]).expect("a matrix");
+    let blocks = to_mxfp4_blocks(&matrix).expect("blocks");
+    let first: Vec<u8> = (0..16).map(|n| n | (15 - n) << 4).collect();
+    let second: Vec<u8> = (0..16).map(|n| n / 2 | (8 + n / 2) << 4).collect();
+    assert_eq!(blocks, [vec![127], first, vec![3], second].concat());
+    let again = from_blocks(BlockType::Mxfp4, [2, 32], &blocks).expect("the same matrix");
+    let values = |matrix: &finetune_packed::PackedMatrix| -> Vec<f32> {
+        (0..64).map(|place| matrix.value(place / 32, place % 32)).collect()
+    };
+    assert_eq!(values(&again), values(&matrix));
 }
 
 /// Bits an element in memory: those of the file, up to the factors of 6 bits that take a byte here.

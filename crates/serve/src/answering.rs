@@ -13,7 +13,7 @@ use crate::metrics::Metrics;
 /// A piece of an answer.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Piece {
-    /// Its turn has come. So many tokens of the prompt were known from before.
+    /// Its turn has come. So many tokens of the prompt were known from before, if they are counted with this answer.
     Begun { cached: usize },
     /// A token, with the text that it completes, which is often none.
     Token { token: u32, text: String, logprobs: Option<Logprobs> },
@@ -28,6 +28,8 @@ pub(crate) struct Pieces {
     pub(crate) sender: UnboundedSender<(usize, Piece)>,
     /// Which of the answers it is.
     pub(crate) choice: usize,
+    /// Whether it is the first one to its prompt, which is counted once.
+    pub(crate) is_first: bool,
 }
 
 /// Why an answer ended.
@@ -126,10 +128,8 @@ impl Listener for Answering {
     fn hear(&mut self, event: EngineEvent) -> bool {
         match event {
             EngineEvent::Begun { cached } => {
-                // The prompt is counted once.
-                if self.pieces.choice == 0 {
-                    self.metrics.cached(cached);
-                }
+                let cached = if self.pieces.is_first { cached } else { 0 };
+                self.metrics.cached(cached);
                 self.send(Piece::Begun { cached })
             }
             EngineEvent::Token(chosen) => self.token(chosen),

@@ -41,18 +41,27 @@ pub(crate) struct Asked {
 }
 
 /// What OpenAI's interface has and this server has not, with what is said about it.
-const UNSUPPORTED: [(&str, &str); 5] = [
+const UNSUPPORTED: [(&str, &str); 12] = [
     ("functions", "send `tools`"),
     ("function_call", "send `tool_choice`"),
     ("suffix", "text is only continued"),
     ("audio", "there is only text"),
     ("prompt_logprobs", "there are `logprobs` of the answer"),
+    ("web_search_options", "there is nothing to search with"),
+    ("continue_final_message", "send `/v1/completions` the text to continue"),
+    // vLLM's. Without them an answer would have any form.
+    ("guided_json", "send `response_format`"),
+    ("guided_choice", "send `response_format` with an `enum`"),
+    ("guided_regex", "forms are those of `response_format`"),
+    ("guided_grammar", "forms are those of `response_format`"),
+    ("structured_outputs", "send `response_format`"),
 ];
 
 impl Asked {
     /// `logprobs`: how many of the most likely tokens are wanted beside the chosen one.
     pub(crate) fn read(fields: &Fields, logprobs: Option<usize>) -> Result<Asked, ApiError> {
-        refuse_unsupported(fields)?;
+        let choices = fields.whole("n", 1..=MOST_CHOICES)?.unwrap_or(1);
+        refuse_unsupported(fields, choices)?;
         let max_tokens = match fields.count("max_completion_tokens", 1)? {
             Some(count) => Some(count),
             None => fields.count("max_tokens", 0)?,
@@ -67,11 +76,8 @@ impl Asked {
             logprobs,
             ..TokenRules::from(Sampling::GREEDY)
         };
-        let top_p = fields.number("top_p", 0.0..=1.0)?;
-        if top_p == Some(0.0) {
-            return Err(ApiError::field("top_p", "`top_p` must be above 0"));
-        }
-        let choices = fields.whole("n", 1..=MOST_CHOICES)?.unwrap_or(1);
+        // Of 0 the likeliest token is left, as of a number next to it.
+        let top_p = fields.number("top_p", 0.0..=1.0)?.map(|top_p| top_p.max(f64::MIN_POSITIVE));
         let usage = fields.object("stream_options")?.cloned().map(Fields::of);
         Ok(Asked {
             model: fields.text("model")?.map(str::to_owned),
@@ -119,14 +125,17 @@ impl Asked {
     }
 }
 
-fn refuse_unsupported(fields: &Fields) -> Result<(), ApiError> {
+fn refuse_unsupported(fields: &Fields, choices: i64) -> Result<(), ApiError> {
     for (name, instead) in UNSUPPORTED {
-        if fields.get(name).is_some() {
+        if fields.get(name).is_some_and(|value| *value != false && *value != "") {
             return Err(ApiError::unsupported(name, format!("`{name}` is not supported: {instead}")));
         }
     }
-    if fields.whole("best_of", 1..=i64::MAX)?.is_some_and(|number| number > 1) {
-        let message = "`best_of` above 1 is not supported: ask for `n` answers with `logprobs`";
+    if fields.list("modalities")?.is_some_and(|all| all.iter().any(|one| *one != "text")) {
+        return Err(ApiError::unsupported("modalities", "`modalities` may be [\"text\"]: there is only text"));
+    }
+    if fields.whole("best_of", 1..=i64::MAX)?.is_some_and(|number| number > choices) {
+        let message = "`best_of` above `n` is not supported: ask for `n` answers with `logprobs`";
         return Err(ApiError::unsupported("best_of", message));
     }
     if fields.flag("echo")? == Some(true) {
@@ -211,6 +220,12 @@ mod tests {
         assert_eq!(read(&json!({"response_format": format})).expect("a request").schema, Some(schema));
         let both = read(&json!({"max_tokens": 5, "max_completion_tokens": 9})).expect("a request");
         assert_eq!(both.max_tokens, Some(9));
+        let same = json!({
+            "n": 2, "best_of": 2, "suffix": "", "modalities": ["text"], "continue_final_message": false, "top_p": 0,
+            "service_tier": "auto", "metadata": {"a": "b"}, "prediction": {"type": "content", "content": "x"},
+        });
+        let same = read(&same).expect("what changes no answer");
+        assert!(same.choices == 2 && same.top_p.is_some_and(|top_p| top_p > 0.0));
     }
 
     #[test]
@@ -218,7 +233,7 @@ mod tests {
         for (value, param) in [
             (json!({"temperature": "hot"}), "temperature"),
             (json!({"temperature": -1}), "temperature"),
-            (json!({"top_p": 0}), "top_p"),
+            (json!({"top_p": -0.5}), "top_p"),
             (json!({"top_p": 1.5}), "top_p"),
             (json!({"max_tokens": -1}), "max_tokens"),
             (json!({"max_tokens": 1.5}), "max_tokens"),
@@ -239,6 +254,12 @@ mod tests {
             (json!({"n": 0}), "n"),
             (json!({"n": 129}), "n"),
             (json!({"best_of": 2}), "best_of"),
+            (json!({"best_of": 3, "n": 2}), "best_of"),
+            (json!({"suffix": "x"}), "suffix"),
+            (json!({"modalities": ["text", "audio"]}), "modalities"),
+            (json!({"guided_json": {"type": "object"}}), "guided_json"),
+            (json!({"continue_final_message": true}), "continue_final_message"),
+            (json!({"web_search_options": {}}), "web_search_options"),
             (json!({"echo": true}), "echo"),
             (json!({"functions": []}), "functions"),
             (json!({"response_format": {"type": "grammar"}}), "response_format"),

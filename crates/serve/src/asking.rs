@@ -30,8 +30,9 @@ const LONGEST_FORM: Duration = Duration::from_secs(20);
 /// What is asked of a model.
 pub(crate) struct Question {
     pub(crate) served: Arc<Served>,
-    pub(crate) prompt: Vec<u32>,
-    /// The field of the request that the prompt is from.
+    /// The prompts. All answers to one come behind those to the one before.
+    pub(crate) prompts: Vec<Vec<u32>>,
+    /// The field of the request that they are from.
     pub(crate) param: &'static str,
     /// Special tokens whose text belongs to answers.
     pub(crate) marks: Vec<&'static str>,
@@ -39,7 +40,7 @@ pub(crate) struct Question {
     pub(crate) form: Option<(Grammar, Arc<str>)>,
 }
 
-/// Tokens of a request and of its answers. The prompt is counted once.
+/// Tokens of a request and of its answers. Each prompt is counted once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
     pub(crate) prompt: usize,
@@ -59,10 +60,9 @@ impl Usage {
     }
 
     /// Counts a piece of an answer.
-    pub(crate) fn count(&mut self, choice: usize, piece: &Piece) {
+    pub(crate) fn count(&mut self, piece: &Piece) {
         match piece {
-            Piece::Begun { cached } if choice == 0 => self.cached = *cached,
-            Piece::Begun { .. } => {}
+            Piece::Begun { cached } => self.cached += cached,
             Piece::Token { .. } => self.answer += 1,
             Piece::Rest(_) | Piece::Ended(_) => {}
         }
@@ -96,44 +96,59 @@ impl Incoming {
     }
 }
 
+/// How many answers there are to so many prompts.
+///
+/// # Errors
+/// They are more than there may be at a time. `param`: the field of the prompts.
+pub(crate) fn answers(state: &State, asked: &Asked, prompts: usize, param: &str) -> Result<usize, ApiError> {
+    let settings = state.ready()?.computing.settings();
+    let (most, all) = (settings.slots + settings.queue, asked.choices.saturating_mul(prompts));
+    if all <= most {
+        return Ok(all);
+    }
+    let (what, param) = match prompts {
+        1 => (format!("`n` is {all}"), "n"),
+        _ => (format!("{prompts} prompts have {all} answers"), param),
+    };
+    Err(ApiError::field(param, format!("{what}, and this server takes {most} answers at a time")))
+}
+
 /// Hands a question over, once for each answer.
 pub(crate) fn ask(state: &State, asked: &Asked, question: &Question) -> Result<Incoming, ApiError> {
-    let Question { served, prompt, param, marks, form } = question;
+    let Question { served, prompts, param, marks, form } = question;
     if state.is_stopping() {
         return Err(ApiError::stopping());
     }
     let computing = &state.ready()?.computing;
     let settings = computing.settings();
     let model = &served.model;
-    // An answer without a limit of its own gets what there is room for.
-    let longest = settings.longest_answer(model, prompt.len()).max(1);
-    let max_new_tokens = asked.max_tokens.unwrap_or(state.settings.max_tokens.min(longest));
-    settings.check(model, prompt, max_new_tokens).map_err(|refusal| ApiError::of_refusal(&refusal, param))?;
     asked.check_tokens(model.config.vocabulary)?;
-    let most = settings.slots + settings.queue;
-    if asked.choices > most {
-        let message = format!("`n` is {}, and this server takes {most} answers at a time", asked.choices);
-        return Err(ApiError::field("n", message));
-    }
+    let answers = answers(state, asked, prompts.len(), param)?;
     let (sender, receiver) = unbounded_channel();
-    let mut all = Vec::with_capacity(asked.choices);
-    for (choice, rules) in asked.rules(served)?.into_iter().enumerate() {
-        let place = computing.place()?;
-        let pieces = Pieces { sender: sender.clone(), choice };
-        let metrics = Arc::clone(&state.metrics);
-        let listener = Answering::new(&served.tokenizer, asked.stop.clone(), marks.clone(), pieces, metrics, place);
-        let request = EngineRequest {
-            model: Arc::clone(model),
-            prompt: prompt.clone(),
-            max_new_tokens,
-            rules,
-            end_ids: served.ends.clone(),
-            form: form.as_ref().map(|(grammar, _)| grammar.begin()),
-        };
-        let grammar = form.as_ref().map(|(_, text)| Arc::clone(text));
-        all.push(Submitted { request, listener: Box::new(listener), grammar });
+    let mut all = Vec::with_capacity(answers);
+    for prompt in prompts {
+        // An answer without a limit of its own gets what there is room for.
+        let longest = settings.longest_answer(model, prompt.len()).max(1);
+        let max_new_tokens = asked.max_tokens.unwrap_or(state.settings.max_tokens.min(longest));
+        settings.check(model, prompt, max_new_tokens).map_err(|refusal| ApiError::of_refusal(&refusal, param))?;
+        for (n, rules) in asked.rules(served)?.into_iter().enumerate() {
+            let place = computing.place()?;
+            let pieces = Pieces { sender: sender.clone(), choice: all.len(), is_first: n == 0 };
+            let metrics = Arc::clone(&state.metrics);
+            let listener = Answering::new(&served.tokenizer, asked.stop.clone(), marks.clone(), pieces, metrics, place);
+            let request = EngineRequest {
+                model: Arc::clone(model),
+                prompt: prompt.clone(),
+                max_new_tokens,
+                rules,
+                end_ids: served.ends.clone(),
+                form: form.as_ref().map(|(grammar, _)| grammar.begin()),
+            };
+            let grammar = form.as_ref().map(|(_, text)| Arc::clone(text));
+            all.push(Submitted { request, listener: Box::new(listener), grammar });
+        }
     }
-    state.metrics.prompt(prompt.len());
+    prompts.iter().for_each(|prompt| state.metrics.prompt(prompt.len()));
     computing.submit(all);
     Ok(Incoming::new(receiver, state.settings.bounds.turn))
 }
@@ -154,18 +169,26 @@ pub(crate) async fn read_grammar(
 ) -> Result<(Grammar, Arc<str>), ApiError> {
     let (text, model) = (Arc::<str>::from(text), Arc::clone(&served.model));
     let (served, own) = (Arc::clone(served), Arc::clone(&text));
+    // Reading cannot be stopped, and goes on with its place.
+    let place = timeout(LONGEST_FORM, Arc::clone(&state.forms).acquire_owned()).await.map_err(|_| ApiError::busy())?;
+    let elsewhere = state.ready()?.computing.announce(&model, &text);
     let work = move || {
         let grammars = served.grammars()?;
         grammars.read(&trial)?.rehearse()?;
         let grammar = grammars.read(&own)?;
         Ok::<_, String>((grammar, own))
     };
-    // Reading cannot be stopped, and goes on with its place.
-    let place = timeout(LONGEST_FORM, Arc::clone(&state.forms).acquire_owned()).await.map_err(|_| ApiError::busy())?;
-    state.ready()?.computing.announce(&model, &text);
     let done = timeout(LONGEST_FORM, on_thread_with(place, work)).await;
     let late = |_| refused_form(param, &format!("it is not read within {} seconds", LONGEST_FORM.as_secs()));
-    done.map_err(late)??.map_err(|what: String| refused_form(param, &what))
+    let read = done.map_err(late)??.map_err(|what: String| refused_form(param, &what))?;
+    if let Some(elsewhere) = elsewhere {
+        // The others hear of it between two steps, and these may be long.
+        let turn = state.settings.bounds.turn;
+        if !elsewhere.wait(turn).await.map_err(|what| ApiError::lost(&what))? {
+            return Err(ApiError::waited(turn.as_secs()));
+        }
+    }
+    Ok(read)
 }
 
 /// An answer as a whole.
@@ -176,7 +199,7 @@ pub(crate) struct Answer {
     pub(crate) finish: &'static str,
 }
 
-/// Waits for the end of `choices` answers to a prompt of so many tokens.
+/// Waits for the end of `choices` answers to prompts of so many tokens in all.
 pub(crate) async fn whole(
     mut pieces: Incoming,
     choices: usize,
@@ -186,7 +209,7 @@ pub(crate) async fn whole(
         (0..choices).map(|_| Answer { text: String::new(), logprobs: Vec::new(), finish: "" }).collect();
     let (mut usage, mut ended) = (Usage { prompt, ..Usage::default() }, 0);
     while let Some((choice, piece)) = pieces.next().await? {
-        usage.count(choice, &piece);
+        usage.count(&piece);
         let answer = &mut answers[choice];
         match piece {
             Piece::Begun { .. } => {}
@@ -258,9 +281,14 @@ pub(crate) fn check_text(served: &Served, text: &str, param: &str) -> Result<(),
     Err(ApiError::field(param, message).with_code("context_length_exceeded"))
 }
 
-/// The text of one token; of a part of a character U+FFFD.
-pub(crate) fn token_text(tokenizer: &ChatTokenizer, token: u32) -> String {
-    tokenizer.decode(&[token], false).unwrap_or_default()
+/// The text of one token, with U+FFFD for parts of characters, and its bytes.
+pub(crate) fn token_text(tokenizer: &ChatTokenizer, token: u32) -> (String, Vec<u8>) {
+    // A decoder takes off the space in front of a text, and one token is a text to it.
+    let bytes = tokenizer.bytes_of(token).unwrap_or_else(|| {
+        let special = tokenizer.decode(&[token], false).unwrap_or_default();
+        special.into_bytes()
+    });
+    (String::from_utf8_lossy(&bytes).into_owned(), bytes)
 }
 
 /// A name for an answer, which no other has.

@@ -93,7 +93,21 @@ impl CallForm {
             let is_json = |form: &CallForm| matches!(form.arguments, Arguments::Json { .. });
             CallForm::parse(&text[begin..], Notation::Json, is_special).filter(is_json)
         });
-        of_formats.chain(as_json).find(|form| form.is_read_by(formats))
+        let mut of_all = of_formats.chain(as_json).chain(CallForm::of_python_list(text, name));
+        of_all.find(|form| form.is_read_by(formats))
+    }
+
+    /// Llama's other form: `[NAME(KEY=VALUE), ...]` and nothing else. `name`: where the name of the first call stands.
+    /// How the template writes values does not matter: some leave out the quotes of texts, and others have them around
+    /// numbers, too.
+    fn of_python_list(text: &str, name: usize) -> Option<CallForm> {
+        let behind = text[name..].strip_prefix(SAMPLES[0])?;
+        if !text[..name].ends_with('[') || !behind.starts_with(&format!("({}=", KEYS[0])) {
+            return None;
+        }
+        let is_next = |next: &&str| behind.contains(&format!("){next}{}(", SAMPLES[1]));
+        let next = [", ", ","].into_iter().find(is_next).map(str::to_owned);
+        Some(CallForm { open: "[".to_owned(), next, close: "]".to_owned(), arguments: Arguments::Python })
     }
 
     /// `text`: from the first mark of the calls on. `is_end`: whether this is a token behind them.

@@ -33,7 +33,7 @@ pub(crate) enum Notation {
 }
 
 /// The formats. Of several with the same beginning, the first one that fits is meant.
-static FORMATS: [CallFormat; 11] = [
+static FORMATS: [CallFormat; 12] = [
     // Qwen, Hermes, Granite 4, SmolLM3: <tool_call>{"name", "arguments"}</tool_call>, as often as there are calls.
     CallFormat {
         sign: "",
@@ -134,6 +134,15 @@ static FORMATS: [CallFormat; 11] = [
         notation: Notation::Python,
         read: python,
     },
+    // Llama 4: [NAME(KEY=VALUE), ...] in Python. Without the marks, as Llama 3.2 has it, only an answer that begins so is
+    // meant.
+    CallFormat {
+        sign: "",
+        begins: &["<|python_start|>"],
+        marks: &["<|python_start|>", "<|python_end|>"],
+        notation: Notation::Python,
+        read: between_python_marks,
+    },
 ];
 
 /// The formats of a model, whose template has some texts.
@@ -209,9 +218,11 @@ fn tagged(text: &str, _: &Tools) -> Option<Vec<ToolCall>> {
     blocks(text, "<tool_call>", "</tool_call>", json_calls)
 }
 
-fn behind_mark(text: &str, _: &Tools) -> Option<Vec<ToolCall>> {
-    let text = ["<|python_tag|>", "<|tool_call|>"].iter().find_map(|mark| text.strip_prefix(mark))?;
-    json_calls(text.split("<|/tool_call|>").next().unwrap_or_default())
+fn behind_mark(text: &str, tools: &Tools) -> Option<Vec<ToolCall>> {
+    if let Some(text) = text.strip_prefix("<|python_tag|>") {
+        return json_calls(text).or_else(|| python_list(text, tools)).or_else(|| built_in(text, tools));
+    }
+    json_calls(text.strip_prefix("<|tool_call|>")?.split("<|/tool_call|>").next().unwrap_or_default())
 }
 
 fn bracketed(text: &str, _: &Tools) -> Option<Vec<ToolCall>> {
@@ -343,12 +354,61 @@ fn python(text: &str, _: &Tools) -> Option<Vec<ToolCall>> {
     let text = ["<|tool_call_start|>", "<function_calls>"].iter().find_map(|mark| text.strip_prefix(mark))?;
     let mut literals = Literals::new(text);
     literals.takes("[");
+    let calls = python_calls(&mut literals)?;
+    some(calls.into_iter().map(|(name, arguments)| of_map(name, arguments)).collect::<Option<_>>()?)
+}
+
+/// Calls one behind the other, with commas between them or without.
+fn python_calls<'a>(literals: &mut Literals<'a>) -> Option<Vec<(&'a str, Map<String, Value>)>> {
     let mut calls = Vec::new();
     while let Some(name) = literals.name('(') {
-        calls.push(of_map(name, literals.object(")", "=")?)?);
+        calls.push((name, literals.object(")", "=")?));
         literals.takes(",");
     }
-    some(calls)
+    Some(calls)
+}
+
+fn between_python_marks(text: &str, tools: &Tools) -> Option<Vec<ToolCall>> {
+    let text = text.strip_prefix("<|python_start|>")?;
+    let (within, behind) = text.split_once("<|python_end|>").unwrap_or((text, ""));
+    // Llama 4's template has the text of a message between the marks, and its calls behind them.
+    let calls = match (within.trim(), behind.trim()) {
+        ("", calls) | (calls, "") => calls,
+        _ => return None,
+    };
+    python_list(calls, tools).or_else(|| json_calls(calls))
+}
+
+/// The calls of a list in Python, and nothing else. All of them are of tools that there are: a text may be such a list,
+/// too.
+pub(crate) fn python_list(text: &str, tools: &Tools) -> Option<Vec<ToolCall>> {
+    let mut literals = Literals::new(text.trim().strip_prefix('[')?);
+    let calls = python_calls(&mut literals)?;
+    if !literals.takes("]") || !literals.rest().trim().is_empty() {
+        return None;
+    }
+    some(calls.into_iter().map(|(name, arguments)| of_tool(name, arguments, tools)).collect::<Option<_>>()?)
+}
+
+/// Llama 3's call of a tool that its template knows by itself: `NAME.call(KEY=VALUE)`.
+fn built_in(text: &str, tools: &Tools) -> Option<Vec<ToolCall>> {
+    let mut literals = Literals::new(text.trim());
+    let name = literals.name('(')?;
+    let arguments = literals.object(")", "=")?;
+    let call = of_tool(name.strip_suffix(".call")?, arguments, tools)?;
+    literals.rest().trim().is_empty().then(|| vec![call])
+}
+
+/// A call of a tool that there is. Some templates put quotes around whatever is no text.
+fn of_tool(name: &str, arguments: Map<String, Value>, tools: &Tools) -> Option<ToolCall> {
+    let typed = |(key, value): (String, Value)| {
+        let value = match value.as_str().filter(|_| tools.is_no_text(name, &key)) {
+            Some(text) => tools.value(name, &key, text),
+            None => value,
+        };
+        (key, value)
+    };
+    tools.has(name).then(|| of_map(name, arguments.into_iter().map(typed).collect())).flatten()
 }
 
 /// A value that is written as it is if it is a text, and as JSON or Python if it is not. `kinds`: the types that the

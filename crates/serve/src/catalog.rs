@@ -30,7 +30,7 @@ pub struct Served {
     /// How its chat template marks what answers consist of.
     pub(crate) marking: Marking,
     /// Made when they are first asked for.
-    grammars: OnceLock<Result<Grammars, String>>,
+    grammars: OnceLock<Result<Arc<Grammars>, String>>,
     call_form: OnceLock<Option<CallForm>>,
 }
 
@@ -70,7 +70,7 @@ impl Served {
         }
     }
 
-    /// What makes grammars over its tokens. The first call takes a second for a vocabulary of 150,000.
+    /// What makes grammars over its tokens. The first call for these tokens takes a second for a vocabulary of 150,000.
     ///
     /// # Errors
     /// A sentence that says why there is none.
@@ -78,9 +78,9 @@ impl Served {
         let new = || {
             let form = self.call_form().filter(|_| !self.marking.is_harmony());
             let marks = form.map(|form| form.marks(self.marking.formats())).unwrap_or_default();
-            Grammars::new(&self.tokenizer, &self.ends, &marks)
+            Grammars::of(&self.tokenizer, &self.ends, &marks)
         };
-        self.grammars.get_or_init(new).as_ref().map_err(Clone::clone)
+        self.grammars.get_or_init(new).as_deref().map_err(Clone::clone)
     }
 
     /// How its chat template writes calls of tools, if that is a form that can be kept.

@@ -39,27 +39,28 @@ pub(crate) async fn chat(
     let asked = Asked::read(&fields, logprobs(&fields)?)?;
     let conversation = Conversation::read(&fields)?;
     let served = state.ready()?.catalog.find(asked.model.as_deref())?;
-    let (tools, choice) = (conversation.tools.clone(), conversation.choice.clone());
+    let (tools, choice, one_call) = (conversation.tools.clone(), conversation.choice.clone(), conversation.one_call);
     let (prompt, opened) = read_prompt(&state, &served, conversation).await?;
     let wanted = Wanted { schema: asked.schema.as_ref(), tools: tools.as_ref(), choice: &choice };
     let form = wanted.form(&state, &served, opened.as_deref()).await?;
     let marks = served.marking.shown(tools.is_some());
-    let question = Question { served: Arc::clone(&served), prompt, param: "messages", marks, form };
+    let prompts = vec![prompt];
+    let question = Question { served: Arc::clone(&served), prompts, param: "messages", marks, form };
     let tools = tools.map(Tools::new);
     let reader = || question.served.marking.reader(opened.as_deref(), tools.as_ref());
     let pieces = ask(&state, &asked, &question)?;
     let answering = Naming { id: new_id("chatcmpl")?, created: now(), served };
-    let usage = Usage { prompt: question.prompt.len(), ..Usage::default() };
+    let usage = Usage { prompt: question.prompts.iter().map(Vec::len).sum(), ..Usage::default() };
     if asked.stream {
         let include_usage = asked.include_usage;
         let choices = (0..asked.choices).map(|_| (Some(reader()), 0)).collect();
-        let chunks = ChatChunks { naming: answering, choices, usage, include_usage };
+        let chunks = ChatChunks { naming: answering, choices, usage, include_usage, one_call };
         return Ok(events::response(chunks, pieces, busy.map(|Extension(busy)| busy)));
     }
     let (answers, usage) = whole(pieces, asked.choices, usage.prompt).await?;
     let mut choices = Vec::new();
     for (choice, answer) in answers.iter().enumerate() {
-        let (message, has_calls) = message(reader(), &answer.text)?;
+        let (message, has_calls) = message(reader(), &answer.text, one_call)?;
         let finish = if has_calls { "tool_calls" } else { answer.finish };
         let tokenizer = &answering.served.tokenizer;
         let logprobs = (!answer.logprobs.is_empty()).then(|| of_tokens(tokenizer, &answer.logprobs));
@@ -131,7 +132,7 @@ async fn call_form(state: &State, served: &Arc<Served>, param: &'static str) -> 
 fn logprobs(fields: &Fields) -> Result<Option<usize>, ApiError> {
     let is_wanted = fields.flag("logprobs")?.unwrap_or(false);
     let top = fields.whole("top_logprobs", 0..=MOST_LOGPROBS)?;
-    if top.is_some() && !is_wanted {
+    if top.is_some_and(|top| top > 0) && !is_wanted {
         return Err(ApiError::field("top_logprobs", "`top_logprobs` needs `logprobs`: true"));
     }
     Ok(is_wanted.then(|| top.and_then(|top| usize::try_from(top).ok()).unwrap_or(0)))
@@ -182,13 +183,14 @@ impl Naming {
     }
 }
 
-/// The message of an answer as a whole, and whether it calls tools.
-fn message(mut reader: PartReader, text: &str) -> Result<(Value, bool), ApiError> {
+/// The message of an answer as a whole, and whether it calls tools. `one_call`: of several calls the first counts.
+fn message(mut reader: PartReader, text: &str, one_call: bool) -> Result<(Value, bool), ApiError> {
     let Parts { mut reasoning, mut text, mut calls } = reader.push(text);
     let last = reader.finish();
     reasoning += &last.reasoning;
     text += &last.text;
     calls.extend(last.calls);
+    calls.truncate(if one_call { 1 } else { usize::MAX });
     let content = if text.trim().is_empty() && !calls.is_empty() { Value::Null } else { text.into() };
     let mut message = json!({"role": "assistant", "content": content});
     if !reasoning.is_empty() {
@@ -208,8 +210,8 @@ fn call_object(call: &ToolCall) -> Result<Value, ApiError> {
 
 fn of_tokens(tokenizer: &ChatTokenizer, tokens: &[(u32, Logprobs)]) -> Value {
     let one = |token: u32, logprob: f32| {
-        let text = token_text(tokenizer, token);
-        json!({"token": text, "logprob": logprob, "bytes": text.as_bytes()})
+        let (text, bytes) = token_text(tokenizer, token);
+        json!({"token": text, "logprob": logprob, "bytes": bytes})
     };
     let content: Vec<Value> = tokens
         .iter()
@@ -229,6 +231,8 @@ struct ChatChunks {
     choices: Vec<(Option<PartReader>, usize)>,
     usage: Usage,
     include_usage: bool,
+    /// Of several calls the first counts.
+    one_call: bool,
 }
 
 impl ChatChunks {
@@ -251,7 +255,8 @@ impl ChatChunks {
         if !text.is_empty() || logprobs.is_some() {
             chunks.push(self.chunk(choice, &json!({"content": text}), logprobs.take(), None));
         }
-        for call in calls {
+        let most = if self.one_call { 1 } else { usize::MAX };
+        for call in calls.into_iter().take(most.saturating_sub(self.choices[choice].1)) {
             // Without random numbers the call has the answer's name.
             let mut object = call_object(&call).unwrap_or_else(|_| json!({"id": self.naming.id}));
             object["index"] = self.choices[choice].1.into();
@@ -273,7 +278,7 @@ impl Chunks for ChatChunks {
     }
 
     fn piece(&mut self, choice: usize, piece: Piece) -> Vec<Value> {
-        self.usage.count(choice, &piece);
+        self.usage.count(&piece);
         let (text, logprobs) = match piece {
             Piece::Token { token, text, logprobs } => (text, logprobs.map(|logprobs| (token, logprobs))),
             Piece::Rest(text) => (text, None),
@@ -317,7 +322,7 @@ mod tests {
             let calls = CallReader::new(formats(str::is_empty), Tools::new(json!([])));
             PartReader::Tagged(TaggedReader::new(None, Some(calls)))
         };
-        let of = |answer: &str| message(reader(), answer).expect("a message");
+        let of = |answer: &str| message(reader(), answer, false).expect("a message");
         assert_eq!(of("Hello"), (json!({"role": "assistant", "content": "Hello"}), false));
         let call = "<tool_call>{\"name\": \"now\", \"arguments\": {\"zone\": 1}}</tool_call>";
         let (message, has_calls) = of(&format!("<think>hm</think>\n\n{call}{call}"));
@@ -329,6 +334,8 @@ mod tests {
         assert_eq!(calls[0]["function"], json!({"name": "now", "arguments": "{\"zone\":1}"}));
         let ids: Vec<&str> = calls.iter().filter_map(|call| call["id"].as_str()).collect();
         assert!(ids[0] != ids[1] && ids.iter().all(|id| id.len() == 9), "{ids:?}");
+        let (one, _) = super::message(reader(), &call.repeat(2), true).expect("a message");
+        assert_eq!(one["tool_calls"].as_array().map(Vec::len), Some(1));
     }
 
     #[test]
@@ -336,6 +343,7 @@ mod tests {
         let read = |fields: Value| logprobs(&Fields::read(fields.to_string().as_bytes())?);
         assert_eq!(read(json!({})), Ok(None));
         assert_eq!(read(json!({"logprobs": false, "top_logprobs": null})), Ok(None));
+        assert_eq!(read(json!({"logprobs": false, "top_logprobs": 0})), Ok(None), "some clients always send it");
         assert_eq!(read(json!({"logprobs": true})), Ok(Some(0)));
         assert_eq!(read(json!({"logprobs": true, "top_logprobs": 5})), Ok(Some(5)));
         for wrong in [json!({"top_logprobs": 5}), json!({"logprobs": true, "top_logprobs": 21}), json!({"logprobs": 1})]

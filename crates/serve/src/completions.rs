@@ -12,8 +12,8 @@ use serde_json::{Map, Value, json};
 use crate::answering::{Finish, Piece};
 use crate::asked::{Asked, MOST_LOGPROBS};
 use crate::asking::{
-    Answer, Question, Usage, ask, check_text, finish_reason, new_id, on_texts, read_grammar, refused_form, token_text,
-    whole,
+    Answer, Question, Usage, answers, ask, check_text, finish_reason, new_id, on_texts, read_grammar, refused_form,
+    token_text, whole,
 };
 use crate::catalog::{Served, now};
 use crate::connection::Busy;
@@ -39,16 +39,10 @@ pub(crate) async fn completions(
     let fields = Fields::read(&body)?;
     let logprobs = fields.whole("logprobs", 0..=MOST_LOGPROBS)?.and_then(|top| usize::try_from(top).ok());
     let asked = Asked::read(&fields, logprobs)?;
-    let prompt = read_prompt(&fields)?;
+    let prompts = read_prompts(&fields)?;
     let served = state.ready()?.catalog.find(asked.model.as_deref())?;
-    let prompt = match prompt {
-        Prompt::Tokens(tokens) => tokens,
-        Prompt::Text(text) => {
-            check_text(&served, &text, "prompt")?;
-            let tokenizer = served.tokenizer.clone();
-            on_texts(&state, "prompt", move || tokenizer.encode(&text, true)).await?
-        }
-    };
+    let choices = answers(&state, &asked, prompts.len(), "prompt")?;
+    let prompts = tokens_of(&state, &served, prompts).await?;
     let form = match &asked.schema {
         None => None,
         Some(schema) => {
@@ -59,17 +53,17 @@ pub(crate) async fn completions(
             Some(read_grammar(&state, &served, text, trial, "response_format").await?)
         }
     };
-    let question = Question { served: Arc::clone(&served), prompt, param: "prompt", marks: Vec::new(), form };
+    let question = Question { served: Arc::clone(&served), prompts, param: "prompt", marks: Vec::new(), form };
     let pieces = ask(&state, &asked, &question)?;
-    let usage = Usage { prompt: question.prompt.len(), ..Usage::default() };
-    let (include_usage, offsets) = (asked.include_usage, vec![0; asked.choices]);
+    let usage = Usage { prompt: question.prompts.iter().map(Vec::len).sum(), ..Usage::default() };
+    let (include_usage, offsets) = (asked.include_usage, vec![0; choices]);
     let mut texts = Texts { id: new_id("cmpl")?, created: now(), served, usage, include_usage, offsets };
     if asked.stream {
         return Ok(events::response(texts, pieces, busy.map(|Extension(busy)| busy)));
     }
-    let (answers, usage) = whole(pieces, asked.choices, usage.prompt).await?;
+    let (all, usage) = whole(pieces, choices, usage.prompt).await?;
     let mut choices = Vec::new();
-    for (choice, Answer { text, logprobs, finish }) in answers.iter().enumerate() {
+    for (choice, Answer { text, logprobs, finish }) in all.iter().enumerate() {
         let logprobs = (!logprobs.is_empty()).then(|| texts.of_tokens(choice, logprobs));
         choices.push(choice_object(choice, text, logprobs, Some(finish)));
     }
@@ -78,21 +72,38 @@ pub(crate) async fn completions(
     Ok(Json(object).into_response())
 }
 
-fn read_prompt(fields: &Fields) -> Result<Prompt, ApiError> {
-    let wanted = "a string, or a list of numbers of tokens";
-    let several = || ApiError::unsupported("prompt", "several prompts are not supported: ask several times");
+/// The tokens of each prompt.
+async fn tokens_of(state: &State, served: &Arc<Served>, prompts: Vec<Prompt>) -> Result<Vec<Vec<u32>>, ApiError> {
+    for prompt in &prompts {
+        if let Prompt::Text(text) = prompt {
+            check_text(served, text, "prompt")?;
+        }
+    }
+    let tokenizer = served.tokenizer.clone();
+    let tokens = move |prompt| match prompt {
+        Prompt::Tokens(tokens) => Ok(tokens),
+        Prompt::Text(text) => tokenizer.encode(&text, true),
+    };
+    on_texts(state, "prompt", move || prompts.into_iter().map(tokens).collect()).await
+}
+
+/// The prompts of a request: one, or a list of them.
+fn read_prompts(fields: &Fields) -> Result<Vec<Prompt>, ApiError> {
+    let wanted = "a string, a list of numbers of tokens, or a list of those";
+    let one = |prompt: &Value| match prompt {
+        Value::String(text) => Ok(Prompt::Text(text.clone())),
+        Value::Array(items) => {
+            let token = |item: &Value| item.as_u64().and_then(|token| u32::try_from(token).ok());
+            let token = |item: &Value| token(item).ok_or_else(|| wrong("prompt", item, wanted));
+            items.iter().map(token).collect::<Result<_, _>>().map(Prompt::Tokens)
+        }
+        other => Err(wrong("prompt", other, wanted)),
+    };
     match fields.get("prompt") {
-        Some(Value::String(text)) => Ok(Prompt::Text(text.clone())),
-        Some(Value::Array(items)) => match items.as_slice() {
-            [Value::String(text)] => Ok(Prompt::Text(text.clone())),
-            [Value::String(_) | Value::Array(_), ..] => Err(several()),
-            items => {
-                let token = |item: &Value| item.as_u64().and_then(|token| u32::try_from(token).ok());
-                let token = |item: &Value| token(item).ok_or_else(|| wrong("prompt", item, wanted));
-                items.iter().map(token).collect::<Result<_, _>>().map(Prompt::Tokens)
-            }
-        },
-        Some(other) => Err(wrong("prompt", other, wanted)),
+        Some(Value::Array(items)) if items.first().is_some_and(|item| item.is_string() || item.is_array()) => {
+            items.iter().map(one).collect()
+        }
+        Some(prompt) => Ok(vec![one(prompt)?]),
         None => Err(ApiError::field("prompt", format!("`prompt` is missing: {wanted}"))),
     }
 }
@@ -121,12 +132,12 @@ impl Texts {
     fn of_tokens(&mut self, choice: usize, tokens: &[(u32, Logprobs)]) -> Value {
         let (mut texts, mut logarithms, mut tops, mut offsets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (token, logprobs) in tokens {
-            let text = token_text(&self.served.tokenizer, *token);
+            let text = token_text(&self.served.tokenizer, *token).0;
             offsets.push(self.offsets[choice]);
             self.offsets[choice] += text.chars().count();
             let top = logprobs.top.iter().copied().chain([(*token, logprobs.chosen)]);
             let top: Map<String, Value> =
-                top.map(|(token, logprob)| (token_text(&self.served.tokenizer, token), logprob.into())).collect();
+                top.map(|(token, logprob)| (token_text(&self.served.tokenizer, token).0, logprob.into())).collect();
             tops.push(top);
             logarithms.push(logprobs.chosen);
             texts.push(text);
@@ -145,7 +156,7 @@ impl Chunks for Texts {
     }
 
     fn piece(&mut self, choice: usize, piece: Piece) -> Vec<Value> {
-        self.usage.count(choice, &piece);
+        self.usage.count(&piece);
         let (text, logprobs) = match piece {
             Piece::Token { token, text, logprobs } => (text, logprobs.map(|logprobs| [(token, logprobs)])),
             Piece::Rest(text) => (text, None),
@@ -178,11 +189,18 @@ mod tests {
 
     #[test]
     fn prompts_of_texts_and_tokens() {
-        let read = |prompt: Value| read_prompt(&Fields::read(json!({"prompt": prompt}).to_string().as_bytes())?);
-        assert_eq!(read("Hi".into()), Ok(Prompt::Text("Hi".to_owned())));
-        assert_eq!(read(json!(["Hi"])), Ok(Prompt::Text("Hi".to_owned())));
-        assert_eq!(read(json!([1, 2])), Ok(Prompt::Tokens(vec![1, 2])));
-        for wrong in [json!(null), json!(3), json!(["a", "b"]), json!([[1], [2]]), json!([1, "a"]), json!([-1])] {
+        let read = |prompt: Value| read_prompts(&Fields::read(json!({"prompt": prompt}).to_string().as_bytes())?);
+        let (text, tokens) = (|| Prompt::Text("Hi".to_owned()), || Prompt::Tokens(vec![1, 2]));
+        assert_eq!(read("Hi".into()), Ok(vec![text()]));
+        assert_eq!(read(json!(["Hi"])), Ok(vec![text()]));
+        assert_eq!(read(json!([1, 2])), Ok(vec![tokens()]));
+        assert_eq!(read(json!([[1, 2]])), Ok(vec![tokens()]));
+        assert_eq!(read(json!(["Hi", "Hi"])), Ok(vec![text(), text()]));
+        assert_eq!(read(json!([[1, 2], "Hi"])), Ok(vec![tokens(), text()]));
+        assert_eq!(read(json!([])), Ok(vec![Prompt::Tokens(Vec::new())]), "it has no tokens, which is said later");
+        for wrong in
+            [json!(null), json!(3), json!(["a", 1]), json!([1, "a"]), json!([-1]), json!([[[1]]]), json!([[1], null])]
+        {
             assert!(read(wrong.clone()).is_err(), "{wrong}");
         }
     }

@@ -10,6 +10,7 @@ use std::{io, thread};
 use finetune_model::{Engine, EngineCounts, EngineRequest, EngineSettings, Listener, Model};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::elsewhere::{Elsewhere, Expected};
 use crate::error::ApiError;
 use crate::others::{Orders, Others};
 
@@ -33,16 +34,16 @@ pub(crate) struct Submitted {
 /// What the thread is told.
 enum Told {
     Requests(Vec<Submitted>),
-    /// The text of a form that a request of this model will have, for other ranks.
-    Form(Arc<Model>, Arc<str>),
+    /// The text of a form that a request of this model will have, for other ranks, and its number.
+    Form(Arc<Model>, Arc<str>, u64),
 }
 
 /// A handle of the thread.
 pub(crate) struct Computing {
     /// `None` once no more requests are taken.
     requests: Mutex<Option<Sender<Told>>>,
-    /// Whether other ranks hold parts of the models.
-    has_others: bool,
+    /// The forms that other ranks read, if some hold parts of the models.
+    elsewhere: Option<Arc<Elsewhere>>,
     settings: EngineSettings,
     /// One for each request that may run or wait. A listener holds it until it is dropped.
     places: Arc<Semaphore>,
@@ -60,7 +61,8 @@ impl Computing {
         let (sender, receiver) = channel();
         let counts: Arc<Mutex<EngineCounts>> = Arc::default();
         let shown = Arc::clone(&counts);
-        let has_others = others.is_some();
+        let of = |others: &Others| Elsewhere::new(Arc::clone(&others.have_read), others.world.saturating_sub(1));
+        let elsewhere = others.as_ref().map(of);
         let thread = thread::Builder::new().name("computing".to_owned()).stack_size(STACK);
         thread.spawn(move || {
             let work = || match &others {
@@ -77,7 +79,7 @@ impl Computing {
             }
         })?;
         let places = Arc::new(Semaphore::new(settings.slots + settings.queue));
-        Ok(Computing { requests: Mutex::new(Some(sender)), has_others, settings, places, counts })
+        Ok(Computing { requests: Mutex::new(Some(sender)), elsewhere, settings, places, counts })
     }
 
     pub(crate) fn settings(&self) -> EngineSettings {
@@ -94,11 +96,11 @@ impl Computing {
         self.tell(Told::Requests(all));
     }
 
-    /// A form is about to be read. Other ranks begin to read it, too.
-    pub(crate) fn announce(&self, model: &Arc<Model>, form: &Arc<str>) {
-        if self.has_others {
-            self.tell(Told::Form(Arc::clone(model), Arc::clone(form)));
-        }
+    /// A form is about to be read. Other ranks begin to read it, too: what is returned waits for them, if there are some.
+    pub(crate) fn announce(&self, model: &Arc<Model>, form: &Arc<str>) -> Option<Expected> {
+        let expected = self.elsewhere.as_ref()?.expect();
+        self.tell(Told::Form(Arc::clone(model), Arc::clone(form), expected.number()));
+        Some(expected)
     }
 
     fn tell(&self, told: Told) {
@@ -158,8 +160,8 @@ fn compute_together(
         let mut order = |engine: &mut Engine, told: Told| {
             let all = match told {
                 Told::Requests(all) => all,
-                Told::Form(model, text) => {
-                    orders.forms.extend(others.number(&model).map(|number| (number, text.to_string())));
+                Told::Form(model, text, number) => {
+                    orders.forms.extend(others.number(&model).map(|model| (model, text.to_string(), number)));
                     return;
                 }
             };

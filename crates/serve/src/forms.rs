@@ -10,8 +10,9 @@ use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
 use crate::text_grammar::escaped;
 
-/// White space between the parts of JSON. Without a bound some models write nothing else.
-const SPACE: &str = r"[\x20\x0A\x0D\x09]{1,40}";
+/// White space between the parts of JSON: a few spaces, or a line break and what the next line is set in by. Without a
+/// bound some models write nothing else, and with one of forty letters they write forty line breaks.
+const SPACE: &str = r"[\x20\x09]{1,8}|\r?\n[\x20\x09]{0,40}";
 
 /// The schema of what `response_format` asks for. `None`: any text.
 pub(crate) fn response_format(fields: &Fields) -> Result<Option<Value>, ApiError> {
@@ -63,6 +64,14 @@ impl ToolChoice {
                 other => {
                     let message = "`tool_choice` may be \"auto\", \"none\", \"required\" or a function";
                     Err(ApiError::unsupported(PARAM, format!("{message}, not {other:?}")))
+                }
+            },
+            Some(choice) if choice["type"] == "allowed_tools" => match choice["allowed_tools"]["mode"].as_str() {
+                Some("auto") => Ok(ToolChoice::Auto),
+                Some("required") => Ok(ToolChoice::Any { one }),
+                _ => {
+                    let message = "the `mode` of `allowed_tools` may be \"auto\" or \"required\"";
+                    Err(ApiError::unsupported(PARAM, message))
                 }
             },
             Some(choice) => name(choice).map(ToolChoice::Named).ok_or_else(|| {
@@ -232,7 +241,7 @@ pub(crate) mod tests {
 
     #[test]
     fn answers_that_fit_schemas() {
-        let grammars = Grammars::new(&tokenizer(), &[0], &[]).expect("a vocabulary of bytes");
+        let grammars = Grammars::of(&tokenizer(), &[0], &[]).expect("a vocabulary of bytes");
         let object = json!({"type": "object"});
         let person = json!({
             "type": "object",
@@ -246,6 +255,8 @@ pub(crate) mod tests {
             (&object, "{}", true),
             (&object, "{\"a\": [1, true, null, \"é\\n\"]}", true),
             (&object, "{\n    \"a\": {\"b\": -1.5e3}\n}", true),
+            (&object, "{\r\n\t\"a\" : {\r\n\t\t\"b\":  1\r\n\t}\r\n}", true),
+            (&object, "{\n\n\"a\": 1}", false),
             (&object, "[1]", false),
             (&object, "{\"a\": 1", false),
             (&object, "{\"a\": 1}}", false),
@@ -273,7 +284,7 @@ pub(crate) mod tests {
 
     #[test]
     fn reasoning_stands_before_an_answer() {
-        let grammars = Grammars::new(&tokenizer(), &[0], &[]).expect("a vocabulary of bytes");
+        let grammars = Grammars::of(&tokenizer(), &[0], &[]).expect("a vocabulary of bytes");
         let object = json!({"type": "object"});
         let may = Thought::May("<think>", "</think>");
         let opened = Thought::Opened("[/THINK]");
@@ -294,7 +305,7 @@ pub(crate) mod tests {
 
     #[test]
     fn schemas_that_cannot_be_kept_are_refused() {
-        let grammars = Grammars::new(&tokenizer(), &[0], &[]).expect("a vocabulary of bytes");
+        let grammars = Grammars::of(&tokenizer(), &[0], &[]).expect("a vocabulary of bytes");
         for (schema, words) in [
             (json!({"not": {}}), "not"),
             (json!({"type": "array", "uniqueItems": true}), "uniqueItems"),
@@ -308,6 +319,6 @@ pub(crate) mod tests {
             let error = refused.expect_err("it cannot be kept");
             assert!(error.contains(words) && !error.contains('\n') && error.len() < 1000, "{schema}: {error}");
         }
-        assert!(Grammars::new(&tokenizer(), &[], &[]).is_err_and(|error| error.contains("no token that ends")));
+        assert!(Grammars::of(&tokenizer(), &[], &[]).is_err_and(|error| error.contains("no token that ends")));
     }
 }

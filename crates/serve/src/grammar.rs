@@ -3,7 +3,7 @@
 //! The grammars are llguidance's, which go over the bytes that tokens stand for. A grammar is a text (`forms.rs`
 //! writes it), so that other ranks make the same of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use finetune_dataset::{ChatTokenizer, REASONING_TAGS};
 use finetune_model::Form;
@@ -42,35 +42,39 @@ impl TokenizerEnv for Vocabulary {
     }
 }
 
-/// What makes grammars over the tokens of one model.
+/// What makes grammars over the tokens of models.
 pub(crate) struct Grammars {
     factory: ParserFactory,
     ends: Arc<[u32]>,
 }
 
+/// Those that are in use: a base and its adapters have one together, which takes a second and many MB to make.
+static SHARED: Mutex<Vec<Weak<Grammars>>> = Mutex::new(Vec::new());
+
 impl Grammars {
-    /// `ends`: the tokens that end an answer. `marks`: those of calls that an answer may have to have. Other tokens that
-    /// were added to a vocabulary are no text of answers with a form.
+    /// Those of a model's tokens, which all models have together whose tokens are the same. `ends`: the tokens that end
+    /// an answer. `marks`: those of calls that an answer may have to have. Other tokens that were added to a vocabulary
+    /// are no text of answers with a form.
     ///
     /// # Errors
     /// A sentence that says why this model's answers cannot have a form.
-    pub(crate) fn new(tokenizer: &ChatTokenizer, ends: &[u32], marks: &[&str]) -> Result<Grammars, String> {
-        let &first = ends.first().ok_or("the model has no token that ends an answer")?;
-        let tags = REASONING_TAGS.iter().flat_map(|(open, close)| [*open, *close]).chain([CHANNEL]);
-        let mut words = tokenizer.token_bytes(&tags.chain(marks.iter().copied()).collect::<Vec<_>>())?;
-        for &end in ends {
-            let word = words.get_mut(end as usize).ok_or("an end token is not in the vocabulary")?;
-            *word = None;
+    pub(crate) fn of(tokenizer: &ChatTokenizer, ends: &[u32], marks: &[&str]) -> Result<Arc<Grammars>, String> {
+        let words = words(tokenizer, ends, marks)?;
+        // Who needs the same at the same time waits for it.
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.retain(|grammars| grammars.strong_count() > 0);
+        if let Some(known) = shared.iter().filter_map(Weak::upgrade).find(|grammars| grammars.is_of(&words, ends)) {
+            return Ok(known);
         }
-        // Bytes that no text has.
-        let special = |id: usize| [&[TokTrie::SPECIAL_TOKEN_MARKER], format!("[{id}]").as_bytes()].concat();
-        let words: Vec<Vec<u8>> = words
-            .into_iter()
-            .enumerate()
-            .map(|(id, word)| word.filter(|word| word.len() <= LONGEST_TOKEN).unwrap_or_else(|| special(id)))
-            .collect();
+        let new = Arc::new(Grammars::over(&words, ends)?);
+        shared.push(Arc::downgrade(&new));
+        Ok(new)
+    }
+
+    fn over(words: &[Vec<u8>], ends: &[u32]) -> Result<Grammars, String> {
+        let &first = ends.first().ok_or("the model has no token that ends an answer")?;
         let info = TokRxInfo::new(u32::try_from(words.len()).map_err(|error| error.to_string())?, first);
-        let vocabulary: TokEnv = Arc::new(Vocabulary(TokTrie::from(&info, &words)));
+        let vocabulary: TokEnv = Arc::new(Vocabulary(TokTrie::from(&info, words)));
         let mut factory = ParserFactory::new_simple(&vocabulary).map_err(sentence)?;
         factory.quiet();
         let limits = factory.limits_mut();
@@ -78,6 +82,12 @@ impl Grammars {
         limits.step_lexer_fuel = STEP_FUEL;
         limits.max_lexer_states = MOST_STATES;
         Ok(Grammars { factory, ends: ends.into() })
+    }
+
+    fn is_of(&self, words: &[Vec<u8>], ends: &[u32]) -> bool {
+        let known = self.factory.tok_env().tok_trie();
+        let is_same = |(id, word): (u32, &Vec<u8>)| known.token(id) == word.as_slice();
+        *self.ends == *ends && known.vocab_size() == words.len() && (0..).zip(words).all(is_same)
     }
 
     /// Reads the text of a grammar.
@@ -95,6 +105,21 @@ impl Grammars {
             Err(error) => Err(sentence(error)),
         }
     }
+}
+
+/// The bytes of each token of a model. Those that no text has stand for tokens that are none.
+fn words(tokenizer: &ChatTokenizer, ends: &[u32], marks: &[&str]) -> Result<Vec<Vec<u8>>, String> {
+    let tags = REASONING_TAGS.iter().flat_map(|(open, close)| [*open, *close]).chain([CHANNEL]);
+    let mut words = tokenizer.token_bytes(&tags.chain(marks.iter().copied()).collect::<Vec<_>>())?;
+    for &end in ends {
+        let word = words.get_mut(end as usize).ok_or("an end token is not in the vocabulary")?;
+        *word = None;
+    }
+    let special = |id: usize| [&[TokTrie::SPECIAL_TOKEN_MARKER], format!("[{id}]").as_bytes()].concat();
+    let word = |(id, word): (usize, Option<Vec<u8>>)| {
+        word.filter(|word| word.len() <= LONGEST_TOKEN).unwrap_or_else(|| special(id))
+    };
+    Ok(words.into_iter().enumerate().map(word).collect())
 }
 
 impl Grammar {
@@ -178,5 +203,26 @@ impl Form for Following {
             return Ok(());
         }
         self.matcher.consume_token(token).map_err(sentence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::forms::tests::tokenizer;
+
+    /// A base and its adapters have one, as long as one of them is there. Other ends or marks make others.
+    #[test]
+    fn models_of_the_same_tokens_share_their_grammars() {
+        let mark = "<|user|>";
+        let of = |ends: &[u32], marks: &[&str]| Grammars::of(&tokenizer(), ends, marks).expect("a vocabulary of bytes");
+        let base = of(&[0, 5], &[]);
+        assert!(Arc::ptr_eq(&base, &of(&[0, 5], &[])), "another tokenizer of the same files");
+        assert!(!Arc::ptr_eq(&base, &of(&[0], &[])) && !Arc::ptr_eq(&base, &of(&[5, 0], &[])), "other ends");
+        assert!(tokenizer().token_to_id(mark).is_some_and(|id| tokenizer().is_special(id)), "a token of its own");
+        assert!(!Arc::ptr_eq(&base, &of(&[0, 5], &[mark])), "another mark");
+        let gone = Arc::downgrade(&base);
+        drop(base);
+        assert!(gone.upgrade().is_none(), "nobody keeps what no model needs");
     }
 }

@@ -121,7 +121,7 @@ mod tests {
             tokenizer.token_to_id("<|return|>").expect("a token"),
             tokenizer.token_to_id("<|call|>").expect("a token"),
         ];
-        let grammars = Grammars::new(&tokenizer, &ends, &[]).expect("a vocabulary of bytes");
+        let grammars = Grammars::of(&tokenizer, &ends, &[]).expect("a vocabulary of bytes");
         let object = json!({"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": false});
         let zone = json!({"type": "object", "properties": {"zone": {"type": "integer"}}, "required": ["zone"]});
         let now = json!({"type": "function", "function": {"name": "now", "parameters": zone}});

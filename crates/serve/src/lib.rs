@@ -17,7 +17,8 @@
 //! - what an answer consists of: `marking.rs` (how the model's template marks it), `parts.rs` (reasoning, text,
 //!   calls), `harmony.rs` (gpt-oss), `tool_calls.rs`, `call_formats.rs` (calls of the families), `literals.rs`;
 //! - an answer: `chat.rs`, `completions.rs`, `events.rs` (as a stream);
-//! - other ranks that hold layers of the model: `others.rs`, `others_forms.rs`;
+//! - other ranks that hold layers of the model: `others.rs`, `others_forms.rs` (forms, on those ranks), `elsewhere.rs`
+//!   (when these are read, on the first rank);
 //! - what went wrong: `error.rs`; numbers: `metrics.rs`; the page: `page.rs`.
 
 #![forbid(unsafe_code)]
@@ -36,6 +37,7 @@ mod completions;
 mod computing;
 mod connection;
 mod door;
+mod elsewhere;
 mod error;
 mod events;
 mod fields;
@@ -61,6 +63,6 @@ mod value_grammar;
 
 pub use catalog::{Loader, Served};
 pub use error::ServeError;
-pub use others::{Check, Others, follow};
+pub use others::{Check, HaveRead, Others, follow};
 pub use server::{Server, Stopper};
 pub use settings::{Bounds, Settings};

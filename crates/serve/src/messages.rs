@@ -14,6 +14,8 @@ pub(crate) struct Conversation {
     pub(crate) tools: Option<Value>,
     /// Which of them it has to call.
     pub(crate) choice: ToolChoice,
+    /// Whether the answer has one call at most.
+    pub(crate) one_call: bool,
     /// More variables of the template.
     pub(crate) variables: Vec<(String, Value)>,
 }
@@ -31,6 +33,7 @@ impl Conversation {
             messages: messages.collect::<Result<_, _>>()?,
             tools: tools(fields, &choice)?,
             choice,
+            one_call: fields.flag("parallel_tool_calls")? == Some(false),
             variables: variables.into_iter().collect(),
         })
     }
@@ -57,10 +60,17 @@ fn read_message(message: &Value, path: &str) -> Result<Value, ApiError> {
         }
         Some(other) => return Err(wrong(&format!("{path}.content"), other, "a string, or a list of text parts")),
         None if message.contains_key("tool_calls") => drop(message.insert("content".to_owned(), "".into())),
+        // What a model of OpenAI's said instead of an answer.
+        None if message.get("refusal").is_some_and(Value::is_string) => {
+            let refusal = message.remove("refusal").unwrap_or_default();
+            message.insert("content".to_owned(), refusal);
+        }
         None => return Err(ApiError::field(format!("{path}.content"), format!("`{path}` has no `content`"))),
     }
     match message.get_mut("tool_calls") {
         None => {}
+        // Templates look whether they are there, not whether there are any.
+        Some(Value::Array(calls)) if calls.is_empty() => drop(message.remove("tool_calls")),
         Some(Value::Array(calls)) => calls.iter_mut().for_each(read_arguments),
         Some(other) => return Err(wrong(&format!("{path}.tool_calls"), other, "a list of calls")),
     }
@@ -70,8 +80,10 @@ fn read_message(message: &Value, path: &str) -> Result<Value, ApiError> {
 fn text_of(parts: &[Value], path: &str) -> Result<String, ApiError> {
     let text = |(n, part): (usize, &Value)| {
         let path = format!("{path}[{n}]");
-        match (part.get("type").and_then(Value::as_str), part.get("text")) {
-            (Some("text"), Some(Value::String(text))) => Ok(text.clone()),
+        let kind = part.get("type").and_then(Value::as_str);
+        // A refusal is the text of a part.
+        match (kind, part.get(if kind == Some("refusal") { "refusal" } else { "text" })) {
+            (Some("text" | "refusal"), Some(Value::String(text))) => Ok(text.clone()),
             (Some("text"), other) => Err(wrong(&format!("{path}.text"), other.unwrap_or(&Value::Null), "a string")),
             (Some(other), _) => {
                 let other: String = other.chars().take(40).collect();
@@ -89,7 +101,9 @@ fn text_of(parts: &[Value], path: &str) -> Result<String, ApiError> {
 
 fn read_arguments(call: &mut Value) {
     let Some(arguments) = call.get_mut("function").and_then(|function| function.get_mut("arguments")) else { return };
-    let parsed = arguments.as_str().and_then(|text| serde_json::from_str::<Value>(text).ok());
+    // Some clients write none as an empty text.
+    let text = arguments.as_str().map(|text| if text.trim().is_empty() { "{}" } else { text });
+    let parsed = text.and_then(|text| serde_json::from_str::<Value>(text).ok());
     if let Some(parsed) = parsed.filter(Value::is_object) {
         *arguments = parsed;
     }
@@ -116,6 +130,18 @@ pub(crate) fn with_texts_of_arguments(messages: &[Value]) -> Option<Vec<Value>> 
     (count > 0).then_some(messages)
 }
 
+/// The names of the tools that may be called, if the request has more.
+fn allowed(fields: &Fields) -> Result<Option<Vec<&str>>, ApiError> {
+    let choice = fields.get("tool_choice").filter(|choice| choice["type"] == "allowed_tools");
+    let Some(choice) = choice else { return Ok(None) };
+    let tools = choice["allowed_tools"]["tools"].as_array().filter(|tools| !tools.is_empty());
+    let names = tools.and_then(|tools| tools.iter().map(|tool| tool["function"]["name"].as_str()).collect());
+    names.map(Some).ok_or_else(|| {
+        let message = "the `tools` of `allowed_tools` are a list of {\"type\": \"function\", \"function\": {\"name\"}}";
+        ApiError::field("tool_choice", message)
+    })
+}
+
 fn tools(fields: &Fields, choice: &ToolChoice) -> Result<Option<Value>, ApiError> {
     let Some(tools) = fields.list("tools")?.filter(|tools| !tools.is_empty()) else {
         return match choice.is_forced() {
@@ -130,15 +156,19 @@ fn tools(fields: &Fields, choice: &ToolChoice) -> Result<Option<Value>, ApiError
             return Err(ApiError::field(format!("tools[{n}]"), message));
         }
     }
-    if let ToolChoice::Named(name) = choice
-        && !tools.iter().any(|tool| tool["function"]["name"] == **name)
-    {
-        return Err(ApiError::field(
-            "tool_choice",
-            format!("`tool_choice` names `{name}`, which is not among `tools`"),
-        ));
+    let allowed = allowed(fields)?;
+    let of_choice = if let ToolChoice::Named(name) = choice { Some(name.as_str()) } else { None };
+    for name in of_choice.iter().chain(allowed.iter().flatten()) {
+        if !tools.iter().any(|tool| tool["function"]["name"] == **name) {
+            let message = format!("`tool_choice` names `{name}`, which is not among `tools`");
+            return Err(ApiError::field("tool_choice", message));
+        }
     }
-    Ok((*choice != ToolChoice::Off).then(|| Value::Array(tools.to_vec())))
+    let is_allowed = |tool: &&Value| {
+        let name = tool["function"]["name"].as_str().unwrap_or_default();
+        allowed.as_ref().is_none_or(|allowed| allowed.contains(&name))
+    };
+    Ok((*choice != ToolChoice::Off).then(|| tools.iter().filter(is_allowed).cloned().collect()))
 }
 
 #[cfg(test)]
@@ -171,6 +201,24 @@ mod tests {
                     "content": "",
                 }),
             ),
+            // What clients send back of an answer.
+            (
+                json!({"role": "assistant", "content": "x", "tool_calls": [], "refusal": null}),
+                json!({"role": "assistant", "content": "x"}),
+            ),
+            (json!({"role": "assistant", "refusal": "no"}), json!({"role": "assistant", "content": "no"})),
+            (
+                json!({"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}),
+                json!({"role": "assistant", "content": "no"}),
+            ),
+            (
+                json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": ""}}]}),
+                json!({
+                    "role": "assistant",
+                    "tool_calls": [{"function": {"name": "f", "arguments": {}}}],
+                    "content": "",
+                }),
+            ),
         ] {
             assert_eq!(read_one(message.clone()), want, "{message}");
         }
@@ -191,8 +239,26 @@ mod tests {
         assert_eq!(with("none".into()), Ok(false));
         assert_eq!(with("required".into()), Ok(true));
         assert_eq!(with(json!({"type": "function", "function": {"name": "now"}})), Ok(true));
-        for wrong in [json!("any"), json!(3), json!({"type": "function", "function": {"name": "later"}})] {
+        let allowed = |mode: &str, name: &str| {
+            let tools = json!([{"type": "function", "function": {"name": name}}]);
+            json!({"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}})
+        };
+        for wrong in [
+            json!("any"),
+            json!(3),
+            json!({"type": "function", "function": {"name": "later"}}),
+            allowed("auto", "later"),
+            allowed("any", "now"),
+            json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}),
+        ] {
             assert!(with(wrong.clone()).is_err(), "{wrong}");
+        }
+        let later = json!({"type": "function", "function": {"name": "later"}});
+        for (mode, choice) in [("auto", ToolChoice::Auto), ("required", ToolChoice::Any { one: false })] {
+            let user = json!({"role": "user", "content": "Hi"});
+            let both = json!({"messages": [user], "tools": [later, tool], "tool_choice": allowed(mode, "now")});
+            let both = read(&both).expect("a conversation");
+            assert_eq!((both.tools, both.choice), (Some(json!([tool])), choice));
         }
         let user = json!({"role": "user", "content": "Hi"});
         let none = read(&json!({"messages": [user], "tool_choice": "required"})).expect_err("no tools").object();

@@ -14,6 +14,10 @@ use crate::others_forms::Forms;
 /// Whether all ranks are there; otherwise what has happened.
 pub type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
+/// The numbers of the forms that other ranks have read since it was asked last: each once from every rank. It does not
+/// wait.
+pub type HaveRead = Arc<dyn Fn() -> Result<Vec<u64>, String> + Send + Sync>;
+
 /// What the first rank needs to tell the others.
 pub struct Others {
     /// The models, in the order in which all ranks have them.
@@ -26,6 +30,8 @@ pub struct Others {
     pub check: Check,
     /// Keeps the connections usable while nothing is computed.
     pub rest: Box<dyn Fn() + Send>,
+    /// Which forms the others have read.
+    pub have_read: HaveRead,
 }
 
 /// What the others are told before a step.
@@ -36,9 +42,10 @@ pub(crate) struct Orders {
     pub(crate) settings: Option<[usize; 5]>,
     #[serde(default)]
     pub(crate) requests: Vec<Order>,
-    /// Forms that requests will have, each with the number of its model: the first rank begins to read them.
+    /// Forms that requests will have, each with the number of its model and one of its own: the first rank begins to read
+    /// them.
     #[serde(default)]
-    pub(crate) forms: Vec<(usize, String)>,
+    pub(crate) forms: Vec<(usize, String, u64)>,
     #[serde(default)]
     pub(crate) gone: Vec<u64>,
     #[serde(default)]
@@ -139,14 +146,20 @@ impl Listener for Nobody {
 }
 
 /// Does what the first rank does, until that ends. `rest`: keeps connections usable while nothing is computed.
+/// `has_read`: tells the first rank the number of a form that is read.
 ///
 /// # Errors
 /// If it is lost, or says what makes no sense.
-pub fn follow(served: &[Served], hops: &dyn Hops, rest: &dyn Fn()) -> Result<(), String> {
-    thread::scope(|scope| compute(served, &mut Forms::start(scope, served), hops, rest))
+pub fn follow(
+    served: &[Served],
+    hops: &dyn Hops,
+    rest: &dyn Fn(),
+    has_read: &(dyn Fn(u64) + Sync),
+) -> Result<(), String> {
+    thread::scope(|scope| compute(served, &mut Forms::start(scope, served, has_read), hops, rest))
 }
 
-fn compute(served: &[Served], forms: &mut Forms, hops: &dyn Hops, rest: &dyn Fn()) -> Result<(), String> {
+fn compute(served: &[Served], forms: &mut Forms<'_>, hops: &dyn Hops, rest: &dyn Fn()) -> Result<(), String> {
     let mut engine: Option<Engine> = None;
     loop {
         let heard = hear(hops)?;
@@ -159,10 +172,12 @@ fn compute(served: &[Served], forms: &mut Forms, hops: &dyn Hops, rest: &dyn Fn(
             return Ok(());
         }
         let engine = engine.as_mut().ok_or("the first rank has not said how it computes")?;
-        // Only whoever chooses tokens needs forms.
-        let chooses = |model: usize| served.get(model).is_some_and(|served| served.model().chooses());
-        for (model, text) in heard.forms.into_iter().filter(|(model, _)| chooses(*model)) {
-            forms.announce(model, text);
+        for (model, text, number) in heard.forms {
+            // Only whoever chooses tokens needs forms.
+            match served.get(model).is_some_and(|served| served.model().chooses()) {
+                true => forms.announce(model, text, number),
+                false => forms.skip(number),
+            }
         }
         for order in heard.requests {
             engine.submit(request(order, served, forms)?, Box::new(Nobody)).map_err(|refusal| refusal.to_string())?;
@@ -188,7 +203,7 @@ fn hear(hops: &dyn Hops) -> Result<Orders, String> {
     serde_json::from_slice(&receive(length as usize)?).map_err(|error| error.to_string())
 }
 
-fn request(order: Order, served: &[Served], forms: &mut Forms) -> Result<EngineRequest, String> {
+fn request(order: Order, served: &[Served], forms: &mut Forms<'_>) -> Result<EngineRequest, String> {
     let Order { model, grammar, prompt, max_new_tokens, temperature, top_p, seed, top_k, min_p, penalties, .. } = order;
     let [repetition_penalty, presence_penalty, frequency_penalty] = penalties;
     let sampling = Sampling { temperature, top_p, seed };
@@ -204,6 +219,6 @@ fn request(order: Order, served: &[Served], forms: &mut Forms) -> Result<EngineR
     };
     let number = model;
     let model = served.get(number).ok_or("the first rank has other models")?.model();
-    let form = grammar.filter(|_| model.chooses()).map(|grammar| forms.announce(number, grammar));
+    let form = grammar.filter(|_| model.chooses()).map(|grammar| forms.of(number, grammar));
     Ok(EngineRequest { model, prompt, max_new_tokens, rules, end_ids: order.end_ids, form })
 }

@@ -1,8 +1,10 @@
 //! The forms that the first rank asks for, on the ranks that compute with it. They are read on a thread beside the one
-//! that computes, from when the first rank begins to read them on, so that answers under way do not wait for a slow one.
+//! that computes, from when the first rank begins to read them on. It hears of each that is read, and lets a request
+//! begin once all ranks have its form (`elsewhere.rs`).
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Scope;
 use std::time::Duration;
@@ -12,9 +14,10 @@ use finetune_model::Form;
 use crate::catalog::Served;
 use crate::grammar::Grammar;
 
-/// Forms that are kept. The first rank reads one at a time, and answers of those before it may not have begun.
+/// Forms that are kept, and that wait to be read. The first rank reads one at a time, so there are more of them only where
+/// this rank is slower.
 const MOST_KEPT: usize = 32;
-/// How long the first token of an answer waits for its form: as long as the first rank waits for it.
+/// How long an answer waits for a form that was forgotten since it was read: as long as the first rank reads one.
 const LONGEST: Duration = Duration::from_secs(20);
 
 /// A form that is being read, or was.
@@ -51,45 +54,102 @@ struct Kept {
     place: Arc<Place>,
 }
 
+/// What the thread that reads is asked for.
+struct Asked {
+    model: usize,
+    text: String,
+    place: Arc<Place>,
+    /// What the first rank is told once it is read, if it waits for it.
+    number: Option<u64>,
+}
+
 /// The forms of a rank that computes with the first one.
-pub(crate) struct Forms {
+pub(crate) struct Forms<'scope> {
     kept: VecDeque<Kept>,
-    reader: Sender<(usize, String, Arc<Place>)>,
+    reader: SyncSender<Asked>,
+    has_read: &'scope (dyn Fn(u64) + Sync),
+    /// No form is begun any more.
+    has_ended: Arc<AtomicBool>,
 }
 
-impl Forms {
-    /// Starts the thread that reads. It ends with the forms.
-    pub(crate) fn start<'scope>(scope: &'scope Scope<'scope, '_>, served: &'scope [Served]) -> Forms {
-        let (reader, asked) = channel();
-        scope.spawn(move || read_all(served, &asked));
-        Forms { kept: VecDeque::new(), reader }
+impl<'scope> Forms<'scope> {
+    /// Starts the thread that reads. It ends with the forms, after the one that it is reading. `has_read`: tells the
+    /// first rank the number of a form that is read.
+    pub(crate) fn start(
+        scope: &'scope Scope<'scope, '_>,
+        served: &'scope [Served],
+        has_read: &'scope (dyn Fn(u64) + Sync),
+    ) -> Forms<'scope> {
+        let (reader, asked) = sync_channel(MOST_KEPT);
+        let has_ended = Arc::<AtomicBool>::default();
+        let ended = Arc::clone(&has_ended);
+        scope.spawn(move || read_all(served, &asked, has_read, &ended));
+        Forms { kept: VecDeque::new(), reader, has_read, has_ended }
     }
 
-    /// Begins to read a form that is not known.
-    pub(crate) fn announce(&mut self, model: usize, text: String) -> Box<dyn Form> {
+    /// Begins to read a form, if it is not known. The first rank is told this number once it is read.
+    pub(crate) fn announce(&mut self, model: usize, text: String, number: u64) {
+        self.ask(model, text, Some(number));
+    }
+
+    /// A form that this rank does not need.
+    pub(crate) fn skip(&self, number: u64) {
+        (self.has_read)(number);
+    }
+
+    /// The form of an answer.
+    pub(crate) fn of(&mut self, model: usize, text: String) -> Box<dyn Form> {
         let known = self.kept.iter().find(|kept| kept.model == model && kept.text == text);
-        if let Some(Kept { place, .. }) = known {
-            return Box::new(Late { place: Arc::clone(place), form: None });
+        let place = known.map(|kept| Arc::clone(&kept.place));
+        Box::new(Late { place: place.unwrap_or_else(|| self.ask(model, text, None)), form: None })
+    }
+
+    fn ask(&mut self, model: usize, text: String, number: Option<u64>) -> Arc<Place> {
+        let known = self.kept.iter().find(|kept| kept.model == model && kept.text == text);
+        let (place, is_new) = known.map_or_else(|| (Arc::default(), true), |kept| (Arc::clone(&kept.place), false));
+        // A known one may still be read: the thread tells of it behind that.
+        let asked = Asked { model, text: text.clone(), place: Arc::clone(&place), number };
+        match self.reader.try_send(asked) {
+            Ok(()) if is_new => {
+                if self.kept.len() == MOST_KEPT {
+                    self.kept.pop_front();
+                }
+                self.kept.push_back(Kept { model, text, place: Arc::clone(&place) });
+            }
+            Ok(()) => {}
+            Err(TrySendError::Full(Asked { number, .. }) | TrySendError::Disconnected(Asked { number, .. })) => {
+                if is_new {
+                    place.put(Err(format!("{MOST_KEPT} forms wait to be read already")));
+                }
+                // The answer hears what is wrong.
+                number.into_iter().for_each(|number| self.skip(number));
+            }
         }
-        let place = Arc::<Place>::default();
-        // A reader that is gone leaves the place empty, and the answer hears so.
-        let _ = self.reader.send((model, text.clone(), Arc::clone(&place)));
-        if self.kept.len() == MOST_KEPT {
-            self.kept.pop_front();
-        }
-        self.kept.push_back(Kept { model, text, place: Arc::clone(&place) });
-        Box::new(Late { place, form: None })
+        place
     }
 }
 
-fn read_all(served: &[Served], asked: &Receiver<(usize, String, Arc<Place>)>) {
-    for (model, text, place) in asked {
-        let served = served.get(model).ok_or_else(|| "the first rank has other models".to_owned());
-        place.put(served.and_then(|served| served.grammars()?.read(&text)));
+impl Drop for Forms<'_> {
+    fn drop(&mut self) {
+        self.has_ended.store(true, Ordering::Relaxed);
     }
 }
 
-/// The form of an answer that waits for it before its first token, if it is not there by then.
+fn read_all(served: &[Served], asked: &Receiver<Asked>, has_read: &(dyn Fn(u64) + Sync), has_ended: &AtomicBool) {
+    for Asked { model, text, place, number } in asked {
+        // What still waits then is for nobody.
+        if has_ended.load(Ordering::Relaxed) {
+            return;
+        }
+        if place.lock().is_none() {
+            let served = served.get(model).ok_or_else(|| "the first rank has other models".to_owned());
+            place.put(served.and_then(|served| served.grammars()?.read(&text)));
+        }
+        number.into_iter().for_each(has_read);
+    }
+}
+
+/// The form of an answer. It is there before the answer begins, unless it was forgotten.
 struct Late {
     place: Arc<Place>,
     form: Option<Box<dyn Form>>,
@@ -132,7 +192,7 @@ mod tests {
     fn an_answer_waits_for_its_form() {
         let place = Arc::<Place>::default();
         let mut late = Late { place: Arc::clone(&place), form: None };
-        let grammars = Grammars::new(&tokenizer(), &[0], &[]).expect("a vocabulary of bytes");
+        let grammars = Grammars::of(&tokenizer(), &[0], &[]).expect("a vocabulary of bytes");
         let read = grammars.read(&text(&json!({"enum": [7]}))).expect("a grammar");
         let want = read.begin().allowed().expect("something comes").to_vec();
         let waiting = std::thread::spawn(move || late.allowed().map(<[u32]>::to_vec));
@@ -145,27 +205,65 @@ mod tests {
         assert_eq!(late.allowed().map(<[u32]>::len), Err("too large".to_owned()));
     }
 
-    /// What was announced is read once, however many answers have it, and only so many are kept.
+    /// What was announced is read once, however many answers have it, and only so many are kept. Of each the first rank
+    /// hears once it is there.
     #[test]
     fn forms_are_read_once_and_have_a_bound() {
+        let said = Mutex::new(Vec::new());
+        let has_read = |number: u64| said.lock().expect("no panic").push(number);
+        let numbers = 0..MOST_KEPT as u64 + 5;
         std::thread::scope(|scope| {
-            let mut forms = Forms::start(scope, &[]);
-            for n in 0..MOST_KEPT + 5 {
+            let mut forms = Forms::start(scope, &[], &has_read);
+            for n in numbers.clone() {
                 let text = text(&json!({"enum": [n]}));
-                let first = Arc::as_ptr(&forms.kept_place(&text));
-                assert_eq!(first, Arc::as_ptr(&forms.kept_place(&text)), "{n}");
+                forms.announce(0, text.clone(), n);
+                // The one before is told, too.
+                let mut form = forms.of(0, text.clone());
+                assert!(form.allowed().is_err_and(|what| what.contains("other models")), "no model has this number");
+                let place = |forms: &Forms<'_>| Arc::as_ptr(&forms.kept.back().expect("it is kept").place);
+                let first = place(&forms);
+                forms.announce(0, text, 100 + n);
+                assert_eq!(first, place(&forms), "{n}");
                 assert!(forms.kept.len() <= MOST_KEPT);
+                while !said.lock().expect("no panic").contains(&(100 + n)) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
             }
-            // No model has this number.
-            let mut form = forms.announce(3, text(&json!({"enum": [1]})));
-            assert!(form.allowed().is_err_and(|what| what.contains("other models")));
+            forms.skip(77);
         });
+        let want: Vec<u64> = numbers.flat_map(|n| [n, 100 + n]).chain([77]).collect();
+        assert_eq!(said.into_inner().expect("no panic"), want);
     }
 
-    impl Forms {
-        fn kept_place(&mut self, text: &str) -> Arc<Place> {
-            drop(self.announce(0, text.to_owned()));
-            Arc::clone(&self.kept.back().expect("it is kept").place)
-        }
+    /// While one form is read, others wait for it up to a bound. Those beyond it, and those that wait at the end, are not
+    /// read.
+    #[test]
+    fn forms_that_wait_have_a_bound_and_end() {
+        let (said, is_held) = (Mutex::new(Vec::new()), Mutex::new(()));
+        let has_read = |number: u64| {
+            if number == 0 {
+                drop(is_held.lock().expect("no panic"));
+            }
+            said.lock().expect("no panic").push(number);
+        };
+        let most = MOST_KEPT as u64;
+        std::thread::scope(|scope| {
+            let mut forms = Forms::start(scope, &[], &has_read);
+            let held = is_held.lock().expect("no panic");
+            forms.announce(0, "0".to_owned(), 0);
+            // The thread is with the first one.
+            while forms.kept[0].place.lock().is_none() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            for n in 1..=most + 3 {
+                forms.announce(0, n.to_string(), n);
+            }
+            let refused: Vec<u64> = said.lock().expect("no panic").clone();
+            assert_eq!(refused, [most + 1, most + 2, most + 3], "at once: nobody waits for them");
+            drop(forms);
+            drop(held);
+        });
+        let said = said.into_inner().expect("no panic");
+        assert_eq!(said.last(), Some(&0), "none of those that waited was read: {said:?}");
     }
 }

@@ -232,6 +232,7 @@ fn routes(state: Arc<State>) -> Router {
         .route("/v1/chat/completions", post(chat))
         .route("/v1/completions", post(completions))
         .route("/v1/embeddings", post(embeddings))
+        .route("/v1/responses", post(responses))
         .route("/v1/load_lora_adapter", post(adapters::load))
         .route("/v1/unload_lora_adapter", post(adapters::unload))
         .fallback(nothing)
@@ -263,6 +264,10 @@ async fn model(Shared(state): Shared<Arc<State>>, Path(id): Path<String>) -> Res
 
 async fn embeddings() -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, "`/v1/embeddings` is not supported: these models continue text")
+}
+
+async fn responses() -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "`/v1/responses` is not supported: send `/v1/chat/completions` the messages")
 }
 
 async fn nothing(uri: Uri) -> ApiError {

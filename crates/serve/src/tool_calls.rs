@@ -6,7 +6,7 @@ use std::sync::Arc;
 use finetune_dataset::beginning;
 use serde_json::Value;
 
-use crate::call_formats::{CallFormat, json_calls, typed};
+use crate::call_formats::{CallFormat, json_calls, python_list, typed};
 use crate::schema_kinds::{kinds, resolved};
 
 /// A call of a tool.
@@ -55,10 +55,38 @@ impl Tools {
         self.kinds(tool, key) == ["string"]
     }
 
+    /// Whether an argument can be anything but a text.
+    pub(crate) fn is_no_text(&self, tool: &str, key: &str) -> bool {
+        let kinds = self.kinds(tool, key);
+        !kinds.is_empty() && !kinds.contains(&"string")
+    }
+
+    /// Whether a text begins with a list in Python of a call of one of them, or may as more comes.
+    fn begins_list(&self, text: &str) -> Beginning {
+        let Some(call) = text.strip_prefix('[').map(str::trim_start) else { return Beginning::Other };
+        let names = self.0.as_array().into_iter().flatten().filter_map(|tool| tool["function"]["name"].as_str());
+        let of_name = |name: &str| match call.strip_prefix(name).map(str::trim_start) {
+            Some(behind) if behind.starts_with('(') => Beginning::Call,
+            Some("") => Beginning::Open,
+            None if name.starts_with(call) => Beginning::Open,
+            _ => Beginning::Other,
+        };
+        names.map(of_name).max().unwrap_or(Beginning::Other)
+    }
+
     /// The value of an argument that is written as a text.
     pub(crate) fn value(&self, tool: &str, key: &str, text: &str) -> Value {
         typed(text, &self.kinds(tool, key))
     }
+}
+
+/// What an answer begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Beginning {
+    Other,
+    /// That is not known yet.
+    Open,
+    Call,
 }
 
 /// Tells text from calls as the answer comes. Text that may be the beginning of a call is held
@@ -99,9 +127,10 @@ impl CallReader {
         }
         if !self.has_text {
             let begun = self.held.trim_start();
-            // An answer that begins with JSON may be a call as a whole.
-            self.is_call = begun.starts_with('{') || begun.starts_with("[{");
-            if self.is_call || begun.is_empty() || begun == "[" {
+            // An answer that begins with JSON, or with a list in Python, may be a call as a whole.
+            let list = self.tools.begins_list(begun);
+            self.is_call = begun.starts_with('{') || begun.starts_with("[{") || list == Beginning::Call;
+            if self.is_call || begun.is_empty() || begun == "[" || list == Beginning::Open {
                 return 0;
             }
         }
@@ -120,7 +149,10 @@ impl CallReader {
     fn calls(&self) -> Option<Vec<ToolCall>> {
         let text = self.held.trim();
         let mut fitting = self.formats.iter().filter(|format| format.begins.iter().any(|mark| text.starts_with(mark)));
-        fitting.find_map(|format| (format.read)(text, &self.tools)).or_else(|| json_calls(text))
+        fitting
+            .find_map(|format| (format.read)(text, &self.tools))
+            .or_else(|| json_calls(text))
+            .or_else(|| python_list(text, &self.tools))
     }
 }
 

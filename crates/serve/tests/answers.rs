@@ -96,6 +96,35 @@ fn a_stream_has_the_text_of_the_whole_answer() {
     assert_eq!(end["usage"], Value::Null);
 }
 
+/// Several prompts are answered as each of them alone, one behind the other: whole and streamed.
+#[test]
+fn several_prompts_have_answers_of_their_own() {
+    let server = Running::tiny(settings());
+    let tokens = tokenizer().encode("How are you?", true).expect("tokens");
+    let prompts = [json!("Hello"), json!(tokens), json!("Hi")];
+    let more = json!({"max_tokens": 8, "temperature": 1, "seed": 3, "n": 2, "logprobs": 1});
+    let ask = |prompt: &Value| server.post(TEXT, &with(json!({"prompt": prompt}), more.clone())).json();
+    let alone: Vec<Value> = prompts.iter().map(ask).collect();
+    let choices = alone.iter().flat_map(|answer| answer["choices"].as_array().expect("a list"));
+    let numbered = choices.enumerate().map(|(n, choice)| with(choice.clone(), json!({"index": n})));
+    let want: Vec<Value> = numbered.collect();
+    let asked = with(json!({"prompt": prompts}), more.clone());
+    let together = server.post(TEXT, &asked).json();
+    assert_eq!(together["choices"], json!(want));
+    for field in ["prompt_tokens", "completion_tokens"] {
+        let count = |answer: &Value| answer["usage"][field].as_u64().expect("a number");
+        assert_eq!(count(&together), alone.iter().map(count).sum::<u64>(), "{field}");
+    }
+    let objects = server.stream(TEXT, &with(asked, json!({"stream": true}))).objects();
+    for (n, choice) in want.iter().enumerate() {
+        let pieces = objects.iter().map(|object| &object["choices"][0]).filter(|piece| piece["index"] == n);
+        let text: String = pieces.filter_map(|piece| piece["text"].as_str()).collect();
+        assert_eq!(choice["text"], text, "choice {n}");
+    }
+    let many = server.post(TEXT, &json!({"prompt": vec!["Hi"; 30], "max_tokens": 1}));
+    assert_eq!((many.status, &many.json()["error"]["param"]), (400, &json!("prompt")), "more than there is room for");
+}
+
 #[test]
 fn answers_end_at_stop_texts_and_limits() {
     let server = Running::tiny(settings());

@@ -124,7 +124,7 @@ fn calling_as(calls: &str) -> Served {
 }
 
 /// How the templates of families write calls: with marks around each argument, between marks, and with literals.
-const CALLS: [(&str, &str); 7] = [
+const CALLS: [(&str, &str); 8] = [
     (
         "Qwen3-Coder",
         "{% for call in message.tool_calls %}{{ '<tool_call>\\n<function=' + call.function.name + '>\\n' }}\
@@ -170,6 +170,13 @@ const CALLS: [(&str, &str); 7] = [
         "Llama 3",
         "{% for call in message.tool_calls %}{{ '{\"name\": \"' + call.function.name + '\", \"parameters\": ' }}\
         {{ call.function.arguments | tojson }}{{ '}' }}{% endfor %}",
+    ),
+    (
+        "Llama 3.2, in Python",
+        "{{ '[' }}{% for call in message.tool_calls %}{{ call.function.name + '(' }}\
+        {% for key, value in call.function.arguments | items %}{{ key + '=' }}{{ value }}\
+        {% if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}{{ ')' }}{% if not loop.last %}{{ ', ' }}{% endif %}\
+        {% endfor %}{{ ']' }}",
     ),
 ];
 

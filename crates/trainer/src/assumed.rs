@@ -1,12 +1,14 @@
 //! What stands for the parts of a model that are not here, where only sizes are asked for.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use finetune_dataset::{Counts, Dataset, Ends, Origin, Row};
 use finetune_model::{FloatType, states_packing};
 use finetune_recipe::Recipe;
 use finetune_store::{Holding, recognize};
+
+use crate::error::TrainError;
+use crate::whole_lines::{TooLong, WholeLines};
 
 /// The most rows that are counted, and the most tokens of a micro-batch: more are no real recipe's, and would take
 /// long.
@@ -35,10 +37,17 @@ pub(crate) fn no_tokenizer(recipe: &Recipe) -> String {
 
 /// As many rows as these files have lines, each as long as the recipe allows. Of files that are not in lines, a step's
 /// rows. `None`: a micro-batch of such rows is too large.
-pub(crate) fn longest_rows(recipe: &Recipe, files: &[PathBuf]) -> Option<Dataset> {
+///
+/// # Errors
+/// [`TrainError::NotJson`] for a line that is longer than any row.
+pub(crate) fn longest_rows(recipe: &Recipe, files: &[PathBuf]) -> Result<Option<Dataset>, TrainError> {
     let (length, micro_batch) = (recipe.data.max_seq_len, recipe.train.micro_batch_size);
-    length.checked_mul(micro_batch).filter(|tokens| *tokens <= MOST_TOKENS)?;
-    let lines: Option<usize> = files.iter().map(|file| lines(file)).sum();
+    if length.checked_mul(micro_batch).is_none_or(|tokens| tokens > MOST_TOKENS) {
+        return Ok(None);
+    }
+    let too_long = |TooLong(line)| TrainError::NotJson { lines: vec![line] };
+    let counted = files.iter().map(|file| lines(file)).collect::<Result<Vec<_>, _>>().map_err(too_long)?;
+    let lines: Option<usize> = counted.into_iter().sum();
     let rows = lines.filter(|lines| *lines > 0).unwrap_or(recipe.train.global_batch_size).clamp(1, MOST_ROWS);
     // Only the longest rows of a micro-batch are looked at one by one.
     let row = |n: usize| {
@@ -53,7 +62,7 @@ pub(crate) fn longest_rows(recipe: &Recipe, files: &[PathBuf]) -> Option<Dataset
         }
     };
     let tokens = (rows as u64).saturating_mul(length as u64);
-    Some(Dataset {
+    Ok(Some(Dataset {
         rows: (0..rows).map(row).collect(),
         files: files.to_vec(),
         counts: Counts { rows, tokens, trained_tokens: tokens - rows as u64, longest: length, ..Counts::default() },
@@ -61,16 +70,16 @@ pub(crate) fn longest_rows(recipe: &Recipe, files: &[PathBuf]) -> Option<Dataset
         notices: Vec::new(),
         ends: Ends::default(),
         weights: Vec::new(),
-    })
+    }))
 }
 
 /// Lines of a file of JSON lines that are not blank. `None`: it is no such file.
-fn lines(file: &Path) -> Option<usize> {
+fn lines(file: &Path) -> Result<Option<usize>, TooLong> {
     if !matches!(recognize(file), Holding::JsonLines | Holding::JsonObject) {
-        return None;
+        return Ok(None);
     }
-    let lines = BufReader::new(std::fs::File::open(file).ok()?).split(b'\n').map_while(Result::ok);
-    Some(lines.filter(|line| !line.trim_ascii().is_empty()).take(MOST_ROWS).count())
+    let lines = WholeLines::open(file).into_iter().flatten().take(MOST_ROWS);
+    lines.map(|line| line.map(|_| 1usize)).sum::<Result<usize, TooLong>>().map(Some)
 }
 
 #[cfg(test)]
@@ -86,12 +95,23 @@ mod tests {
         let file = folder.path().join("rows.jsonl");
         replace_file(&RealDisk, &file, b"{\"text\": \"a\"}\n\n{\"text\": \"b\"}\n{\"text\": \"c\"}").expect("a file");
         let recipe = test_recipe("max_seq_len = 7\n[train]\nmicro_batch_size = 2\n");
-        let found = longest_rows(&recipe, &[file.clone(), file]).expect("rows");
+        let found = longest_rows(&recipe, &[file.clone(), file]).expect("short lines").expect("rows");
         assert_eq!(found.rows.iter().map(|row| row.tokens.len()).collect::<Vec<_>>(), [7, 7, 0, 0, 0, 0]);
         assert_eq!((found.counts.tokens, found.counts.trained_tokens, found.counts.longest), (42, 36, 7));
         // Without lines to count, a step's.
-        let found = longest_rows(&recipe, &[folder.path().join("none")]).expect("rows");
+        let found = longest_rows(&recipe, &[folder.path().join("none")]).expect("no lines").expect("rows");
         assert_eq!(found.rows.len(), recipe.train.global_batch_size);
+    }
+
+    /// A file of one line of any size takes no memory.
+    #[test]
+    fn a_line_that_is_no_row_is_named() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let file = folder.path().join("rows.jsonl");
+        let text = format!("{{\"text\": \"a\"}}\n{{\"text\": \"{}\"}}\n", "b".repeat(17 << 20));
+        replace_file(&RealDisk, &file, text.as_bytes()).expect("a file");
+        let error = longest_rows(&test_recipe("max_seq_len = 7\n"), &[file]).expect_err("17 MiB").to_string();
+        assert!(error.ends_with("rows.jsonl:2: the row is longer than 16 MiB"), "{error}");
     }
 
     #[test]
@@ -100,7 +120,7 @@ mod tests {
             "max_seq_len = 9223372036854775807\n[train]\nmicro_batch_size = 2\n",
             "max_seq_len = 2048\n[train]\nmicro_batch_size = 16777216\n",
         ] {
-            assert!(longest_rows(&test_recipe(keys), &[]).is_none(), "{keys}");
+            assert!(longest_rows(&test_recipe(keys), &[]).is_ok_and(|rows| rows.is_none()), "{keys}");
         }
     }
 }

@@ -3,7 +3,6 @@
 
 mod base;
 
-use std::io::BufRead;
 use std::path::{Path, PathBuf};
 
 use finetune_dataset::{ChatTokenizer, Dataset, DatasetError, Plan, resolve_files};
@@ -22,6 +21,7 @@ use crate::ranks::Ranks;
 use crate::residency;
 use crate::rows::{RowReader, rows_notices};
 use crate::stages;
+use crate::whole_lines::{TooLong, WholeLines};
 
 /// How far an examination goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,7 +224,7 @@ impl Examiner<'_> {
             Ok(None)
         };
         if self.has_no_weights && train.as_ref().is_err_and(|problems| problems.iter().any(lacks_tokenizer)) {
-            found.assumed_rows = assumed::longest_rows(self.recipe, &train_files);
+            found.assumed_rows = found.keep(assumed::longest_rows(self.recipe, &train_files)).flatten();
         }
         if found.assumed_rows.is_some() {
             found.assumptions.push(assumed::no_tokenizer(self.recipe));
@@ -270,11 +270,12 @@ impl Examiner<'_> {
         if !matches!(recognize(file), Holding::JsonLines | Holding::JsonObject) {
             return;
         }
-        let Ok(opened) = std::fs::File::open(file) else { return };
-        let lines = std::io::BufReader::new(opened).split(b'\n').map_while(Result::ok).zip(1..);
-        let broken = lines.filter(|(line, _)| !line.trim_ascii().is_empty()).filter_map(|(line, number)| {
-            let error = serde_json::from_slice::<serde::de::IgnoredAny>(&line).err()?;
-            Some(format!("{}:{number}:{}: not JSON: {error}", file.display(), error.column()))
+        let broken = WholeLines::open(file).into_iter().flatten().filter_map(|line| match line {
+            Ok((number, line)) => {
+                let error = serde_json::from_slice::<serde::de::IgnoredAny>(&line).err()?;
+                Some(format!("{}:{number}:{}: not JSON: {error}", file.display(), error.column()))
+            }
+            Err(TooLong(line)) => Some(line),
         });
         let broken: Vec<String> = broken.take(SHOWN).collect();
         if !broken.is_empty() {

@@ -1,8 +1,8 @@
 //! The vectors of what is trained, on their way between the ranks that each have a part and the files of rank 0.
 //!
 //! Where several ranks hold the layers of a model together, each has values and moments of its own layers. For a
-//! checkpoint rank 0 gets them in the order of the file, and on a resume it gives them out in that order: no rank
-//! ever has more than a piece of what is another's.
+//! checkpoint rank 0 gets them in the order of the file, and on a resume it gives them out in that order, each piece
+//! to the ranks that hold its layers: no rank but rank 0 ever has a piece of what is another's.
 
 use std::ops::Range;
 use std::path::Path;
@@ -82,6 +82,8 @@ impl<'a> Gathered<'a> {
     }
 
     fn values_of(&self, piece: &Piece) -> Result<Vec<f32>, GroupError> {
+        // What came before may have taken long to write.
+        self.ranks.keep_alive();
         if piece.process == self.mine {
             return Ok(piece.of(&self.vectors));
         }
@@ -108,8 +110,8 @@ pub(crate) fn send(ranks: &Ranks, spread: &Spread, file: &FlatFile, vectors: &[&
     Ok(())
 }
 
-/// Reads a file on rank 0 and gives each rank what it has of the vectors. All ranks call it together. `directory`:
-/// where the file is, on rank 0.
+/// Reads a file on rank 0 and gives each rank what it has of the vectors, and nothing else. All ranks call it
+/// together. `directory`: where the file is, on rank 0.
 ///
 /// # Errors
 /// If the file cannot be read or has other tensors, or the group fails.
@@ -123,7 +125,9 @@ pub(crate) fn read(
     let reader = directory.map(|directory| file.open(directory)).transpose()?;
     // The tensor that is read next, and what was read and is not given out yet.
     let (mut tensor, mut read) = (0, Vec::new());
-    for piece in pieces(spread, file) {
+    // Rank 0 goes through the whole file, any other rank through its own pieces of it.
+    let is_needed = |piece: &Piece| reader.is_some() || piece.process == spread.mine();
+    for piece in pieces(spread, file).into_iter().filter(is_needed) {
         let mut values = match &reader {
             Some(reader) => {
                 fill(&mut read, piece.length, reader, &mut tensor)?;
@@ -132,7 +136,7 @@ pub(crate) fn read(
             }
             None => vec![0.0; piece.length],
         };
-        ranks.group().broadcast(&mut values, 0)?;
+        hand_out(ranks, piece.process, &mut values)?;
         if piece.process != spread.mine() {
             continue;
         }
@@ -144,6 +148,20 @@ pub(crate) fn read(
         }
     }
     Ok(())
+}
+
+/// Gives what rank 0 has read to the ranks that hold the layers of `process`, one of each model. Rank 0 and these call
+/// it together.
+fn hand_out(ranks: &Ranks, process: usize, values: &mut [f32]) -> Result<(), GroupError> {
+    let (group, stages) = (ranks.group(), ranks.stages());
+    if stages == 1 {
+        // All need it, and pass it on to each other where that is faster.
+        return group.broadcast(values, 0);
+    }
+    if !ranks.is_first() {
+        return group.recv(values, 0);
+    }
+    (process..group.world()).step_by(stages).filter(|rank| *rank != 0).try_for_each(|rank| group.send(values, rank))
 }
 
 /// Reads tensor after tensor until there are so many values.
@@ -250,8 +268,13 @@ mod tests {
                     }
                     let mut back = TrainState::new(vec![0.0; state.parameters.len()], LossScale::ONE);
                     let from = ranks.is_first().then_some(folder);
+                    let (_, before) = ranks.group().bytes_moved();
                     back.load_vectors(from, &model, &ranks).expect("the files");
                     assert!(back == state, "{family}, {stages} stages: other vectors on rank {}", ranks.group().rank());
+                    // Values and two moments of its own layers, and nothing of what others hold.
+                    let (_, after) = ranks.group().bytes_moved();
+                    let own = if ranks.is_first() { 0 } else { 3 * 4 * state.parameters.len() as u64 };
+                    assert_eq!(after - before, own, "{family}, {stages} stages: bytes that a resume brings");
                     state.parameters.len()
                 };
                 let part = &part;

@@ -69,6 +69,7 @@ mod test_recipe;
 mod together;
 mod train;
 mod validate;
+mod whole_lines;
 
 pub use adamw::AdamW;
 pub use base_model::{model_directory, stored_type};
@@ -95,6 +96,6 @@ pub use samples::{Answers, Sample};
 pub use schedule::Schedule;
 pub use state::{Best, TrainState};
 pub use summary::Summary;
-pub use together::{OnRank, Parallel, Sizes, Together};
+pub use together::{OnRank, Parallel, Replies, Sizes, Together};
 pub use train::{Outcome, train};
 pub use validate::{DataSummary, Problem, Validation, validate};

@@ -226,7 +226,7 @@ impl Counted {
     }
 
     /// Trained parameters of a process that holds these layers; `None`: all.
-    fn trained_on(&self, stage: Option<&Stage>) -> u64 {
+    pub(crate) fn trained_on(&self, stage: Option<&Stage>) -> u64 {
         self.trained.as_ref().zip(stage).map_or(self.sizes.trained, |(trained, stage)| trained.on(stage))
     }
 }

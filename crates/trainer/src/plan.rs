@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use finetune_allreduce::DeviceMatrix;
 use finetune_model::{Arrangement, Order, Seconds, Stage, not_in_stages};
-use finetune_recipe::{Distributed, Method, Recipe, ResidencyChoice};
+use finetune_recipe::{
+    BackendChoice, Distributed, Method, Parallel, PlacementChoice, Recipe, ResidencyChoice, StagesChoice,
+};
 use serde::Serialize;
 
 use crate::base_model::{directory_of_config, model_directory};
@@ -23,7 +25,7 @@ use crate::memory::{Counted, Sizes, Sizing, Subject, sizes};
 use crate::product_time::{Operations, Rates, operations, tokens_at_once};
 use crate::residency::micro_batches;
 use crate::resume::Resume;
-use crate::stages::{Offer, alike, arrangements, deal, forms_chain, of_each_stage};
+use crate::stages::{Offer, arrangements, deal, forms_chain, given, of_each_stage};
 
 use self::each_rank::Needs;
 pub use self::each_rank::RankNeed;
@@ -74,7 +76,7 @@ pub struct Way {
     /// How the layers of these lie, where they do not go round a ring: `contiguous` or `wave`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placement: Option<&'static str>,
-    /// How many layers each of these holds, where their numbers differ because their memory does.
+    /// How many layers each of these holds, where the recipe says it, or their numbers differ because their memory does.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<usize>,
     /// Seconds of the products of a step. `None` on a GPU, whose rate is not known before kernels are compiled.
@@ -135,8 +137,11 @@ pub fn plan(recipe: &Recipe, machines: Machines, progress: &dyn Fn(u64)) -> Resu
     // Without a limit, so that the estimate is no problem.
     let host = ThisHost::default();
     let mut found = examine(Examined::default(), &recipe, model, &host, Extent::Plan, None, progress);
-    let notices = std::mem::take(&mut found.assumptions);
-    let ready = found.ready()?;
+    let mut notices = std::mem::take(&mut found.assumptions);
+    let mut ready = found.ready()?;
+    // The recipe's own ranks say nothing about those of other ways.
+    ready.sizing.at_once = 1;
+    ready.sizing.placement = ready.sizing.placement.clone().with_stage(None);
     let adaptation = ready.sizing.adaptation.as_ref();
     let Sizes { parameters, trained } = sizes(&ready.sizing.config, adaptation);
     let subject = Subject { recipe: &recipe, train: &ready.train, eval: ready.eval.as_ref(), sizing: &ready.sizing };
@@ -150,7 +155,6 @@ pub fn plan(recipe: &Recipe, machines: Machines, progress: &dyn Fn(u64)) -> Resu
         directory: ready.directory.clone(),
         machines: machines.clone(),
         parameters,
-        trained,
         rates: BTreeMap::new(),
     };
     if ready.sizing.placement.is_cpu() {
@@ -159,9 +163,10 @@ pub fn plan(recipe: &Recipe, machines: Machines, progress: &dyn Fn(u64)) -> Resu
     let mut ways = planner.ways();
     ways.sort_by(|a, b| a.computing_seconds.partial_cmp(&b.computing_seconds).unwrap_or(std::cmp::Ordering::Equal));
     ways.sort_by(|a, b| a.seconds.partial_cmp(&b.seconds).unwrap_or(std::cmp::Ordering::Equal));
+    notices.extend(assumed_ring(&recipe, &machines, &ways));
     let best = ways.iter().position(|way| way.fits != Some(false));
     let hints = match best {
-        Some(best) => exchange::hints(&recipe, trained, &machines, &ways[best]),
+        Some(best) => exchange::hints(&recipe, &machines, &ways[best]),
         None => planner.subject.cheaper_settings(),
     };
     Ok(MachinesPlan {
@@ -177,6 +182,19 @@ pub fn plan(recipe: &Recipe, machines: Machines, progress: &dyn Fn(u64)) -> Resu
         best,
         hints,
         notices,
+    })
+}
+
+/// What is assumed of machines that hold a model together, if nothing says how they are cabled. Two are a ring and a
+/// chain.
+fn assumed_ring(recipe: &Recipe, machines: &Machines, ways: &[Way]) -> Option<String> {
+    let has_cables = machines.cables.is_some() && recipe.distributed.backend != BackendChoice::Tcp;
+    let is_said = has_cables || recipe.parallel.placement != PlacementChoice::Auto;
+    (!is_said && ways.iter().any(|way| way.stages > 2)).then(|| {
+        "no cables are named, so the last machine is taken to reach the first one as it does its neighbour; where \
+         ordinary cables lead from each machine to the next one only, add --set parallel.placement=contiguous, or wave \
+         for layers from disks (docs/big-models.md)"
+            .to_owned()
     })
 }
 
@@ -251,9 +269,10 @@ impl Arranged {
         }
     }
 
-    /// How many layers each has, where their numbers differ because their memory or their disks do.
+    /// How many layers each has, where the recipe says it, or their numbers differ because their memory or their disks
+    /// do.
     fn uneven(&self) -> Vec<usize> {
-        let is_uneven = matches!(self.why, Why::Memory | Why::Disk);
+        let is_uneven = matches!(self.why, Why::Recipe | Why::Memory | Why::Disk);
         self.stage.iter().filter(|_| is_uneven).flat_map(Stage::counts).collect()
     }
 }
@@ -270,7 +289,6 @@ struct Planner<'a> {
     is_from_hub: bool,
     directory: PathBuf,
     parameters: u64,
-    trained: u64,
     /// Operations per second of the CPU, by the tokens of a micro-batch. None on a GPU.
     rates: BTreeMap<usize, Rates>,
 }
@@ -309,11 +327,12 @@ impl Planner<'_> {
         let Form { stages, again, from_disk } = form;
         let Machines { hosts, disk, link, .. } = self.machines;
         let replicas = hosts / stages;
-        let (recipe, settings) = self.recipe_of(form, settings);
+        let (recipe, mut settings) = self.recipe_of(form, settings);
         let sizing = Sizing { shares: exchange::shares(&recipe, replicas), ..self.subject.sizing.clone() };
         let subject = Subject { recipe: &recipe, sizing: &sizing, ..self.subject };
         let held = self.arranged(&subject, stages);
         let stage = held.stage.as_ref();
+        settings.extend(self.instead_of_stages(stages, stage));
         // Those of one model.
         let micro_batches = micro_batches(&subject).div_ceil(replicas);
         let Needs { ranks, at_once, by_experts } =
@@ -324,7 +343,7 @@ impl Planner<'_> {
             (true, _) => "layers over machines, from disks, experts one by one",
         };
         let read = ranks.iter().map(|rank| rank.read).max().unwrap_or(0);
-        let learned = exchange::sent(&recipe, self.trained, hosts, replicas);
+        let learned = exchange::sent(&recipe, exchange::most_trained(&ranks), replicas);
         let alone = self.rates(replicas).map(|rates| self.alone(rates, replicas, again));
         let (hops, of_hops) = self.hops(stage, replicas, &recipe);
         let order = if from_disk { Order::Layers } else { Order::MicroBatches };
@@ -374,6 +393,15 @@ impl Planner<'_> {
         (recipe, settings)
     }
 
+    /// What the recipe says of the ranks of a model that this way has otherwise.
+    fn instead_of_stages(&self, stages: usize, stage: Option<&Stage>) -> Vec<String> {
+        let Parallel { stages: asked, layers, .. } = &self.subject.recipe.parallel;
+        let whole = (stages == 1 && *asked != StagesChoice::Count(1)).then(|| "parallel.stages=1".to_owned());
+        let counts = || stage.map_or_else(|| vec![self.subject.sizing.config.layers.len()], Stage::counts);
+        let is_other = !layers.is_empty() && layers.len() != stages;
+        whole.into_iter().chain(is_other.then(|| format!("parallel.layers={:?}", counts()))).collect()
+    }
+
     /// Which layers machines hold that have the layers of a model together, and why.
     fn arranged(&self, subject: &Subject<'_>, stages: usize) -> Arranged {
         let Machines { hosts, memory_of_each, cables, .. } = &self.machines;
@@ -383,9 +411,13 @@ impl Planner<'_> {
         }
         let is_chain = forms_chain(subject.recipe, cables.as_ref(), stages, None);
         let arrangements = arrangements(subject.recipe.parallel.placement, is_chain);
-        if memory_of_each.is_empty() {
+        let counts = &subject.recipe.parallel.layers;
+        // Of another number of machines they say nothing.
+        let counts = if counts.len() == stages { counts.as_slice() } else { &[] };
+        if memory_of_each.is_empty() || !counts.is_empty() {
             let arrangement = arrangements.of(subject.recipe.model.residency == ResidencyChoice::Disk);
-            return Arranged { stage: Some(alike(arrangement, layers, stages)), arrangement, why: Why::Alike };
+            let (stage, why) = given(counts, arrangement, layers, stages);
+            return Arranged { stage: Some(stage), arrangement, why };
         }
         let replicas = hosts / stages;
         let rate = self.rates(replicas).map_or(0.0, |rates| rates.of_all(&self.operations(replicas, true)));

@@ -118,12 +118,9 @@ impl Ranks {
         Ok(connections)
     }
 
-    /// Keeps the links of all groups usable while no operation runs: see [`Group::keep_alive`]. Lines do it themselves.
+    /// Keeps the links of all groups usable while no operation runs: see [`Group::keep_alive`].
     pub(crate) fn keep_alive(&self) {
         self.group.keep_alive();
-        if let Some(same_layers) = self.same_layers.get() {
-            same_layers.keep_alive();
-        }
     }
 
     /// Payload bytes that this rank has sent and received, and how long it has waited for each rank.

@@ -1,6 +1,6 @@
 //! Where the frozen matrices of the layers are, and how many micro-batches go through each layer together.
 
-use finetune_model::{ExpertSizes, Placement};
+use finetune_model::{ExpertSizes, Placement, Stage};
 use finetune_recipe::{Method, ResidencyChoice};
 use finetune_store::human_bytes;
 
@@ -75,6 +75,24 @@ pub(crate) fn way_on_disk(sizing: &Sizing, available: Option<u64>, total: impl F
         }
         _ => whole,
     }
+}
+
+/// What becomes of the layers that a rank would hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OfLayers {
+    /// Whether it would read them from the disk.
+    pub(crate) reads: bool,
+    /// Whether it has room for them, there or in memory.
+    pub(crate) fits: bool,
+}
+
+/// What becomes of the layers of `stage` on a rank that may take `available` bytes.
+pub(crate) fn of_layers(subject: &Subject<'_>, counted: &Counted, stage: Stage, available: Option<u64>) -> OfLayers {
+    let placement = subject.sizing.placement.clone().with_stage(Some(stage));
+    let sizing = Sizing { placement, ..subject.sizing.clone() };
+    let (chosen, _) = choose_counted(&Subject { sizing: &sizing, ..*subject }, counted, available);
+    let total = Subject { sizing: &chosen, ..*subject }.estimate_counted(counted).total;
+    OfLayers { reads: chosen.placement.reads_layers(), fits: available.is_none_or(|available| total <= available) }
 }
 
 /// The most micro-batches, up to `all`, for which `fits` has room: at least one.

@@ -20,6 +20,7 @@ use crate::error::TrainError;
 use crate::evaluate::FROM_DISK;
 use crate::memory::{Sizing, Subject};
 use crate::ranks::Ranks;
+use crate::residency;
 
 use self::dealing::Dealt;
 pub(crate) use self::dealing::{Arrangements, Offer, alike, deal, of_each_stage};
@@ -89,12 +90,11 @@ pub(crate) fn choose(
     if stages > layers {
         return Err(few_layers(config, stages));
     }
-    let arrangement =
-        arrangements(recipe.parallel.placement, is_chain(stages)).of(recipe.model.residency == ResidencyChoice::Disk);
-    let mut dealt = asked(&recipe.parallel.layers, layers, arrangement)?.unwrap_or_else(|| match offers.is_empty() {
-        true => Dealt { stage: alike(arrangement, layers, stages), arrangement, why: Why::Alike, in_memory: true },
+    check_layers(&recipe.parallel.layers, layers)?;
+    let mut dealt = match offers.is_empty() {
+        true => undealt(subject, available, stages, arrangements(recipe.parallel.placement, is_chain(stages)), ranks)?,
         false => deal(stages),
-    });
+    };
     if let Some(ranks) = ranks {
         dealt = dealt.told_by_first(ranks)?;
         dealt.stage.mine = ranks.group().rank() % stages;
@@ -140,17 +140,59 @@ fn fewest(layers: usize, offers: &[Offer], ranks: &Ranks, deal: &dyn Fn(usize) -
     possible.iter().copied().find(fits).or(possible.last().copied()).unwrap_or(1)
 }
 
-/// The layers of each rank as the recipe says them, if it does.
-fn asked(counts: &[usize], layers: usize, arrangement: Arrangement) -> Result<Option<Dealt>, TrainError> {
+/// Refuses numbers of layers that the recipe says and that are not those of the model.
+fn check_layers(counts: &[usize], layers: usize) -> Result<(), TrainError> {
     let sum = counts.iter().fold(0usize, |sum, count| sum.saturating_add(*count));
-    match counts.is_empty() {
-        true => Ok(None),
-        false if sum == layers => {
-            let stage = Stage::arranged(arrangement, counts, 0);
-            Ok(Some(Dealt { stage, arrangement, why: Why::Recipe, in_memory: true }))
-        }
+    match counts.is_empty() || sum == layers {
+        true => Ok(()),
         false => Err(TrainError::LayersOfRanks { counts: counts.to_vec(), sum, layers }),
     }
+}
+
+/// The layers of each rank where the recipe says how many they are, or as many on each as on any other.
+pub(crate) fn given(counts: &[usize], arrangement: Arrangement, layers: usize, stages: usize) -> (Stage, Why) {
+    match counts.is_empty() {
+        true => (alike(arrangement, layers, stages), Why::Alike),
+        false => (Stage::arranged(arrangement, counts, 0), Why::Recipe),
+    }
+}
+
+/// How layers lie whose numbers do not depend on what ranks offer. Where the cables choose between two arrangements, it
+/// is the one for layers from the disk if a rank would have to read its layers in the other one, and all have room in
+/// it. All ranks call it together.
+fn undealt(
+    subject: &Subject<'_>,
+    available: Option<u64>,
+    stages: usize,
+    arrangements: Arrangements,
+    ranks: Option<&Ranks>,
+) -> Result<Dealt, TrainError> {
+    const IN_MEMORY: i32 = 0;
+    const FROM_DISK: i32 = 1;
+    const NO_ROOM: i32 = 2;
+    let parallel = &subject.recipe.parallel;
+    let of = |arrangement| given(&parallel.layers, arrangement, subject.sizing.config.layers.len(), stages);
+    let mut says = IN_MEMORY;
+    if arrangements.in_memory != arrangements.from_disk {
+        let mine = ranks.map_or(0, |ranks| ranks.group().rank() % stages);
+        let counted = subject.counted();
+        let look = |arrangement| {
+            let (stage, _) = of(arrangement);
+            residency::of_layers(subject, &counted, Stage { mine, ..stage }, available)
+        };
+        says = match (look(arrangements.in_memory).reads, look(arrangements.from_disk).fits) {
+            (_, false) => NO_ROOM,
+            (true, true) => FROM_DISK,
+            (false, true) => IN_MEMORY,
+        };
+    }
+    // Whether they wait for each other here depends on the recipe alone, which all ranks have alike.
+    if let Some(ranks) = ranks.filter(|_| parallel.placement == PlacementChoice::Auto) {
+        says = ranks.largest(says)?;
+    }
+    let arrangement = arrangements.of(says == FROM_DISK);
+    let (stage, why) = of(arrangement);
+    Ok(Dealt { stage, arrangement, why, in_memory: says == IN_MEMORY })
 }
 
 pub(crate) fn few_layers(config: &ModelConfig, stages: usize) -> TrainError {
@@ -256,6 +298,14 @@ impl Connections {
             }
         }
         Ok(connections)
+    }
+
+    /// The next message of another process, which has so many bytes, if it has arrived.
+    ///
+    /// # Errors
+    /// If a rank cannot be reached.
+    pub(crate) fn arrived(&self, from: usize, length: usize) -> Result<Option<Vec<u8>>, TrainError> {
+        Ok(self.incoming[&from].arrived(length)?)
     }
 
     /// What was moved and waited for since the beginning.

@@ -173,6 +173,14 @@ impl Together {
         Ok(self.ranks.group().check()?)
     }
 
+    /// Lines from all other ranks to the first one. All call it together.
+    ///
+    /// # Errors
+    /// If one is lost.
+    pub fn replies(&self) -> Result<Replies, TrainError> {
+        Replies::connect(&self.ranks)
+    }
+
     /// Keeps links usable through a long rest: see [`Group::keep_alive`].
     pub fn keep_alive(&self) {
         self.ranks.keep_alive();
@@ -194,6 +202,42 @@ impl Together {
     /// If one is lost.
     pub fn barrier(&self) -> Result<(), TrainError> {
         Ok(self.ranks.group().barrier()?)
+    }
+}
+
+/// What the other ranks tell the first one while all compute, beside what goes from layer to layer.
+pub struct Replies {
+    lines: Connections,
+    world: usize,
+}
+
+impl Replies {
+    fn connect(ranks: &Ranks) -> Result<Replies, TrainError> {
+        let (rank, world) = (ranks.group().rank(), ranks.group().world());
+        let links = (1..world).map(|other| (other, 0)).collect();
+        Ok(Replies { lines: Connections::new(ranks, [rank, world], links, QUEUE)?, world })
+    }
+
+    /// Tells the first rank a number, from another one.
+    ///
+    /// # Errors
+    /// If it cannot be reached.
+    pub fn tell(&self, number: u64) -> Result<(), Box<dyn Error + Send + Sync>> {
+        self.lines.send(0, number.to_le_bytes().to_vec())
+    }
+
+    /// On the first rank, the numbers that have arrived since, of all others. It does not wait.
+    ///
+    /// # Errors
+    /// If a rank is lost.
+    pub fn heard(&self) -> Result<Vec<u64>, TrainError> {
+        let mut numbers = Vec::new();
+        for other in 1..self.world {
+            while let Some(bytes) = self.lines.arrived(other, size_of::<u64>())? {
+                numbers.extend(bytes.try_into().map(u64::from_le_bytes));
+            }
+        }
+        Ok(numbers)
     }
 }
 
@@ -287,6 +331,34 @@ fn reading() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Each number once, those of a rank in their order.
+    #[test]
+    fn the_first_rank_hears_what_the_others_tell() {
+        let start = |group: Group| {
+            std::thread::spawn(move || {
+                let ranks = Ranks::new(group, None).expect("ranks");
+                let replies = Replies::connect(&ranks).expect("lines");
+                let (rank, mut heard, began) = (ranks.group().rank() as u64, Vec::new(), Instant::now());
+                match rank {
+                    0 => {
+                        while heard.len() < 6 {
+                            heard.extend(replies.heard().expect("all are there"));
+                            assert!(began.elapsed() < Duration::from_secs(20), "{heard:?}");
+                        }
+                    }
+                    rank => (0..3).for_each(|n| replies.tell(10 * rank + n).expect("the first one is there")),
+                }
+                // Nobody leaves before.
+                ranks.group().barrier().expect("all are there");
+                heard
+            })
+        };
+        let threads: Vec<_> = Group::in_process(3, None).into_iter().map(start).collect();
+        let heard: Vec<Vec<u64>> = threads.into_iter().map(|thread| thread.join().expect("no panic")).collect();
+        let of = |rank: u64| heard[0].iter().copied().filter(|number| number / 10 == rank).collect::<Vec<_>>();
+        assert_eq!((of(1), of(2), heard[0].len()), (vec![10, 11, 12], vec![20, 21, 22], 6));
+    }
 
     /// (ranks, layers, bytes of all layers, of a slice, the part that a token uses, seconds of a sum, whether tensor
     /// takes less)

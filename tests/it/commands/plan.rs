@@ -118,6 +118,52 @@ fn a_chain_of_machines_is_idle_for_longer() {
     {
         assert!(ended.stdout.contains(text), "{text}: {}", ended.stdout);
     }
+    // Without cables a ring is assumed, and said, unless the placement is said.
+    let assumed = |more: &[&str]| {
+        let sets = [&["--hosts", "3", "--memory", "64G"], more].concat();
+        plan_of(&folder, &sets)["notices"].to_string().contains("no cables are named")
+    };
+    assert!(assumed(&[]) && !assumed(&["--set", "parallel.placement=contiguous"]));
+    assert!(!chain["notices"].to_string().contains("no cables are named"), "{chain}");
+}
+
+/// The recipe's numbers of layers are those of as many machines. Any other number of machines has others, and its
+/// settings say them.
+#[test]
+fn a_plan_has_the_recipes_numbers_of_layers() {
+    let folder = larger_model(LARGER_RECIPE);
+    let sets = ["--hosts", "4", "--memory", "64G", "--link", "1M", "--set", "parallel.stages=2"];
+    let plan = plan_of(&folder, &[&sets[..], &["--set", "parallel.layers=[4, 1]"]].concat());
+    let of = |way: &Value, key: &str| -> Vec<u64> {
+        way["ranks"].as_array().expect("ranks").iter().map(|rank| rank[key].as_u64().expect("a number")).collect()
+    };
+    let ways = || plan["ways"].as_array().expect("ways").iter();
+    let spread = |stages: u64| ways().find(|way| way["stages"] == stages && way["read"] == 0).expect("a way");
+    let two = spread(2);
+    assert_eq!(two["layers"], serde_json::json!([4, 1]), "{two}");
+    assert_eq!(of(two, "layers"), [4, 1, 4, 1]);
+    let trained = plan["trained_parameters"].as_u64().expect("a number");
+    assert_eq!(of(two, "trained"), [4 * trained / 5, trained / 5, 4 * trained / 5, trained / 5]);
+    // Of two models each rank sends half of its values, and half of the sums: that with most layers most.
+    let bytes = two["sending_seconds"].as_f64().expect("seconds") * 1e6 / 8.0;
+    assert!((bytes / (4 * 4 * trained / 5) as f64 - 1.0).abs() < 1e-6, "{bytes}: {two}");
+    let settings = |way: &Value| way["settings"].to_string();
+    assert!(!settings(two).contains("parallel.layers"), "{two}");
+    assert!(settings(spread(4)).contains("parallel.layers=[2, 1, 1, 1]"), "{plan}");
+
+    // What is proposed for one machine with the whole model is a recipe, and takes what it does without stages.
+    let whole = way(&plan, "in memory");
+    let without = plan_of(&folder, &["--hosts", "4", "--memory", "64G", "--link", "1M"]);
+    assert_eq!(whole["memory"], way(&without, "in memory")["memory"]);
+    let words = ["parallel.stages=2", "parallel.layers=[4, 1]"];
+    let set = whole["settings"].as_array().expect("settings").iter().filter_map(Value::as_str);
+    let set: Vec<&str> = words.into_iter().chain(set).flat_map(|set| ["--set", set]).collect();
+    assert!(set.contains(&"parallel.stages=1") && set.contains(&"parallel.layers=[5]"), "{whole}");
+    folder.finetune(&[&["validate", "recipe.toml"][..], &set].concat()).expect(0);
+    // Other numbers than the model has are refused, as by `run`.
+    let wrong = [&["plan", "recipe.toml"][..], &sets, &["--set", "parallel.layers=[4, 2]"]].concat();
+    let ended = folder.finetune(&wrong).expect(2);
+    assert!(ended.stderr.contains("are 6 layers, and the model has 5"), "{}", ended.stderr);
 }
 
 /// Where two layers with all of their experts do not fit, experts are read one by one: that takes less memory, and

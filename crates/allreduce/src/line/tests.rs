@@ -46,6 +46,26 @@ fn messages_of_all_lengths_arrive_in_their_order() {
     assert_eq!((sender.bytes(), receiver.bytes()), (all as u64, all as u64));
 }
 
+/// Who only looks takes what is there, and waits for nothing.
+#[test]
+fn looking_for_a_message_does_not_wait() {
+    let (_groups, sender, receiver) = line(4);
+    assert_eq!(receiver.arrived(3).expect("a line"), None);
+    (0..2).for_each(|number| sender.send(message(number, 3)).expect("room"));
+    for number in 0..2 {
+        let message = message(number, 3);
+        expect_soon("a message", || match receiver.arrived(3).expect("a line") {
+            None => false,
+            Some(arrived) => {
+                assert_eq!(arrived, message, "message {number}");
+                true
+            }
+        });
+    }
+    assert_eq!(receiver.arrived(3).expect("a line"), None);
+    assert_eq!((receiver.bytes(), receiver.waited()), (6, Duration::ZERO));
+}
+
 /// Two messages have arrived before the receiver asks for any, and the sender may leave then.
 #[test]
 fn messages_travel_before_they_are_asked_for() {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use finetune_dataset::{ChatTokenizer, LlamaCppTokenizer, TextSource};
 use finetune_model::gguf::{AdapterFile, Metadata, ModelFile, TensorType, Value, write_adapter, write_model};
-use finetune_model::{FloatType, Model, ModelConfig};
+use finetune_model::{FloatType, ModelConfig};
 use finetune_store::{RealDisk, Staging, human_bytes};
 use finetune_trainer::stored_type;
 use serde_json::json;
@@ -36,11 +36,6 @@ pub(super) fn model(
         (None, FloatType::BF16) => TensorType::BF16,
         (None, FloatType::F16 | FloatType::F32) => TensorType::F16,
     };
-    let packed_while_loaded = adapter.as_ref().and_then(|adapter| adapter.base.quantization);
-    if let Some(words) = Model::form(base, packed_while_loaded)?.words {
-        let base = base.display();
-        show.say(&format!("the packed weights of {base} ({words}) are decoded, and rounded once to {}", kind.name()));
-    }
     let config = ModelConfig::load(base)?;
     let opened = ChatTokenizer::open(&TextSource {
         model_dir: base,

@@ -122,9 +122,8 @@ fn text(plan: &MachinesPlan) -> String {
     }
     match best {
         Some(best) => {
-            let settings: Vec<String> = ways[*best].settings.iter().map(|set| format!("--set {set}")).collect();
             text += &ranks(&ways[*best]);
-            text += &format!("\ntake        {}\n", settings.join(" "));
+            text += &format!("\ntake        {}\n", words(&ways[*best].settings));
         }
         None => {
             // What is nearest to fitting.
@@ -134,6 +133,12 @@ fn text(plan: &MachinesPlan) -> String {
     }
     hints.iter().for_each(|hint| text += &format!("hint        {hint}\n"));
     text
+}
+
+/// Settings as words of a command line. Shells would look for files that a list in brackets could mean.
+fn words(settings: &[String]) -> String {
+    let word = |set: &String| if set.contains('[') { format!("--set '{set}'") } else { format!("--set {set}") };
+    settings.iter().map(word).collect::<Vec<_>>().join(" ")
 }
 
 fn machines_line(machines: &Machines) -> String {
@@ -238,7 +243,7 @@ fn row(way: &Way) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{memories, spans};
+    use super::{memories, spans, words};
 
     #[test]
     fn machines_may_differ_in_memory() {
@@ -256,12 +261,19 @@ mod tests {
     }
 
     #[test]
+    fn settings_are_words_for_a_shell() {
+        let settings = ["parallel.stages=2", "parallel.layers=[4, 1]"].map(str::to_owned);
+        assert_eq!(words(&settings), "--set parallel.stages=2 --set 'parallel.layers=[4, 1]'");
+    }
+
+    #[test]
     fn ranks_that_take_the_same_are_one_line() {
         use finetune_trainer::RankNeed;
         let rank = |rank: usize, memory: u64| RankNeed {
             rank,
             host: None,
             layers: 4,
+            trained: 2,
             memory,
             available: None,
             fits: None,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use finetune_dataset::ChatTokenizer;
 use finetune_model::{EngineSettings, Model};
 use finetune_serve::{Bounds, Others, ServeError, Served, Server, Settings};
-use finetune_trainer::Together;
+use finetune_trainer::{Replies, Together};
 
 use crate::cli::ServeArguments;
 use crate::commands::answering::tokenizer;
@@ -55,6 +55,7 @@ fn follow_first(arguments: &ServeArguments, signals: &Signals, one: &OneOf) -> R
     let first = adapters.first().map(|(_, directory)| directory.as_path());
     let joined = one.join(&source.model, first, &arguments.model(), arguments.parallel, &say)?;
     let Some(together) = joined else { return Ok(ExitCode::SUCCESS) };
+    let replies = together.replies()?;
     let (base, mut served) = Base::open(arguments, &source, &adapters, Some(&together), &say)?;
     for (name, directory) in &adapters {
         served.push(base.with_adapter(name, directory, &say)?);
@@ -62,7 +63,12 @@ fn follow_first(arguments: &ServeArguments, signals: &Signals, one: &OneOf) -> R
     // The first rank says when it is over.
     signals.finish_steps_silently();
     let rest = || together.keep_alive();
-    finetune_serve::follow(&served, together.hops.as_ref(), &rest).map_err(|what| lost(&together, what))?;
+    // A first rank that is gone is noticed by what it no longer says.
+    let has_read = |number| {
+        let _ = replies.tell(number);
+    };
+    let followed = finetune_serve::follow(&served, together.hops.as_ref(), &rest, &has_read);
+    followed.map_err(|what| lost(&together, what))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -93,11 +99,12 @@ fn serve_as(
     let first = adapters.first().map(|(_, directory)| directory.as_path());
     let join = |one: &OneOf| one.join(&source.model, first, &arguments.model(), arguments.parallel, &say);
     let together = one.map(join).transpose()?.flatten().map(Arc::new);
+    let replies = together.as_ref().map(|together| together.replies()).transpose()?;
     let (base, mut served) = Base::open(arguments, &source, &adapters, together.as_deref(), &say)?;
     for (name, directory) in &adapters {
         served.push(base.with_adapter(name, directory, &say)?);
     }
-    let others = together.as_ref().map(|together| others(together, &served));
+    let others = together.as_ref().zip(replies).map(|(together, replies)| others(together, replies, &served));
     // A run's own adapter is what requests get that name no model.
     if source.adapter.is_some() && served.len() > 1 {
         served.swap(0, 1);
@@ -134,7 +141,7 @@ fn serve_as(
 }
 
 /// What the first rank needs to tell the others.
-fn others(together: &Arc<Together>, served: &[Served]) -> Others {
+fn others(together: &Arc<Together>, replies: Replies, served: &[Served]) -> Others {
     let (looked_at, kept_alive) = (Arc::clone(together), Arc::clone(together));
     Others {
         models: served.iter().map(Served::model).collect(),
@@ -142,6 +149,7 @@ fn others(together: &Arc<Together>, served: &[Served]) -> Others {
         world: together.place().1,
         check: Arc::new(move || looked_at.check().map_err(|error| error.to_string())),
         rest: Box::new(move || kept_alive.keep_alive()),
+        have_read: Arc::new(move || replies.heard().map_err(|error| error.to_string())),
     }
 }
 

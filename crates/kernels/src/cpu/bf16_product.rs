@@ -95,13 +95,22 @@ pub(crate) fn times_transposed(out: &mut [f32], keep: bool, scale: f32, x: Matri
         let sizes = [x.rows(), outputs, inputs];
         return few_rows::by_jobs(out, keep, scale, sizes, |first, out| few_products(&a, x.rows(), w, first, out));
     }
-    by_blocks(outputs, length, |first, count, block| {
-        let tiles = block.par_chunks_mut(TILE[1] * length).enumerate();
-        tiles.for_each(|(tile, out)| {
-            let row = first + tile * TILE[1];
-            read_rounded(w, row..(row + TILE[1]).min(first + count), length, out);
+    let mut rounded = Vec::new();
+    by_blocks(outputs, length, |first, count| {
+        let is_whole = length == inputs && count.is_multiple_of(TILE[1]);
+        let as_they_are = if is_whole { w.rows_in_bf16(first..first + count) } else { None };
+        let block = as_they_are.unwrap_or_else(|| {
+            // What is behind the rows, up to a whole tile, makes sums that nothing reads.
+            rounded.resize(count.next_multiple_of(TILE[1]) * length, bf16::ZERO);
+            let tiles = rounded.par_chunks_mut(TILE[1] * length).enumerate();
+            tiles.for_each(|(tile, out)| {
+                let row = first + tile * TILE[1];
+                read_rounded(w, row..(row + TILE[1]).min(first + count), length, out);
+            });
+            &rounded
         });
-        let b = Rows::new(block, [length, STEP]);
+        let ahead = if as_they_are.is_some() { Ahead::Far } else { Ahead::Nothing };
+        let b = Rows { values: block, strides: [length, STEP], ahead };
         add_block(out, keep, scale, &a, &b, length / STEP, [outputs, first, count]);
     });
 }
@@ -190,9 +199,10 @@ pub(crate) fn times(
     let [_, inputs] = w.shape();
     let length = rows.len().next_multiple_of(STEP);
     let a = rounded(y, |_| {});
-    by_blocks(inputs, length, |first, count, block| {
+    by_blocks(inputs, length, |first, count| {
         // Step by step, each with the rows of the transposed weight one after the other.
-        let width = block.len() / length * STEP;
+        let width = count.next_multiple_of(TILE[1]) * STEP;
+        let mut block = vec![bf16::ZERO; width / STEP * length];
         let steps = block.par_chunks_mut(width).enumerate();
         steps.for_each_init(
             || vec![0.0; count],
@@ -205,18 +215,18 @@ pub(crate) fn times(
                 }
             },
         );
-        let b = Rows::new(block, [STEP, width]);
+        let b = Rows::new(&block, [STEP, width]);
         add_block(out, keep, scale, &a, &b, length / STEP, [inputs, first, count]);
     });
 }
 
-/// Calls `multiply` with the first of some columns of the result, their number, and zeros for as
-/// many sums of `length` elements, rounded up to whole tiles.
-fn by_blocks(columns: usize, length: usize, mut multiply: impl FnMut(usize, usize, &mut [bf16])) {
+/// Calls `multiply` with the first of some columns of the result, and their number: so many that as many rows of `length`
+/// elements stay in the second-level cache. All but the last are whole tiles.
+fn by_blocks(columns: usize, length: usize, mut multiply: impl FnMut(usize, usize)) {
     let most = (BLOCK_BYTES / 2 / length.max(1)).max(1).next_multiple_of(TILE[1]);
     for first in (0..columns).step_by(most) {
         let count = most.min(columns - first);
-        multiply(first, count, &mut vec![bf16::ZERO; count.next_multiple_of(TILE[1]) * length]);
+        multiply(first, count);
     }
 }
 
@@ -241,10 +251,13 @@ fn add_block(
             for column in (0..width).step_by(TILE[1]) {
                 for row in (0..a.len() / length.max(1)).step_by(TILE[0]) {
                     let a = Rows::new(&a[row * length..], [length, STEP]);
-                    let b = Rows::new(&b.values[column * b.strides[0]..], b.strides);
+                    // The first rows wait for those of b, the others find them in the cache.
+                    let ahead = if job == 0 && row == 0 { b.ahead } else { Ahead::Nothing };
+                    let b = Rows { values: &b.values[column * b.strides[0]..], ahead, ..*b };
                     let tile = tile::<{ TILE[0] }>(&a, &b, range.clone());
                     for (i, tile) in tile.iter().enumerate() {
-                        simd::add_scaled(&mut sums[(row + i) * width + column..][..TILE[1]], 1.0, tile);
+                        let sums = &mut sums[(row + i) * width + column..][..TILE[1]];
+                        sums.iter_mut().zip(tile).for_each(|(sum, more)| *sum += more);
                     }
                 }
             }

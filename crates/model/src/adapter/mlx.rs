@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::adaptation::is_of_vocabulary;
 use crate::adapter::files::MLX_FILE;
-use crate::adapter::mlx_names::{MlxModule, Stack, half_of, halves, names_of, of_module, without_branch};
+use crate::adapter::mlx_names::{Halves, MlxModule, Stack, names_of, of_branch, without_branch};
 use crate::adapter::tensors::transposed;
 use crate::adapter::{Adapter, CONFIG_FILE};
 use crate::config::ModelConfig;
@@ -48,6 +48,13 @@ pub(crate) fn is_power_of_two(factor: f64) -> bool {
 pub(crate) fn in_whole(module: &str, config: &ModelConfig) -> String {
     let is_inside = config.wrapper.as_ref().is_some_and(|wrapper| !wrapper.is_text_in_mlx);
     if is_inside { name_in_mlx(module) } else { module.to_owned() }
+}
+
+/// The modules of mlx-lm that a branch is one of, with their B: two of gate and up together.
+fn apart<'b>(name: String, branch: &BranchValues<'b>) -> Vec<(String, Cow<'b, [f32]>)> {
+    let Some(halves) = Halves::of(&name) else { return vec![(name, Cow::from(branch.b))] };
+    let rows = [0, 1].map(|half| Cow::from(halves.rows_of(half, branch.b, branch.rank)));
+    halves.names.into_iter().zip(rows).collect()
 }
 
 /// Part, shape and values of a tensor.
@@ -110,22 +117,19 @@ impl Adapter {
             if factor != 0.0 && !is_power_of_two(factor) {
                 rounded.push(target.module.clone());
             }
-            let MlxModule { name, expert } = of_module(&target.module, config);
-            if let (Some(expert), Some(names)) = (expert, halves(&name)) {
-                for (half, name) in names.into_iter().enumerate() {
-                    let b = half_of(branch.b, branch.rank, half);
-                    let stack = stacks.entry(name).or_insert_with(|| Stack::new(experts, (shape.0 / 2, shape.1), rank));
-                    stack.put(expert, &BranchValues { b: &b, ..*branch }, factor);
+            let MlxModule { name, expert } = of_branch(&target.module, config);
+            let apart = apart(name, branch);
+            let shape = (shape.0 / apart.len(), shape.1);
+            for (name, b) in apart {
+                let branch = &BranchValues { b: &b, ..*branch };
+                if let Some(expert) = expert {
+                    let stack = stacks.entry(name).or_insert_with(|| Stack::new(experts, shape, rank));
+                    stack.put(expert, branch, factor);
+                    continue;
                 }
-                continue;
-            }
-            if let Some(expert) = expert {
-                let stack = stacks.entry(name).or_insert_with(|| Stack::new(experts, shape, rank));
-                stack.put(expert, branch, factor);
-                continue;
-            }
-            for (part, shape, values) in parts_of(branch, shape, rank, factor) {
-                add(&name, part, shape, &values);
+                for (part, shape, values) in parts_of(branch, shape, rank, factor) {
+                    add(&name, part, shape, &values);
+                }
             }
         }
         for (name, stack) in stacks {

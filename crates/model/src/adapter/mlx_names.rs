@@ -1,15 +1,16 @@
 //! What mlx-lm 0.32 calls the modules of a model, where that differs from transformers, and the
 //! branches of its stacks of experts (`LoRASwitchLinear`): A [e, r, i] and B [e, o, r].
 //!
-//! Of gpt-oss it holds gate and up apart, each with a branch. Here they have one, whose outputs take turns: it
-//! is written as two with the same A, and two are read as one.
+//! Of gpt-oss's experts and of Granite 4 it holds gate and up apart, each with a branch. Here they have one for both:
+//! it is written as two with the same A, and two are read as one.
 
 use std::collections::BTreeMap;
 
 use crate::adaptation::{TargetLayer, is_expert};
+use crate::adapter::files::Format;
 use crate::adapter::settings::Settings;
 use crate::adapter::stacked::OfExpert;
-use crate::adapter::tensors::{Branches, Parts, of_shape};
+use crate::adapter::tensors::{Branches, Parts, of_shape, values};
 use crate::config::ModelConfig;
 use crate::config::family::InMlx;
 use crate::error::ModelError;
@@ -53,32 +54,64 @@ pub(crate) fn of_module(module: &str, config: &ModelConfig) -> MlxModule {
     MlxModule { name, expert: None }
 }
 
-/// The stacks of gate and up in mlx-lm, if this is the name that [`of_module`] has for both.
-pub(super) fn halves(name: &str) -> Option<[String; 2]> {
-    let experts = name.strip_suffix(".experts.gate_up_proj")?;
-    Some(["gate_proj", "up_proj"].map(|part| format!("{experts}.experts.{part}")))
+/// What mlx-lm has for a module of a model of this config once it has loaded its files, in which Granite 4's dense
+/// part is called as in transformers.
+pub(crate) fn of_branch(module: &str, config: &ModelConfig) -> MlxModule {
+    match module.strip_suffix(".shared_mlp.output_linear") {
+        Some(layer) => MlxModule { name: format!("{layer}.mlp.down_proj"), expert: None },
+        None => of_module(module, config),
+    }
+}
+
+/// Gate and up in mlx-lm, where one matrix here is both.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Halves {
+    pub(super) names: [String; 2],
+    /// Whether their outputs take turns in the matrix of both. Otherwise those of the gate come first.
+    take_turns: bool,
+}
+
+impl Halves {
+    /// Those of a module, if this is the name that [`of_branch`] has for both.
+    pub(super) fn of(name: &str) -> Option<Halves> {
+        let (outer, take_turns) = match name.strip_suffix(".experts.gate_up_proj") {
+            Some(layer) => (format!("{layer}.experts"), true),
+            None => (format!("{}.mlp", name.strip_suffix(".shared_mlp.input_linear")?), false),
+        };
+        Some(Halves { names: ["gate_proj", "up_proj"].map(|part| format!("{outer}.{part}")), take_turns })
+    }
+
+    /// Where a row of one half, of `rows` rows, lies in the matrix of both.
+    fn place(&self, half: usize, row: usize, rows: usize) -> usize {
+        if self.take_turns { 2 * row + half } else { half * rows + row }
+    }
+
+    /// The rows of B [2 o, r] that are one half's.
+    pub(super) fn rows_of(&self, half: usize, b: &[f32], rank: usize) -> Vec<f32> {
+        let rows = b.len() / rank.max(1) / 2;
+        let row = |row: usize| &b[self.place(half, row, rows) * rank..][..rank];
+        (0..rows).flat_map(row).copied().collect()
+    }
 }
 
 /// The names in mlx-lm of a module: two of gate and up together.
 pub(super) fn names_of(module: &str, config: &ModelConfig) -> Vec<String> {
-    let name = of_module(module, config).name;
-    halves(&name).map_or_else(|| vec![name], Vec::from)
-}
-
-/// Every second row of B [2 o, r], from the first or the second on.
-pub(super) fn half_of(b: &[f32], rank: usize, half: usize) -> Vec<f32> {
-    b.chunks(rank).skip(half).step_by(2).flatten().copied().collect()
+    let name = of_branch(module, config).name;
+    match Halves::of(&name) {
+        Some(halves) => Vec::from(halves.names),
+        None => vec![name],
+    }
 }
 
 /// Why mlx-lm has no branch on a module. `None`: it has one.
 pub(super) fn without_branch(target: &LoraTarget, config: &ModelConfig) -> Option<String> {
     let module = &target.module;
     let is_gate = config.family.mixture.is_some_and(|mixture| mixture.in_mlx == InMlx::PlainRouter);
-    if module.ends_with(".kv_b_proj") || module.ends_with(".shared_mlp.input_linear") {
+    if module.ends_with(".kv_b_proj") {
         return Some(format!("mlx-lm holds `{module}` in two parts, and one branch is not two"));
     }
-    if module.ends_with(".shared_mlp.output_linear") {
-        return Some(format!("mlx-lm has another name for `{module}` in each form of this family"));
+    if target.use_dora && module.ends_with(".shared_mlp.input_linear") {
+        return Some(format!("mlx-lm holds gate and up of `{module}` apart, and DoRA of both is not read of two"));
     }
     if module.ends_with(".mlp.gate") && is_gate {
         return Some(format!("the router `{module}` is no linear layer in mlx-lm"));
@@ -126,8 +159,8 @@ impl Stack {
     }
 }
 
-/// Takes the branches of stacks out of `branches`: those of single experts, by module. `layers`: all
-/// that may have a branch.
+/// Takes the branches of stacks, and of gate and up apart, out of `branches`: those that single experts and both
+/// together have here, by module. `layers`: all that may have a branch.
 ///
 /// # Errors
 /// If shapes are not those of the stacks, or not finite.
@@ -138,30 +171,36 @@ pub(super) fn take(
     layers: &[TargetLayer],
 ) -> Result<BTreeMap<String, OfExpert>, ModelError> {
     let mut found = BTreeMap::new();
-    let Some(experts) = &config.experts else { return Ok(found) };
+    let experts = config.experts.as_ref().map_or(0, |experts| experts.count);
     let mut of_stacks: BTreeMap<String, Option<Taken>> = BTreeMap::new();
     let mut shared: BTreeMap<String, bool> = BTreeMap::new();
     for layer in layers {
-        let MlxModule { name, expert: Some(expert) } = of_module(&layer.module, config) else { continue };
-        let both = halves(&name);
+        let MlxModule { name, expert } = of_branch(&layer.module, config);
+        let both = Halves::of(&name);
         let (names, outputs) = match &both {
-            Some(names) => (names.to_vec(), layer.outputs / 2),
-            None => (vec![name], layer.outputs),
+            Some(halves) => (halves.names.to_vec(), layer.outputs / 2),
+            None if expert.is_some() => (vec![name], layer.outputs),
+            None => continue,
         };
+        let shape = (outputs, layer.inputs);
         for name in &names {
             if !of_stacks.contains_key(name) {
-                let taken = take_stack(branches, name, experts.count, (outputs, layer.inputs), settings)?;
+                let taken = match expert {
+                    Some(_) => take_stack(branches, name, experts, shape, settings)?,
+                    None => take_one(branches, name, shape, settings)?,
+                };
                 of_stacks.insert(name.clone(), taken);
             }
         }
         let of = |name: &String| of_stacks.get(name).and_then(Option::as_ref);
+        let expert = expert.unwrap_or(0);
         let taken = match &both {
-            Some([gate, up]) => {
-                let (gate, up) = (of(gate), of(up));
-                let is_shared = *shared.entry(names[0].clone()).or_insert_with(|| have_one_a(gate, up));
-                of_both([gate, up], is_shared, expert, (outputs, layer.inputs))
+            Some(halves) => {
+                let both = [&halves.names[0], &halves.names[1]].map(of);
+                let is_shared = *shared.entry(names[0].clone()).or_insert_with(|| have_one_a(both));
+                of_both(halves, both, is_shared, expert, shape)
             }
-            None => of(&names[0]).map(|taken| taken.of_expert(expert, (outputs, layer.inputs))),
+            None => of(&names[0]).map(|taken| taken.of_expert(expert, shape)),
         };
         let Some(OfExpert { target, a, b }) = taken else { continue };
         let target = LoraTarget { module: layer.module.clone(), ..target };
@@ -186,6 +225,20 @@ fn take_stack(
     Ok(Some(Taken { target: settings.target(name, rank)?, a, b }))
 }
 
+/// Takes the branch of one matrix [o, i] out of `branches`, if it is there: as that of a stack of one.
+fn take_one(
+    branches: &mut Branches<'_>,
+    name: &str,
+    shape: (usize, usize),
+    settings: &Settings,
+) -> Result<Option<Taken>, ModelError> {
+    let place = (name.to_owned(), false);
+    let Some(Parts { found: [Some(a), Some(b), None] }) = branches.by_module.get(&place) else { return Ok(None) };
+    let (a, b, rank) = values(a, b, shape, Format::Mlx)?;
+    branches.by_module.remove(&place);
+    Ok(Some(Taken { target: settings.target(name, rank)?, a, b }))
+}
+
 /// The branch of a stack, as it was read.
 struct Taken {
     target: LoraTarget,
@@ -205,13 +258,19 @@ impl Taken {
 }
 
 /// Whether gate and up of all experts have the same A.
-fn have_one_a(gate: Option<&Taken>, up: Option<&Taken>) -> bool {
-    matches!((gate, up), (Some(gate), Some(up)) if gate.a == up.a)
+fn have_one_a(both: [Option<&Taken>; 2]) -> bool {
+    matches!(both, [Some(gate), Some(up)] if gate.a == up.a)
 }
 
-/// The branches of an expert's gate and up, [o, i] each, as one whose outputs take turns. If their A are not
-/// shared, it has the rows of both, and B has zeros where a row is the other one's.
-fn of_both([gate, up]: [Option<&Taken>; 2], is_shared: bool, expert: usize, shape: (usize, usize)) -> Option<OfExpert> {
+/// The branches of an expert's gate and up, [o, i] each, as one of both. If their A are not shared, it has the rows
+/// of both, and B has zeros where a row is the other one's.
+fn of_both(
+    halves: &Halves,
+    [gate, up]: [Option<&Taken>; 2],
+    is_shared: bool,
+    expert: usize,
+    shape: (usize, usize),
+) -> Option<OfExpert> {
     let first = gate.or(up)?;
     let rank_of = |taken: Option<&Taken>| taken.map_or(0, |taken| taken.target.rank);
     let rank = if is_shared { first.target.rank } else { rank_of(gate) + rank_of(up) };
@@ -223,7 +282,7 @@ fn of_both([gate, up]: [Option<&Taken>; 2], is_shared: bool, expert: usize, shap
         };
         let column = if is_shared { 0 } else { a.len() / shape.1 };
         for (row, values) in rows.chunks(target.rank).enumerate() {
-            b[(2 * row + half) * rank + column..][..target.rank].copy_from_slice(values);
+            b[halves.place(half, row, shape.0) * rank + column..][..target.rank].copy_from_slice(values);
         }
         if !is_shared || half == 0 {
             a.extend(own);
@@ -266,8 +325,9 @@ mod tests {
             ("gpt_oss", "mlp.experts.3.down_proj", "mlp.experts.down_proj", Some(3)),
             ("gpt_oss", "mlp.router", "mlp.router", None),
             ("phi3", "self_attn.qkv_proj", "self_attn.qkv_proj", None),
+            ("granitemoehybrid", "shared_mlp.output_linear", "mlp.down_proj", None),
         ] {
-            let found = of_module(&format!("{layer}{ours}"), &config(family));
+            let found = of_branch(&format!("{layer}{ours}"), &config(family));
             assert_eq!(found, MlxModule { name: format!("{layer}{theirs}"), expert }, "{family}");
         }
     }
@@ -284,8 +344,9 @@ mod tests {
         for (family, module, use_dora, told) in [
             ("deepseek_v3", "self_attn.kv_b_proj", false, "in two parts"),
             ("glm4_moe", "mlp.gate", false, "no linear layer"),
-            ("granitemoehybrid", "shared_mlp.input_linear", false, "in two parts"),
-            ("granitemoehybrid", "shared_mlp.output_linear", false, "another name"),
+            ("granitemoehybrid", "shared_mlp.input_linear", true, "DoRA of both"),
+            ("granitemoehybrid", "shared_mlp.input_linear", false, ""),
+            ("granitemoehybrid", "shared_mlp.output_linear", true, ""),
             ("qwen3_moe", "mlp.experts.0.up_proj", true, "no DoRA on experts"),
             ("qwen3_moe", "mlp.experts.0.up_proj", false, ""),
             ("qwen3_moe", "mlp.gate", false, ""),
@@ -297,7 +358,10 @@ mod tests {
 
     /// Of one expert: gate and up with one A, with two, and one of them alone. Two inputs, one output each.
     #[test]
-    fn gate_and_up_of_gpt_oss_become_one_branch() {
+    fn gate_and_up_become_one_branch() {
+        let both = of_branch("model.layers.1.mlp.experts.0.gate_up_proj", &config("gpt_oss"));
+        let halves = Halves::of(&both.name).expect("two stacks");
+        assert_eq!(halves.names, ["gate_proj", "up_proj"].map(|part| format!("model.layers.1.mlp.experts.{part}")));
         let taken = |a: &[f32], b: &[f32]| {
             let rank = b.len();
             let module = "stack".to_owned();
@@ -314,27 +378,45 @@ mod tests {
             (None, Some(&other), &[3.0, 4.0, 7.0, 8.0], &[0.0, 0.0, 9.0, 10.0]),
         ];
         for (gate, up, a, b) in cases {
-            let found = of_both([gate, up], have_one_a(gate, up), 0, (1, 2)).expect("a branch");
+            let found = of_both(&halves, [gate, up], have_one_a([gate, up]), 0, (1, 2)).expect("a branch");
             assert_eq!((found.a.as_slice(), found.b.as_slice()), (a, b));
             assert_eq!((found.target.rank, found.target.scale()), (a.len() / 2, 3.0));
         }
-        assert!(of_both([None, None], false, 0, (1, 2)).is_none());
-        assert_eq!(half_of(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], 2, 1), [3.0, 4.0, 7.0, 8.0]);
-        let both = of_module("model.layers.1.mlp.experts.0.gate_up_proj", &config("gpt_oss"));
-        let names = ["gate_proj", "up_proj"].map(|part| format!("model.layers.1.mlp.experts.{part}"));
-        assert_eq!(halves(&both.name), Some(names));
-        assert_eq!(halves("model.layers.1.mlp.gate_up_proj"), None);
+        assert!(of_both(&halves, [None, None], false, 0, (1, 2)).is_none());
+        assert_eq!(halves.rows_of(1, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], 2), [3.0, 4.0, 7.0, 8.0]);
+        assert_eq!(Halves::of("model.layers.1.mlp.gate_up_proj"), None);
+    }
+
+    /// Granite 4's gate has the first half of the rows: two outputs each here, of rank 1.
+    #[test]
+    fn gate_and_up_of_granite_lie_one_behind_the_other() {
+        let both = of_branch("model.layers.1.shared_mlp.input_linear", &config("granitemoehybrid"));
+        let halves = Halves::of(&both.name).expect("two matrices");
+        assert_eq!(halves.names, ["model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj"]);
+        let b = [1.0, 2.0, 3.0, 4.0];
+        let taken = [0, 1].map(|half| {
+            let target =
+                LoraTarget { module: "half".to_owned(), rank: 1, alpha: 3.0, use_rslora: false, use_dora: false };
+            Taken { target, a: vec![7.0], b: halves.rows_of(half, &b, 1) }
+        });
+        assert_eq!([&taken[0].b, &taken[1].b], [&[1.0_f32, 2.0], &[3.0, 4.0]]);
+        let found = of_both(&halves, taken.each_ref().map(Some), true, 0, (2, 1)).expect("a branch");
+        assert_eq!((found.a.as_slice(), found.b.as_slice(), found.target.rank), (&[7.0][..], &b[..], 1));
+        let found = of_both(&halves, [None, Some(&taken[1])], false, 0, (2, 1)).expect("a branch");
+        assert_eq!(found.b, [0.0, 0.0, 3.0, 4.0]);
     }
 
     /// No two modules of a model share a place.
     #[test]
     fn each_module_has_a_place_of_its_own() {
-        for family in ["qwen3_moe", "lfm2_moe", "gemma4_moe", "deepseek_v3", "qwen3_5_moe", "gpt_oss"] {
+        for family in
+            ["qwen3_moe", "lfm2_moe", "gemma4_moe", "deepseek_v3", "qwen3_5_moe", "gpt_oss", "granitemoehybrid"]
+        {
             let config = config(family);
             let layers = target_layers(&config);
             let places: BTreeSet<_> = layers
                 .iter()
-                .map(|layer| of_module(&layer.module, &config))
+                .map(|layer| of_branch(&layer.module, &config))
                 .map(|place| (place.name, place.expert))
                 .collect();
             assert_eq!(places.len(), layers.len(), "{family}");

@@ -78,7 +78,7 @@ fn spelling_of(file: &TensorFile, config: &ModelConfig) -> Spelling {
 fn name_of(module: &str, format: Format, spelling: Spelling, config: &ModelConfig) -> String {
     match format {
         Format::Peft => spelling.name(module),
-        Format::Mlx => mlx_names::of_module(module, config).name,
+        Format::Mlx => mlx_names::of_branch(module, config).name,
     }
 }
 

@@ -20,6 +20,8 @@ fn file_type(kind: TensorType) -> u32 {
         TensorType::F32 => 0,
         TensorType::Q8_0 => 7,
         TensorType::BF16 => 32,
+        // Experts that stay in it, whatever the other matrices are in.
+        TensorType::Mxfp4 => 38,
         // No other type is written.
         _ => 1,
     }

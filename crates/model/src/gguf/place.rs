@@ -8,6 +8,10 @@ use crate::tree::expected_tensors;
 /// What most refusals say to do next.
 const MERGED: &str = "--format merged writes it for transformers and mlx-lm";
 
+/// Epsilon in the lengths of queries and keys of delta nets, and in the norms inside of latent attention, whatever
+/// config.json says of the other norms. llama.cpp has one number for all of them.
+pub(super) const INNER_EPS: f32 = 1e-6;
+
 /// The refusal of a model that llama.cpp does not have.
 pub(super) fn refused(what: &str) -> ModelError {
     ModelError::NotExpressible { what: format!("llama.cpp cannot compute this model: {what}"), hint: MERGED.to_owned() }
@@ -67,6 +71,12 @@ fn what_is_missing(config: &ModelConfig, architecture: &Architecture) -> Option<
         let (values, keys) = (sizes.value_dim, sizes.key_dim);
         return Some(format!(
             "its `{name}` has heads of values as wide as those of keys, this model {values} and {keys}"
+        ));
+    }
+    if config.delta.is_some() && config.rms_norm_eps as f32 != INNER_EPS {
+        return Some(format!(
+            "its `{name}` has rms_norm_eps in the lengths of a delta net's queries and keys, too: {} and not {INNER_EPS}",
+            config.rms_norm_eps as f32
         ));
     }
     if let Some(what) = other_sharing(config, name) {
@@ -153,13 +163,18 @@ mod tests {
     fn what_the_loader_asks_for() {
         let goldens = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models");
         type Change = fn(&mut ModelConfig);
-        let table: [(&str, Change, &str); 6] = [
+        let table: [(&str, Change, &str); 7] = [
             ("qwen3_moe_experts", |c| c.layers[1].has_experts = false, "experts in every layer, and layer 1"),
             ("gpt_oss", |c| c.layers.iter_mut().for_each(|layer| layer.window = None), "with a window of attention"),
             ("olmo3", |c| c.tied_embeddings = true, "here it is the embedding"),
             ("gemma2", |c| c.tied_embeddings = false, "here it is a matrix of its own"),
             ("qwen3", |c| c.qkv_bias = true, "no biases of query, key and value projections"),
             ("qwen2", |c| c.output_bias = true, "no bias of the attention's output"),
+            (
+                "qwen3_next",
+                |c| c.delta.iter_mut().for_each(|sizes| sizes.value_dim = sizes.key_dim),
+                "queries and keys, too: 0.01 and not 0.000001",
+            ),
         ];
         for (family, change, part) in table {
             let mut config = ModelConfig::load(&goldens.join(family)).expect("a config");

@@ -1,9 +1,10 @@
 //! The file of a model, with or without an adapter merged in. An adapter alone is in `write/adapter.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use finetune_gguf::{Metadata, TensorInfo, TensorType};
+use finetune_packed::gguf::to_mxfp4_blocks;
 use finetune_store::{Disk, Dtype, TensorView};
 
 mod adapter;
@@ -16,12 +17,13 @@ use crate::config::{ModelConfig, Rope, RopeScaling};
 use crate::error::{ModelError, list};
 use crate::files::base_files::BaseFiles;
 use crate::files::finite::expect_finite;
+use crate::files::packing::described;
 use crate::files::taking_turns::{matrix_of_stack, outputs_of};
 use crate::gguf::agreement::{Planned, expect_agreement};
 use crate::gguf::architecture::Architecture;
 use crate::gguf::making::{Making, Makings};
 use crate::gguf::metadata::{description, factors, general};
-use crate::gguf::place::{architecture_for, refused};
+use crate::gguf::place::{INNER_EPS, architecture_for, refused};
 use crate::merge::{MergedTensor, Merging, beyond};
 use crate::tree::expected_tensors;
 
@@ -95,16 +97,20 @@ fn write_as(
         });
     }
     let expected = expected_tensors(&config);
-    let plannings = plan(&config, architecture, &expected, file.kind)?;
-    let mut notices = Vec::new();
+    let tensors = Tensors::new(&merging, &files, &of_base, &expected)?;
+    let mut plannings = plan(&config, architecture, &expected, file.kind)?;
+    let keeps_experts = tensors.keep_experts(&mut plannings)?;
     let kind = file.kind.name();
+    let mut notices = tensors.packing(&plannings, file)?;
     let uneven: Vec<String> = plannings.iter().filter(|planning| is_uneven(planning, file.kind)).map(name_of).collect();
     if !uneven.is_empty() {
         notices.push(format!("in f16, since their rows are no whole blocks of {kind}: {}", list(&uneven)));
     }
     let context = context_length(&config, architecture, &mut notices);
     notices.extend(config.ropes.first().and_then(|rope| rope_notice(rope, architecture)));
-    let mut metadata = general(architecture, "model", file.name, file.kind);
+    notices.extend(norm_notice(&config, architecture));
+    let of_file = if keeps_experts { TensorType::Mxfp4 } else { file.kind };
+    let mut metadata = general(architecture, "model", file.name, of_file);
     metadata.extend(description(&config, architecture, context));
     let factors = factors(&config, architecture.keys);
     let infos = infos(&factors, &plannings);
@@ -119,7 +125,6 @@ fn write_as(
         output.append(&TensorType::F32.encode(numbers)?)?;
         output.end_tensor()?;
     }
-    let tensors = Tensors::new(&merging, &files, &of_base, &expected)?;
     for (n, planning) in plannings.iter().enumerate() {
         progress(n, plannings.len());
         for part in &planning.parts {
@@ -226,6 +231,14 @@ fn rope_notice(rope: &Rope, architecture: &Architecture) -> Option<String> {
     }
 }
 
+/// What llama.cpp makes of norms inside of latent attention otherwise, in every file of such a model.
+fn norm_notice(config: &ModelConfig, architecture: &Architecture) -> Option<String> {
+    let (name, eps) = (architecture.name, config.rms_norm_eps as f32);
+    (config.latent.is_some() && eps != INNER_EPS).then(|| {
+        format!("llama.cpp's `{name}` has rms_norm_eps = {eps} inside of attention, too, the model {INNER_EPS}: logits differ by a little")
+    })
+}
+
 /// The model's tensors while they are written.
 struct Tensors<'a> {
     merging: &'a Merging<'a>,
@@ -253,10 +266,56 @@ impl<'a> Tensors<'a> {
         Ok(Tensors { merging, files, config, expected, stacks })
     }
 
+    /// Leaves stacks of experts in MXFP4 that the base has so, as llama.cpp's converter does. Returns whether there are
+    /// any.
+    fn keep_experts(&self, plannings: &mut [Planning]) -> Result<bool, ModelError> {
+        // If an adapter changes some, all are written in plain numbers.
+        if !self.config.family.has_expert_parameters() || self.merging.opens_stacks() {
+            return Ok(false);
+        }
+        let mut keeps_any = false;
+        for planning in plannings.iter_mut().filter(|planning| planning.info.name.ends_with("_exps.weight")) {
+            let has_whole_blocks = TensorType::Mxfp4.bytes(&planning.info.shape).is_some();
+            if has_whole_blocks && self.are_in_mxfp4(&planning.parts)? {
+                planning.info.kind = TensorType::Mxfp4;
+                keeps_any = true;
+            }
+        }
+        Ok(keeps_any)
+    }
+
+    fn are_in_mxfp4(&self, parts: &[Part]) -> Result<bool, ModelError> {
+        for part in parts {
+            let (name, shape) = &self.expected[part.number];
+            let tensor = self.merging.tensor(self.files, self.config, name, shape)?;
+            if !part.making.is_as_it_is() || !tensor.base.is_mxfp4_in_file() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What becomes of the base's packed matrices, in words.
+    fn packing(&self, plannings: &[Planning], file: &ModelFile<'_>) -> Result<Vec<String>, ModelError> {
+        let stay = plannings.iter().filter(|planning| planning.info.kind == TensorType::Mxfp4);
+        let parts = stay.flat_map(|planning| &planning.parts);
+        let kept: BTreeSet<&str> = parts.map(|part| self.expected[part.number].0.as_str()).collect();
+        let tensors = self.files.tensors(self.config)?;
+        let others = tensors.iter().filter(|tensor| !kept.contains(tensor.name.as_str()));
+        let (base, kind) = (file.base.display(), file.kind.name());
+        let stay = (!kept.is_empty()).then(|| format!("the experts of {base} stay in MXFP4"));
+        let decoded = described(others)
+            .map(|words| format!("the packed weights of {base} ({words}) are decoded, and rounded once to {kind}"));
+        Ok(stay.into_iter().chain(decoded).collect())
+    }
+
     /// Writes what a tensor of the model is of one of the file's.
     fn write(&self, part: &Part, kind: TensorType, output: &mut Output<'_>) -> Result<(), ModelError> {
         let (name, shape) = &self.expected[part.number];
         let tensor = self.merging.tensor(self.files, self.config, name, shape)?;
+        if kind == TensorType::Mxfp4 {
+            return in_blocks(&tensor, output);
+        }
         let merged = match self.of_stack(name)? {
             Some(values) => Some(values),
             None => self.merging.values(&tensor)?,
@@ -275,6 +334,18 @@ impl<'a> Tensors<'a> {
         let Some(tensor) = self.stacks.iter().find(|tensor| tensor.name == matrix) else { return Ok(None) };
         let values = self.merging.values(tensor)?;
         Ok(values.map(|values| outputs_of(&values, tensor.base.shape[0], first, step)))
+    }
+}
+
+/// Writes a matrix in MXFP4 as it is.
+fn in_blocks(tensor: &MergedTensor<'_>, output: &mut Output<'_>) -> Result<(), ModelError> {
+    match tensor.base.packed()?.as_ref().and_then(to_mxfp4_blocks) {
+        Some(blocks) => output.append(&blocks),
+        None => Err(ModelError::Dtype {
+            path: tensor.base.path().to_owned(),
+            name: tensor.name.clone(),
+            dtype: tensor.base.format().unwrap_or_else(|| "plain numbers".to_owned()),
+        }),
     }
 }
 

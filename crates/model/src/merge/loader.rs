@@ -99,7 +99,8 @@ impl<'a> Loader<'a> {
             // Gemma 4's is a linear layer in transformers, too.
             (false, true) => self.config.family.has_stacks_only(),
             // mlx-lm makes two matrices of it for each head when it loads it, of plain numbers only without a loss.
-            (true, false) => !module.ends_with(".kv_b_proj"),
+            // Granite 4's dense part gets other names then, but not its scales.
+            (true, false) => !module.ends_with(".kv_b_proj") && !module.contains(".shared_mlp."),
             (false, false) => !is_expert(module),
         };
         let scheme = if self.has_own_bits(module) { Scheme::Mlx8 } else { self.scheme };

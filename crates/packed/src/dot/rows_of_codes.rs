@@ -143,6 +143,7 @@ impl<'a> RowsOfCodes<'a> {
                 zeros: &zeros[..numbers],
                 biases: &biases[..numbers],
                 factor,
+                has_short_scales: matrix.scales.are_short(),
             };
             if codes.bits() == 4 && first == rows.start {
                 factors = piece.factors();

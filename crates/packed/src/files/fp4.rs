@@ -148,6 +148,21 @@ pub fn mxfp4_blocks(codes: Vec<u8>, scales: Vec<u8>, shape: [usize; 2]) -> Resul
     Ok(matrix(shape, codes, Numbers::E8M0(scales), 32))
 }
 
+/// The codes and scales that [`mxfp4_blocks`] makes this matrix of. `None`: it is packed otherwise.
+pub fn parts_of_mxfp4(matrix: &PackedMatrix) -> Option<(&[u8], &[u8])> {
+    let PackedMatrix { shape: [rows, columns], codes, scales, groups, decoder, rounding } = matrix;
+    let Numbers::E8M0(scales) = scales else { return None };
+    let is_mxfp4 = matches!(groups, Groups::Blocks { rows: 1, columns: 32 })
+        && matches!(decoder, Decoder::Table { table } if table.as_slice() == tables::E2M1)
+        && *rounding == Rounding::None
+        && (codes.bits(), codes.order()) == (4, NibbleOrder::LowFirst);
+    let fits = columns.is_multiple_of(32)
+        && codes.row_bits() == 4 * columns
+        && codes.bytes().len() == rows * columns / 2
+        && scales.len() == rows * columns / 32;
+    (is_mxfp4 && fits).then_some((codes.bytes(), scales.as_slice()))
+}
+
 fn matrix(shape: [usize; 2], codes: Vec<u8>, scales: Numbers, group: usize) -> PackedMatrix {
     PackedMatrix {
         shape,

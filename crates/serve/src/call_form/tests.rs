@@ -21,7 +21,7 @@ fn form_in(sign: &str, text: &str) -> Option<CallForm> {
 
 /// Two calls of the samples with their arguments, in the way of each family: (what tells its template, the calls as the
 /// template writes them).
-fn published() -> [(&'static str, String); 11] {
+fn published() -> [(&'static str, String); 13] {
     let json = "{\"first_key\": \"sample_value\", \"second_key\": 7}";
     let hermes = |name: &str| format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {json}}}\n</tool_call>");
     let coder = |name: &str| {
@@ -78,6 +78,13 @@ fn published() -> [(&'static str, String); 11] {
             "<function_calls>",
             format!("<function_calls>\n{}\n{}\n</function_calls><|im_end|>", python(one, '"'), python(other, '"')),
         ),
+        // Llama 3.2's other template, which leaves out the quotes of texts, and Llama 4's, which has them around all.
+        (
+            "",
+            format!("<|header|>[{}, {}]<|eot_id|>", python(one, ' '), python(other, ' '))
+                .replace(" sample_value ", TEXT),
+        ),
+        ("", format!("<|header|>[{}, {}]<|eot|>", python(one, '"'), python(other, '"')).replace('7', "\"7\"")),
     ]
 }
 
@@ -104,6 +111,8 @@ fn published_calls_show_their_form() {
     );
     assert_eq!(around(&found[8]), parts("<|tool_call>call:", "<tool_call|><|tool_call>call:", "<tool_call|>"));
     assert_eq!(around(&found[9]), parts("<|tool_call_start|>[", ", ", "]<|tool_call_end|>"));
+    assert_eq!([around(&found[11]), around(&found[12])], [parts("[", ", ", "]"), parts("[", ", ", "]")]);
+    assert_eq!([&found[11].arguments, &found[12].arguments], [&Arguments::Python; 2]);
     for other in
         ["", "no call", "sample_value", "<tool_call>\n{\"name\": \"sample_name\", \"arguments\": \"sample_value\"}"]
     {
@@ -204,7 +213,7 @@ fn calls_that_fit_are_read_as_what_they_are() {
     let least = json!({"city": "Paris"});
     for (sign, text) in published() {
         let form = form_in(sign, &text).expect("a form");
-        let grammars = Grammars::new(&tokenizer, &[0], &form.marks(&formats_of(sign))).expect("a vocabulary of bytes");
+        let grammars = Grammars::of(&tokenizer, &[0], &form.marks(&formats_of(sign))).expect("a vocabulary of bytes");
         let calls = Calls { form: &form, tools: vec![&tool, &quit], one: false };
         let rules = grammar(None, Some(&calls), Thought::Not).expect("a grammar");
         let read = |answer: &str| -> Vec<(String, Value)> {
@@ -296,7 +305,7 @@ fn parameters_that_a_notation_cannot_keep_are_refused() {
         let got = grammar(None, Some(&calls), Thought::Not);
         let is_as_wanted = match (&got, words) {
             (Ok(text), None) => {
-                let grammars = Grammars::new(&tokenizer(), &[0], &[]).expect("a vocabulary of bytes");
+                let grammars = Grammars::of(&tokenizer(), &[0], &[]).expect("a vocabulary of bytes");
                 grammars.read(text).map(drop) == Ok(())
             }
             (Err(what), Some(words)) => what.contains(words) && what.contains("`f`"),
@@ -321,7 +330,7 @@ fn a_name_that_ends_with_a_quote() {
     let tool = json!({"type": "function", "function": {"name": "say \"hi\""}});
     let calls = Calls { form: &form, tools: vec![&tool], one: true };
     let rules = grammar(None, Some(&calls), Thought::Not).expect("a grammar");
-    let grammars = Grammars::new(&tokenizer(), &[0], &form.marks(&formats_of(sign))).expect("a vocabulary of bytes");
+    let grammars = Grammars::of(&tokenizer(), &[0], &form.marks(&formats_of(sign))).expect("a vocabulary of bytes");
     let answer = format!("{}say \\\"hi\\\"\", \"arguments\": {{}}{}", form.open, form.close);
     assert!(fits(&grammars, &tokenizer(), &rules, &answer, 0), "{answer}");
 }

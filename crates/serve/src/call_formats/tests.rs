@@ -172,3 +172,60 @@ fn calls_between_marks() {
         expect(sign, answer, answer, &[]);
     }
 }
+
+/// Llama 3.2 and 4: a list in Python as the whole answer, with marks around it or without.
+#[test]
+fn calls_as_a_list_in_python() {
+    let call = || ("weather", json!({"city": "Paris", "days": 3}));
+    let now = || ("now", json!({}));
+    let two = "[weather(city=\"Paris\", days=3), now()]";
+    let json = "{\"name\": \"now\", \"parameters\": {}}";
+    for (answer, want) in [
+        (two.to_owned(), vec![call(), now()]),
+        (format!("\n {} \n", two.replace('"', "'").replace(", ", " ,\n")), vec![call(), now()]),
+        ("[now()]".to_owned(), vec![now()]),
+        // As a template writes it that has quotes around everything.
+        (two.replace('3', "\"3\""), vec![call(), now()]),
+        ("[weather(city=\"1\", note=\"2\")]".to_owned(), vec![("weather", json!({"city": "1", "note": "2"}))]),
+        (
+            "[weather(city=\"a, b)]\", parts=[\"[now()]\"])]".to_owned(),
+            vec![("weather", json!({"city": "a, b)]", "parts": ["[now()]"]}))],
+        ),
+        (format!("<|python_start|>{two}<|python_end|>"), vec![call(), now()]),
+        (format!("<|python_start|>{two}"), vec![call(), now()]),
+        (format!("<|python_start|><|python_end|>{json}"), vec![now()]),
+        (format!("<|python_tag|>{two}"), vec![call(), now()]),
+        ("<|python_tag|>weather.call(city=\"Paris\")".to_owned(), vec![("weather", json!({"city": "Paris"}))]),
+    ] {
+        expect("", &answer, "", &want);
+    }
+    for answer in [
+        // No tool has this name.
+        "[later()]",
+        "[weather(city=\"Paris\"), later()]",
+        "[weather]",
+        "[weather](https://example.com)",
+        "[weathering(the storm)]",
+        "[now() is the name of a function]",
+        "[now()] is how it is called",
+        "[weather(\"Paris\")]",
+        "[weather(city=Paris)]",
+        "weather(city=\"Paris\")",
+        "Like so: [now()]",
+        "<|python_tag|>print(7)",
+        // Cut off.
+        "[weather(city=\"Paris\"",
+        "[weather(city=\"Paris\")",
+    ] {
+        expect("", answer, answer, &[]);
+    }
+}
+
+/// What cannot become a call is shown as it comes.
+#[test]
+fn a_list_of_something_else_is_not_held_back() {
+    let mut reader = CallReader::new(formats(str::is_empty), tools());
+    for (piece, shown) in [("[", ""), ("we", ""), ("b", "[web"), (" pages", " pages"), ("]", "]")] {
+        assert_eq!(reader.push(piece), shown, "{piece}");
+    }
+}

@@ -3,16 +3,17 @@
 
 use std::path::Path;
 
+use finetune_allreduce::DeviceMatrix;
 use finetune_dataset::{Counts, Dataset, Ends, Origin, Row};
 use finetune_model::{
     Device, EXPERTS_IN_MEMORY, FloatType, LayerSizes, ModelConfig, PackedSizes, Placement, Stage, choose,
     expected_tensors, not_in_stages,
 };
-use finetune_recipe::{Recipe, ResidencyChoice};
+use finetune_recipe::{PlacementChoice, Recipe, ResidencyChoice, StagesChoice};
 
 use super::{Counted, Precision, Sizing, StepShape, Subject, estimate_of};
 use crate::residency::{most_at_once, on_the_disk};
-use crate::stages::Offer;
+use crate::stages::{self, Offer};
 
 /// Name, the file of its config, and its parameters. The smallest model comes first.
 const MODELS: [(&str, &str, u64); 10] = [
@@ -393,4 +394,46 @@ fn a_layer_larger_than_memory_is_read_by_experts() {
     let ends: u64 = training.sizing.ends.iter().map(|end| end.bytes(held)).sum();
     let rest = weights(by_experts) - ends - without - few;
     assert!(rest < 8 << 20, "norms of {rest} bytes");
+}
+
+/// Where cables form a chain, layers lie next to each other, and there and back where a rank has to read its own. The
+/// numbers of layers may be the recipe's.
+#[test]
+fn layers_lie_there_and_back_where_they_do_not_fit() {
+    let row =
+        |rank: usize| (0..4).map(move |to: usize| if rank.abs_diff(to) == 1 { vec!["en2".to_owned()] } else { vec![] });
+    let chain = DeviceMatrix::new((0..4).map(|rank| row(rank).collect()).collect()).expect("cables");
+    let mut training = Training::new("llama-3.3-70b", true);
+    training.recipe.parallel.stages = StagesChoice::Count(4);
+    let lying = |recipe: &Recipe, available: Option<u64>| {
+        let Training { rows: train, sizing, .. } = &training;
+        let subject = Subject { recipe, train, eval: None, sizing };
+        let chosen = stages::choose(&subject, available, &|| None, Some(&chain), None).expect("stages").expect("four");
+        chosen.stage.of_layer.to_vec()
+    };
+    for counts in [vec![], vec![20, 24, 16, 20]] {
+        let mut recipe = training.recipe.clone();
+        recipe.parallel.layers = counts.clone();
+        let (of_block, of_wave) = match counts.is_empty() {
+            true => (Stage::contiguous(80, 4, 0), Stage::wave(&[20; 4], 0)),
+            false => (Stage::in_order(&counts, 0), Stage::wave(&counts, 0)),
+        };
+        let (next_to_each_other, there_and_back) = (of_block.of_layer.to_vec(), of_wave.of_layer.to_vec());
+        // What rank 0 needs for its layers in memory.
+        let placement = training.sizing.placement.clone().with_stage(Some(of_block));
+        let sizing = Sizing { placement, ..training.sizing.clone() };
+        let subject = Subject { recipe: &recipe, train: &training.rows, eval: None, sizing: &sizing };
+        let enough = subject.estimate_counted(&training.counted).total;
+        assert_eq!(lying(&recipe, None), next_to_each_other, "{counts:?}: memory is not known");
+        assert_eq!(lying(&recipe, Some(enough)), next_to_each_other, "{counts:?}: {enough} bytes");
+        assert_eq!(lying(&recipe, Some(enough - 1)), there_and_back, "{counts:?}: a byte less");
+        assert_eq!(
+            lying(&recipe, Some(1 << 30)),
+            next_to_each_other,
+            "{counts:?}: nothing fits, which is refused later"
+        );
+        // What the recipe says is not changed.
+        recipe.parallel.placement = PlacementChoice::Contiguous;
+        assert_eq!(lying(&recipe, Some(enough - 1)), next_to_each_other, "{counts:?}: asked for");
+    }
 }

@@ -22,6 +22,8 @@ pub struct RankNeed {
     pub host: Option<String>,
     /// Layers that it holds.
     pub layers: usize,
+    /// Trained parameters of these layers.
+    pub trained: u64,
     /// Bytes of memory at the largest step.
     pub memory: u64,
     /// Bytes of memory that it may take, if that can be told.
@@ -78,6 +80,8 @@ impl Planner<'_> {
         let taken: BTreeMap<Place, (u64, u64)> =
             sizings.iter().map(|(place, sizing)| (*place, taken(sizing))).collect();
         let layers = stage.map_or_else(|| vec![subject.sizing.config.layers.len()], Stage::counts);
+        let of_place = |mine| stage.map(|stage| Stage { mine, ..stage.clone() });
+        let trained: Vec<u64> = (0..stages).map(|mine| self.counted.trained_on(of_place(mine).as_ref())).collect();
         let base = self.base_bytes(subject.recipe, &subject.sizing.placement, stage);
         let need = |(rank, place): (usize, &Place)| {
             let (memory, read) = taken[place];
@@ -87,6 +91,7 @@ impl Planner<'_> {
                 rank,
                 host: self.machines.names.get(rank).cloned(),
                 layers: layers[mine],
+                trained: trained[mine],
                 memory,
                 available,
                 fits: available.map(|available| memory <= available),

@@ -3,7 +3,7 @@
 use finetune_model::FloatType;
 use finetune_recipe::{Distributed, DtypeChoice, Recipe, SharesChoice, WireChoice};
 
-use super::{Machines, Way};
+use super::{Machines, RankNeed, Way};
 use crate::local_steps::Meetings;
 
 /// The part of a step from which on waiting for the link is worth a hint.
@@ -33,16 +33,19 @@ pub(super) fn shares(recipe: &Recipe, replicas: usize) -> usize {
     recipe.distributed.virtual_ranks.map_or(1, |shares| shares.div_ceil(replicas))
 }
 
-/// Bytes that a rank sends in a step of what is learned about so many values: on average, if ranks make steps alone.
-/// Ranks that hold a model together have a part of the values each, and add up that of their layers with the ranks of
-/// other models that have the same.
-pub(super) fn sent(recipe: &Recipe, trained: u64, hosts: usize, replicas: usize) -> u64 {
-    let trained = trained.div_ceil((hosts / replicas) as u64);
-    let (hosts, shares) = (replicas as u128, shares(recipe, replicas) as u128);
+/// Trained values of the rank that has most. Ranks that hold a model together have those of their layers each.
+pub(super) fn most_trained(ranks: &[RankNeed]) -> u64 {
+    ranks.iter().map(|rank| rank.trained).max().unwrap_or(0)
+}
+
+/// Bytes that a rank sends in a step of what is learned about its so many values: on average, if ranks make steps alone.
+/// It adds them up with the ranks of other models that have the same, of `replicas` models one each.
+pub(super) fn sent(recipe: &Recipe, trained: u64, replicas: usize) -> u64 {
+    let (models, shares) = (replicas as u128, shares(recipe, replicas) as u128);
     // Each rank adds up a part of the values: it is sent that part of all shares, and sends the sum to all others.
     let vector = |bytes: usize| {
         let whole = bytes as u128 * u128::from(trained) * (shares + 1);
-        whole / hosts * (hosts - 1) + whole % hosts * (hosts - 1) / hosts
+        whole / models * (models - 1) + whole % models * (models - 1) / models
     };
     let all = match Meetings::of(recipe) {
         // Parameters and both moments. Nothing is rounded on the way.
@@ -54,7 +57,7 @@ pub(super) fn sent(recipe: &Recipe, trained: u64, hosts: usize, replicas: usize)
 }
 
 /// What lets a way wait less for a slow link, the least change first, with the time that it takes.
-pub(super) fn hints(recipe: &Recipe, trained: u64, machines: &Machines, way: &Way) -> Vec<String> {
+pub(super) fn hints(recipe: &Recipe, machines: &Machines, way: &Way) -> Vec<String> {
     let is_slow = match way.seconds {
         Some(seconds) => way.sending_seconds > SLOW * seconds,
         None => way.sending_seconds > SLOW_SECONDS,
@@ -62,10 +65,10 @@ pub(super) fn hints(recipe: &Recipe, trained: u64, machines: &Machines, way: &Wa
     if !is_slow {
         return Vec::new();
     }
-    let replicas = machines.hosts / way.stages;
+    let (replicas, trained) = (machines.hosts / way.stages, most_trained(&way.ranks));
     let sending = |distributed: Distributed| {
         let recipe = Recipe { distributed, ..recipe.clone() };
-        sent(&recipe, trained, machines.hosts, replicas) as f64 / machines.link
+        sent(&recipe, trained, replicas) as f64 / machines.link
     };
     let instead = |sending: f64| match way.seconds {
         Some(seconds) => {
@@ -104,28 +107,25 @@ mod tests {
     use super::*;
     use crate::test_recipe::test_recipe;
 
-    /// (keys, hosts, models, bytes that a rank sends of 1,000 values)
+    /// (keys, models, bytes that a rank sends of 1,000 values)
     #[test]
     fn bytes_of_gradients_and_averages() {
-        for (keys, hosts, replicas, bytes) in [
-            ("", 1, 1, 0),
+        for (keys, replicas, bytes) in [
+            ("", 1, 0),
             // All but its own part, and that part to all others.
-            ("", 2, 2, 4000),
-            ("", 4, 4, 6000),
-            ("[distributed]\nwire = \"bf16\"\n", 4, 4, 3000),
-            ("[distributed]\nsync_every = 1\n", 4, 4, 6000),
+            ("", 2, 4000),
+            ("", 4, 6000),
+            ("[distributed]\nwire = \"bf16\"\n", 4, 3000),
+            ("[distributed]\nsync_every = 1\n", 4, 6000),
             // Three vectors every ten steps, which no wire rounds.
-            ("[distributed]\nsync_every = 10\n", 2, 2, 1200),
-            ("[distributed]\nsync_every = 10\nwire = \"bf16\"\n", 2, 2, 1200),
-            ("[distributed]\nsync_every = 10\n", 1, 1, 0),
+            ("[distributed]\nsync_every = 10\n", 2, 1200),
+            ("[distributed]\nsync_every = 10\nwire = \"bf16\"\n", 2, 1200),
+            ("[distributed]\nsync_every = 10\n", 1, 0),
             // Two shares of each of two ranks go one by one.
-            ("[distributed]\nvirtual_ranks = 4\n", 2, 2, 6000),
-            // Two models, each on two ranks, which have half of the values each; one model on two ranks.
-            ("[parallel]\nstages = 2\n", 4, 2, 2000),
-            ("[parallel]\nstages = 2\n", 2, 1, 0),
+            ("[distributed]\nvirtual_ranks = 4\n", 2, 6000),
         ] {
-            assert_eq!(sent(&test_recipe(keys), 1000, hosts, replicas), bytes, "{keys} {hosts}");
+            assert_eq!(sent(&test_recipe(keys), 1000, replicas), bytes, "{keys} {replicas}");
         }
-        assert_eq!(sent(&test_recipe(""), u64::MAX, usize::MAX, usize::MAX), u64::MAX);
+        assert_eq!(sent(&test_recipe(""), u64::MAX, usize::MAX), u64::MAX);
     }
 }

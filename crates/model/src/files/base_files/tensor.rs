@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use finetune_gguf::TensorType;
 use finetune_packed::{PackedMatrix, quantize};
 use finetune_store::{Dtype, TensorView};
 use rayon::prelude::*;
@@ -90,6 +91,15 @@ impl BaseTensor<'_> {
     /// Whether its file has a few bits of each element.
     pub(crate) fn is_packed_in_file(&self) -> bool {
         self.stored.is_packed()
+    }
+
+    /// Whether its file has it in MXFP4: an expert's matrix of gpt-oss, or one of a GGUF file.
+    pub(crate) fn is_mxfp4_in_file(&self) -> bool {
+        match &self.stored {
+            Stored::OfStack(of_stack) => of_stack.is_packed(),
+            Stored::Gguf(_, GgufStored::Packed { name, .. }) => *name == TensorType::Mxfp4.name(),
+            _ => false,
+        }
     }
 
     /// The number type of its elements in the file; `None` if it is packed there.

@@ -75,7 +75,8 @@ fn gemma4(config: &ModelConfig, keys: &mut Keys) {
 
 fn latent(config: &ModelConfig, keys: &mut Keys) {
     let Some(sizes) = config.latent else { return };
-    keys.extend(sizes.query_rank.map(|rank| ("attention.q_lora_rank", count(rank))));
+    // llama.cpp asks for it in models of most numbers of layers, and takes 0 for none.
+    keys.push(("attention.q_lora_rank", count(sizes.query_rank.unwrap_or(0))));
     keys.push(("attention.kv_lora_rank", count(sizes.rank)));
     keys.push(("attention.key_length_mla", count(sizes.plain + sizes.turned)));
     keys.push(("attention.value_length_mla", count(sizes.value)));

@@ -134,11 +134,11 @@ impl SomeRows<'_> {
             // SAFETY: the array is as long as what is loaded.
             let shifts = unsafe { _mm512_loadu_si512(shifts.as_ptr().cast()) };
             let table = |group: usize| {
-                let values = _mm512_cvtneps_pbh(self.table::<FORM>(group));
-                // SAFETY: both are sixteen numbers of 16 bits.
-                _mm512_broadcast_i64x4(unsafe { std::mem::transmute::<__m256bh, __m256i>(values) })
+                let values = self.table::<FORM>(group);
+                // SAFETY: both are 32 numbers of 16 bits.
+                unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(values, values)) }
             };
-            return self.each_half::<N, _>(first, _mm512_setzero_si512(), table, |n, codes, tables| {
+            return self.each_half::<N, 4, _>(first, _mm512_setzero_si512(), table, |n, codes, tables| {
                 let mut values = [_mm512_setzero_si512(); N];
                 for row in 0..N {
                     // SAFETY: `each_half` gives whole halves.
@@ -149,7 +149,7 @@ impl SomeRows<'_> {
             });
         }
         let numbers = |group: usize| self.numbers::<FORM>(group);
-        self.each_half::<N, _>(first, [_mm512_setzero_ps(); 2], numbers, |n, codes, numbers| {
+        self.each_half::<N, 8, _>(first, [_mm512_setzero_ps(); 2], numbers, |n, codes, numbers| {
             let mut values = [_mm512_setzero_si512(); N];
             for row in 0..N {
                 // SAFETY: `each_half` gives whole halves.

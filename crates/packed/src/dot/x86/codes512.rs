@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 
 use super::avx512::Sums512;
 use super::some_rows::{
-    EIGHT_AFFINE, EIGHT_AFFINE_AT_ONCE, EIGHT_SHIFTED, FOUR_AFFINE, FOUR_ROUNDED, LAST_OF_FOUR_BITS, SomeRows,
-    with_form,
+    EIGHT_AFFINE, EIGHT_AFFINE_AT_ONCE, EIGHT_SHIFTED, FOUR_AFFINE, FOUR_AFFINE_AT_ONCE, FOUR_ROUNDED, FOUR_SHIFTED,
+    LAST_OF_FOUR_BITS, SomeRows, with_form,
 };
 use crate::codes::NibbleOrder;
 use crate::dot::rows_of_codes::TOGETHER;
@@ -87,7 +87,7 @@ impl SomeRows<'_> {
             let of_even = _mm512_set1_epi32(if is_high_first { 4 } else { 0 });
             let of_odd = _mm512_sub_epi32(_mm512_set1_epi32(4), of_even);
             let table = |group: usize| self.table::<FORM>(group);
-            return self.each_half::<N, _>(first, _mm512_setzero_ps(), table, |n, codes, tables| {
+            return self.each_half::<N, 4, _>(first, _mm512_setzero_ps(), table, |n, codes, tables| {
                 let mut values = [[_mm512_setzero_ps(); 2]; N];
                 for row in 0..N {
                     // SAFETY: `each_half` gives whole halves.
@@ -100,7 +100,7 @@ impl SomeRows<'_> {
             });
         }
         let numbers = |group: usize| self.numbers::<FORM>(group);
-        self.each_half::<N, _>(first, [_mm512_setzero_ps(); 2], numbers, |n, codes, numbers| {
+        self.each_half::<N, 8, _>(first, [_mm512_setzero_ps(); 2], numbers, |n, codes, numbers| {
             let mut values = [[_mm512_setzero_ps(); 2]; N];
             for row in 0..N {
                 // SAFETY: `each_half` gives whole halves.
@@ -124,10 +124,16 @@ impl SomeRows<'_> {
             let numbers = [piece.scales, piece.zeros, piece.biases].map(|numbers| *numbers.get_unchecked(group));
             (_mm512_loadu_ps(self.factors.as_ptr()), numbers)
         };
+        if FORM == FOUR_AFFINE_AT_ONCE {
+            return _mm512_fmadd_ps(factors, _mm512_set1_ps(scale), _mm512_set1_ps(bias));
+        }
         if FORM == FOUR_AFFINE {
             return _mm512_add_ps(_mm512_mul_ps(factors, _mm512_set1_ps(scale)), _mm512_set1_ps(bias));
         }
         let scaled = _mm512_mul_ps(_mm512_sub_ps(factors, _mm512_set1_ps(zero)), _mm512_set1_ps(scale));
+        if FORM == FOUR_SHIFTED {
+            return scaled;
+        }
         let values = _mm512_mul_ps(scaled, _mm512_set1_ps(piece.factor));
         if FORM == FOUR_ROUNDED {
             round_avx512(piece.rounding, _mm512_add_ps(values, _mm512_set1_ps(bias)))

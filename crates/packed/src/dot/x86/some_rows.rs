@@ -8,30 +8,36 @@ use crate::values::{Meaning, Piece};
 // How a code becomes a number.
 /// Of 4 bits, `code · scale + bias`, ...
 pub(super) const FOUR_AFFINE: usize = 0;
-/// ... by a table or with a zero point, ...
-pub(super) const FOUR: usize = 1;
+/// ... or the same in one operation, where that has the same bits, ...
+pub(super) const FOUR_AFFINE_AT_ONCE: usize = 1;
+/// ... `(code - zero) · scale`, with a code or the number that a table has for it, ...
+pub(super) const FOUR_SHIFTED: usize = 2;
+/// ... with a factor, ...
+pub(super) const FOUR_SCALED: usize = 3;
 /// ... or rounded in the end.
-pub(super) const FOUR_ROUNDED: usize = 2;
+pub(super) const FOUR_ROUNDED: usize = 4;
 pub(super) const LAST_OF_FOUR_BITS: usize = FOUR_ROUNDED;
 /// Of 8 bits, `code · scale + bias`, ...
-pub(super) const EIGHT_AFFINE: usize = 3;
+pub(super) const EIGHT_AFFINE: usize = 5;
 /// ... `(code - zero) · scale · factor`, ...
-pub(super) const EIGHT_SHIFTED: usize = 4;
+pub(super) const EIGHT_SHIFTED: usize = 6;
 /// ... or the same in one operation, where that has the same bits.
-pub(super) const EIGHT_AFFINE_AT_ONCE: usize = 5;
-pub(super) const EIGHT_SHIFTED_AT_ONCE: usize = 6;
+pub(super) const EIGHT_AFFINE_AT_ONCE: usize = 7;
+pub(super) const EIGHT_SHIFTED_AT_ONCE: usize = 8;
 
 /// Calls a function that is compiled for each form.
 macro_rules! with_form {
     ($some:ident.$function:ident($($argument:expr),*)) => {
         match $some.form {
-            $crate::dot::x86::some_rows::FOUR_AFFINE => $some.$function::<0>($($argument),*),
-            $crate::dot::x86::some_rows::FOUR => $some.$function::<1>($($argument),*),
-            $crate::dot::x86::some_rows::FOUR_ROUNDED => $some.$function::<2>($($argument),*),
-            $crate::dot::x86::some_rows::EIGHT_AFFINE => $some.$function::<3>($($argument),*),
-            $crate::dot::x86::some_rows::EIGHT_SHIFTED => $some.$function::<4>($($argument),*),
-            $crate::dot::x86::some_rows::EIGHT_AFFINE_AT_ONCE => $some.$function::<5>($($argument),*),
-            _ => $some.$function::<6>($($argument),*),
+            0 => $some.$function::<0>($($argument),*),
+            1 => $some.$function::<1>($($argument),*),
+            2 => $some.$function::<2>($($argument),*),
+            3 => $some.$function::<3>($($argument),*),
+            4 => $some.$function::<4>($($argument),*),
+            5 => $some.$function::<5>($($argument),*),
+            6 => $some.$function::<6>($($argument),*),
+            7 => $some.$function::<7>($($argument),*),
+            _ => $some.$function::<8>($($argument),*),
         }
     };
 }
@@ -39,17 +45,19 @@ pub(super) use with_form;
 
 /// The form of the codes of a piece.
 fn form_of(piece: &Piece) -> usize {
-    // Whether products of codes of 8 bits with scales are not rounded: scales of 16 bits leave them room in f32.
-    let are_exact = || piece.scales.iter().fold(0, |all, scale| all | scale.to_bits()).trailing_zeros() >= 13;
-    // The difference of two such products is the product of the difference then, but for the sign of a zero.
+    // Products of codes with scales are not rounded then.
+    let are_exact = piece.has_short_scales;
+    // The difference of two such products is the product of the difference, but for the sign of a zero.
     let are_positive = || piece.scales.iter().fold(true, |all, scale| all & (*scale > 0.0));
     match (piece.codes.bits(), piece.rounding, piece.meaning) {
+        (4, Rounding::None, Meaning::Affine) if are_exact => FOUR_AFFINE_AT_ONCE,
         (4, Rounding::None, Meaning::Affine) => FOUR_AFFINE,
-        (4, Rounding::None, _) => FOUR,
+        (4, Rounding::None, _) if piece.factor == 1.0 => FOUR_SHIFTED,
+        (4, Rounding::None, _) => FOUR_SCALED,
         (4, ..) => FOUR_ROUNDED,
-        (_, _, Meaning::Affine) if are_exact() => EIGHT_AFFINE_AT_ONCE,
+        (_, _, Meaning::Affine) if are_exact => EIGHT_AFFINE_AT_ONCE,
         (_, _, Meaning::Affine) => EIGHT_AFFINE,
-        _ if piece.factor == 1.0 && are_exact() && are_positive() => EIGHT_SHIFTED_AT_ONCE,
+        _ if piece.factor == 1.0 && are_exact && are_positive() => EIGHT_SHIFTED_AT_ONCE,
         _ => EIGHT_SHIFTED,
     }
 }
@@ -75,6 +83,7 @@ impl<'a> SomeRows<'a> {
         let (stride, groups) = (piece.codes.row_bits() / 8, piece.scales.len() / rows.max(1));
         let period = (piece.period / HALF).clamp(1, halves.max(1));
         let bytes = rows.saturating_sub(1) * stride + halves * HALF * piece.codes.bits() / 8;
+        assert!(matches!(piece.codes.bits(), 4 | 8), "a form for codes of {} bits", piece.codes.bits());
         assert!(piece.bit / 8 + bytes <= piece.codes.bytes().len(), "rows beyond the codes");
         assert!(halves.div_ceil(period) <= groups, "more groups than numbers");
         for numbers in [piece.scales, piece.zeros, piece.biases] {
@@ -83,31 +92,32 @@ impl<'a> SomeRows<'a> {
         SomeRows { piece, factors, form: form_of(piece), halves, period, groups, stride }
     }
 
-    /// Calls `half` with the number of half of a block, from 0 on, the place of its codes in each of N rows from one on,
-    /// and what `of_group` says of its group in each.
+    /// Calls `half` with the number of half of a block, from 0 on, the place of its codes of B bits in each of N rows from
+    /// one on, and what `of_group` says of its group in each.
     #[inline(always)]
-    pub(super) fn each_half<const N: usize, T: Copy>(
+    pub(super) fn each_half<const N: usize, const B: usize, T: Copy>(
         &self,
         first: usize,
         empty: T,
         of_group: impl Fn(usize) -> T,
         mut half: impl FnMut(usize, &[*const u8; N], &[T; N]),
     ) {
-        let bytes = HALF * self.piece.codes.bits() / 8;
-        // As many elements of 8 bits as of 4.
-        let ahead = AHEAD * self.piece.codes.bits() / 4;
+        let bytes = HALF * B / 8;
         let start = self.piece.codes.bytes().as_ptr().wrapping_add(self.piece.bit / 8);
-        let rows: [*const u8; N] = std::array::from_fn(|row| start.wrapping_add((first + row) * self.stride));
+        let mut codes: [*const u8; N] = std::array::from_fn(|row| start.wrapping_add((first + row) * self.stride));
         // `at`: halves from the start of the group.
         let mut one = |n: usize, at: usize, groups: &[T; N]| {
-            let codes = rows.map(|codes| codes.wrapping_add(n * bytes));
             if (at * bytes).is_multiple_of(LINE) {
                 for codes in codes {
+                    // As many elements of 8 bits as of 4.
                     // SAFETY: every processor of this architecture has the instruction.
-                    unsafe { prefetch_at(codes.wrapping_add(ahead).cast()) };
+                    unsafe { prefetch_at(codes.wrapping_add(AHEAD * B / 4).cast()) };
                 }
             }
             half(n, &codes, groups);
+            for codes in &mut codes {
+                *codes = codes.wrapping_add(bytes);
+            }
         };
         let mut groups = [empty; N];
         for (group, begin) in (0..self.halves).step_by(self.period).enumerate() {
