@@ -4,13 +4,16 @@
 //! which was measured to cost a step 1.2 to 2 times its time. So freed pages are kept. mimalloc,
 //! told to keep them, puts small tensors into large blocks and leaves the rest resident: a third of
 //! the memory. Here a freed block is taken again only for a tensor that fills most of it. All
-//! blocks together stay within an eighth of the most that was ever in use at once.
+//! blocks together stay within an eighth of the most that was ever in use at once, and within the memory that the
+//! process may have, if that is known: layers of unequal sizes that are read one after the other leave blocks that none
+//! of the next ones takes.
 
 use std::alloc::{GlobalAlloc, Layout};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use finetune_dataset::guard;
+use finetune_trainer::ThisHost;
 use mimalloc::MiMalloc;
 
 use crate::exit::Exit;
@@ -19,11 +22,21 @@ use crate::exit::Exit;
 const LARGE: usize = 1 << 18;
 /// Blocks are multiples of this: a page, on every system.
 const GRAIN: usize = 1 << 14;
+/// Bytes of the program, its threads and small pieces.
+const BESIDE: usize = 48 << 20;
 /// Addresses that are reserved at a time for blocks of up to a quarter of it: they follow each other in pages of
 /// 2 MiB, which most of them are smaller than. One core reads up to a third faster from those (AMD EPYC).
 const RESERVED: usize = 1 << 25;
 
 pub(crate) struct Allocator;
+
+/// Keeps no freed blocks that would bring this process beyond its share of the host's memory, less a part in 32 and
+/// [`BESIDE`] for what is in no such block.
+pub(crate) fn stay_within_share_of(host: &ThisHost) {
+    let Some(bytes) = host.memory else { return };
+    let share = usize::try_from(bytes).unwrap_or(usize::MAX) / host.local_world.max(1);
+    blocks().most = share.saturating_sub(share / 32).saturating_sub(BESIDE);
+}
 
 /// Keeps freed pages of mimalloc's too.
 #[expect(unsafe_code, reason = "mimalloc's options are a C function")]
@@ -68,6 +81,8 @@ struct Blocks {
     used_bytes: usize,
     kept_bytes: usize,
     most_used: usize,
+    /// Bytes of all blocks that no kept one goes beyond.
+    most: usize,
     /// Address and length of what is reserved and not yet handed out. Nothing of it takes memory.
     reserved: (usize, usize),
 }
@@ -89,6 +104,7 @@ impl Blocks {
             used_bytes: 0,
             kept_bytes: 0,
             most_used: 0,
+            most: usize::MAX,
             reserved: (0, 0),
         }
     }
@@ -115,7 +131,8 @@ impl Blocks {
     /// within the limit.
     fn fresh(&mut self, length: usize) -> Option<usize> {
         let most = self.most_used.max(self.used_bytes + length);
-        while self.used_bytes + self.kept_bytes + length > most + most / 8 && self.drop_oldest() {}
+        let most = (most + most / 8).min(self.most);
+        while self.used_bytes + self.kept_bytes + length > most && self.drop_oldest() {}
         loop {
             if let Some(address) = self.cut(length).or_else(|| pages::map(length)) {
                 return Some(address);
@@ -320,6 +337,27 @@ mod tests {
         }
         while blocks.drop_oldest() {}
         assert!(blocks.kept.is_empty() && blocks.kept_bytes == 0);
+    }
+
+    /// What is in use may go beyond the limit, what is kept may not.
+    #[test]
+    fn what_is_kept_stays_within_the_memory() {
+        let mut blocks = Blocks::new();
+        blocks.most = 100 << 20;
+        let layer = |blocks: &mut Blocks, sizes: &[usize]| -> Vec<usize> {
+            let taken = sizes.iter().map(|&size| blocks.take(size << 20).expect("memory").0 as usize);
+            taken.collect()
+        };
+        let whole = layer(&mut blocks, &[60, 30]);
+        whole.into_iter().for_each(|block| blocks.keep(block));
+        assert_eq!(blocks.kept_bytes, 90 << 20);
+        // Without the limit, 101 MiB would stay: an eighth more than were in use at once.
+        let other = layer(&mut blocks, &[11]);
+        assert_eq!((blocks.used_bytes, blocks.kept_bytes), (11 << 20, 30 << 20));
+        let more = layer(&mut blocks, &[95]);
+        assert_eq!((blocks.used_bytes, blocks.kept_bytes), (106 << 20, 0));
+        other.into_iter().chain(more).for_each(|block| blocks.keep(block));
+        while blocks.drop_oldest() {}
     }
 
     /// Content survives growing and shrinking across the border between small and large. Zeroed

@@ -46,8 +46,9 @@ impl DiskWaits {
         self.is_said = true;
         let amount = self.but_the_first.words()?;
         Some(format!(
-            "steps wait for the disk {amount}: more rows a step (train.global_batch_size) compute more for the same \
-             reads, a packed base (`finetune quantize`) has less to read, and `finetune plan` says what else fits"
+            "steps wait for the disk {amount}: more rows a step (train.global_batch_size; where experts are read one by \
+             one, train.micro_batch_size) compute more for the same reads, a packed base (`finetune quantize`) has less \
+             to read, and `finetune plan` says what else fits"
         ))
     }
 

@@ -20,6 +20,9 @@ pub(crate) const DELTA_CHUNK: usize = 64;
 /// Bytes that the backward pass of the delta rule takes at a time on a GPU, if heads can be computed apart.
 const GPU_DELTA: u64 = 512 << 20;
 
+/// Most experts that are multiplied at a time where they are read for it: more than a disk keeps up with.
+pub const EXPERTS_AT_ONCE: usize = 8;
+
 /// Trained positions whose logits are computed at a time on the CPU.
 pub(crate) fn cpu_logit_rows(vocabulary: usize) -> usize {
     (CPU_LOGITS / 4 / vocabulary).clamp(256, 1024)

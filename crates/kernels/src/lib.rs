@@ -37,6 +37,7 @@ pub mod processor;
 pub mod product_time;
 pub mod row_branch;
 mod segments;
+mod shelf;
 pub mod weight;
 
 pub use arguments::{Activation, AttentionShape, Dropout, RopeTable, Targets};
@@ -49,4 +50,5 @@ pub use dispatch::{Dispatch, ExpertWeights, Scores};
 pub use extension::LatePart;
 pub use mixers::attention;
 pub use segments::{Segment, Segments};
+pub use shelf::Shelf;
 pub use weight::{FrozenValues, PackedWeight, Weight};

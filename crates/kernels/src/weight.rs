@@ -8,6 +8,7 @@ use half::{bf16, f16};
 
 use crate::arguments::{Dropout, Targets};
 use crate::operations;
+use crate::shelf::{self, Shelf};
 
 /// A frozen matrix in a few bits an element, on the device where it is multiplied.
 ///
@@ -33,6 +34,8 @@ pub(crate) enum Held {
     F16(Vec<f16>),
     /// The same in f32.
     F32(Vec<f32>),
+    /// Nowhere in memory: what has this number there is read whenever it is multiplied.
+    OnShelf(Arc<dyn Shelf>, usize),
     /// In the memory of a GPU.
     #[cfg(gpu_backend)]
     Gpu(crate::gpu::PackedBuffers),
@@ -107,12 +110,38 @@ impl PackedWeight {
             return PackedWeight { shape, held, in_bf16: false };
         }
         let _ = device;
+        PackedWeight::in_host_memory(values, shape)
+    }
+
+    /// All elements of a frozen matrix [o, i] that the CPU multiplies.
+    pub(crate) fn in_host_memory(values: FrozenValues, shape: [usize; 2]) -> PackedWeight {
         let held = match values {
             FrozenValues::F32(values) => Held::F32(values),
             FrozenValues::F16(values) => Held::F16(values),
             FrozenValues::Bf16(values) => Held::Bf16(values),
         };
         PackedWeight { shape, held: Arc::new(held), in_bf16: false }
+    }
+
+    /// A frozen matrix [o, i] that the CPU reads from a shelf whenever it multiplies it.
+    pub fn on_shelf(shelf: Arc<dyn Shelf>, number: usize, shape: [usize; 2]) -> PackedWeight {
+        PackedWeight { shape, held: Arc::new(Held::OnShelf(shelf, number)), in_bf16: false }
+    }
+
+    /// The shelf that it is read from, and its number there. `None`: it is in memory.
+    pub(crate) fn place(&self) -> Option<(&Arc<dyn Shelf>, usize)> {
+        match &*self.held {
+            Held::OnShelf(shelf, number) => Some((shelf, *number)),
+            _ => None,
+        }
+    }
+
+    /// The same in memory, read if it is not there.
+    pub(crate) fn in_memory(self) -> PackedWeight {
+        match self.place() {
+            Some((shelf, number)) => shelf::single(shelf, number, self.shape),
+            None => self,
+        }
     }
 
     /// The same matrix, multiplied in bf16 on the CPU, with sums in f32.

@@ -3,11 +3,15 @@
 //! The tests run on the CPU. With `FINETUNE_TEST_DEVICE=gpu` they run on the first GPU, a software
 //! renderer if there is no other.
 
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use finetune_kernels::devices::{gpus, is_cpu};
-use finetune_kernels::{Dispatch, ExpertWeights, FloatType, FrozenValues, PackedWeight, Scores, composed, operations};
+use finetune_kernels::{
+    Dispatch, ExpertWeights, FloatType, FrozenValues, PackedWeight, Scores, Shelf, composed, operations,
+};
 use finetune_random::Stream;
 use half::{bf16, f16};
 
@@ -184,5 +188,83 @@ fn an_expert_without_tokens_gets_zeros() {
     let d_a = a.grad(&gradients).expect("a gradient").into_data().try_to_vec::<f32>().expect("f32 data");
     for (expert, block) in d_a.chunks(RANK * INPUTS).enumerate() {
         assert_eq!(block.iter().all(|&d| d == 0.0), expert == 2, "expert {expert}");
+    }
+}
+
+/// A shelf that has its matrices in memory, and cannot read those from `readable` on.
+#[derive(Debug)]
+struct InMemory {
+    experts: Arc<[PackedWeight]>,
+    readable: usize,
+}
+
+impl Shelf for InMemory {
+    fn bring(&self, numbers: Vec<usize>) -> Receiver<PackedWeight> {
+        let (give, brought) = sync_channel(1);
+        let readable = numbers.into_iter().take_while(|number| *number < self.readable);
+        let experts: Vec<PackedWeight> = readable.map(|number| self.experts[number].clone()).collect();
+        std::thread::spawn(move || experts.into_iter().try_for_each(|expert| give.send(expert)));
+        brought
+    }
+
+    fn waited(&self, _: Duration) {}
+}
+
+/// The same experts on a shelf.
+fn shelved(experts: &Arc<[PackedWeight]>, readable: usize) -> Arc<[PackedWeight]> {
+    let shelf: Arc<dyn Shelf> = Arc::new(InMemory { experts: experts.clone(), readable });
+    (0..EXPERTS).map(|number| PackedWeight::on_shelf(shelf.clone(), number, [OUTPUTS, INPUTS])).collect()
+}
+
+/// Values and gradients of both products with these experts, as bits.
+fn bits_of_products(experts: &Arc<[PackedWeight]>) -> Vec<Vec<u32>> {
+    let rows = TOKENS * CHOICES;
+    let x = (normal(1, rows * INPUTS), [rows, INPUTS]);
+    let a = (normal(2, EXPERTS * RANK * INPUTS), [EXPERTS * RANK, INPUTS]);
+    let b = (normal(3, EXPERTS * OUTPUTS * RANK), [EXPERTS * OUTPUTS, RANK]);
+    let plain = run(std::slice::from_ref(&x), &|inputs| {
+        operations::expert_linear(inputs[0].clone(), experts.clone(), dispatch())
+    });
+    let with_branches = run(&[x, a, b], &|inputs| {
+        let [x, a, b] = [0, 1, 2].map(|n| inputs[n].clone());
+        operations::expert_lora_linear(x, a, b, experts.clone(), dispatch(), 0.5)
+    });
+    plain.into_iter().chain(with_branches).map(|values| values.into_iter().map(f32::to_bits).collect()).collect()
+}
+
+/// With as many threads as there are, and with one, which waits for what is read.
+#[test]
+fn experts_from_a_shelf_have_the_bits_of_those_in_memory() {
+    if !is_cpu(&device()) {
+        return;
+    }
+    let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+    for (held, _) in experts() {
+        let want = bits_of_products(&held);
+        let on_shelf = shelved(&held, EXPERTS);
+        assert!(bits_of_products(&on_shelf) == want, "all threads");
+        assert!(one.install(|| bits_of_products(&on_shelf)) == want, "one thread");
+    }
+}
+
+/// The rows of an expert that cannot be read are no numbers, and those of the others are as ever.
+#[test]
+fn an_expert_that_cannot_be_read_makes_no_numbers() {
+    if !is_cpu(&device()) {
+        return;
+    }
+    let (held, _) = experts().into_iter().next().expect("experts in f32");
+    let rows = TOKENS * CHOICES;
+    let y = |experts: Arc<[PackedWeight]>| {
+        let x = tensor(normal(1, rows * INPUTS), [rows, INPUTS]);
+        let y = operations::expert_linear(x, experts, dispatch()).into_data();
+        y.try_to_vec::<f32>().expect("f32 data")
+    };
+    let (want, got) = (y(held.clone()), y(shelved(&held, 4)));
+    for ((expert, want), got) in dispatch().experts().zip(want.chunks(OUTPUTS)).zip(got.chunks(OUTPUTS)) {
+        match expert < 4 {
+            true => assert_eq!(got, want, "expert {expert}"),
+            false => assert!(got.iter().all(|value| value.is_nan()), "expert {expert}: {got:?}"),
+        }
     }
 }

@@ -99,6 +99,7 @@ pub(crate) fn layers(
         let read = weights.layer(n, Some(held[(place + 1) % held.len()]))?;
         let read_by_layer = weights.arrived(n.checked_sub(1), x)?;
         x = layer(&read, n, read_by_layer, context, between, cache)?;
+        weights.expect_experts()?;
         weights.leave(Some(n + 1), &x)?;
         // The few operations of a cached pass are submitted to a GPU together.
         if !is_cached {

@@ -1,7 +1,9 @@
 //! Frozen matrices of layers that are read from the disk whenever a pass comes to them.
 //!
 //! A thread reads the next layer while the one before is computed. No more than two layers are in memory: the
-//! one that was given last, and the one that is read ahead.
+//! one that was given last, and the one that is read ahead. Experts may be left out of both: `experts.rs`.
+
+mod experts;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -24,6 +26,7 @@ use crate::tree::{Decoder, Home, Layer, Matrix, Slot};
 
 mod waiting;
 
+pub use self::experts::EXPERTS_IN_MEMORY;
 pub(crate) use self::waiting::DiskProgress;
 use self::waiting::Patience;
 pub use self::waiting::{DiskWait, tell_of_disk_waits};
@@ -64,14 +67,74 @@ struct Desk {
     /// Whether the last wait has ended without a layer.
     has_given_up: bool,
     /// What the files say of their reads.
-    reading: Box<dyn Fn() -> DiskProgress + Send>,
+    progress: Box<dyn Fn() -> DiskProgress + Send>,
+}
+
+/// The files of a base, and the threads that read matrices of them.
+struct Reading {
+    files: BaseFiles,
+    config: ModelConfig,
+    placement: Placement,
+    /// A pool of its own: a pass that waits for what is read may hold every thread of the shared one.
+    pool: rayon::ThreadPool,
+    /// How long a disk that brings nothing is waited for.
+    patience: Patience,
+    nanoseconds_waited: AtomicU64,
+    /// Why an expert could not be read, until it is told.
+    failure: Mutex<Option<ModelError>>,
+}
+
+impl std::fmt::Debug for Reading {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reading").field("files", &self.files.path()).finish_non_exhaustive()
+    }
+}
+
+impl Reading {
+    /// # Errors
+    /// If the system gives no more threads, or `FINETUNE_DISK_TIMEOUT` is no number of seconds.
+    fn new(mut files: BaseFiles, config: ModelConfig, placement: Placement) -> Result<Reading, ModelError> {
+        if let Some(memory) = placement.host_memory() {
+            files.pass_cache_of(memory);
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(READERS)
+            .thread_name(|n| format!("layers-{n}"))
+            .build()
+            .map_err(|error| ModelError::Layers { what: error.to_string() })?;
+        let (nanoseconds_waited, failure) = (AtomicU64::new(0), Mutex::new(None));
+        let patience = Patience::of_environment()?;
+        Ok(Reading { files, config, placement, pool, patience, nanoseconds_waited, failure })
+    }
+
+    /// What these matrices describe, some at a time.
+    ///
+    /// # Errors
+    /// If one cannot be read, or has a number that is not finite.
+    fn all(&self, matrices: &[&Matrix]) -> Result<Vec<Fetched>, ModelError> {
+        let read = |matrix: &&Matrix| fetch(&self.files, &self.config, &self.placement, matrix);
+        let each: Vec<_> = self.pool.install(|| matrices.par_iter().map(read).collect());
+        each.into_iter().collect()
+    }
+
+    fn waited(&self, time: Duration) {
+        self.nanoseconds_waited.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Keeps the first reason.
+    fn fail(&self, error: ModelError) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    fn take_failure(&self) -> Option<ModelError> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// What reads the layers of a base.
 pub(crate) struct LayerSource {
     desk: Mutex<Desk>,
-    placement: Placement,
-    nanoseconds_waited: AtomicU64,
+    reading: Arc<Reading>,
     layers_read: AtomicU64,
 }
 
@@ -87,37 +150,25 @@ impl LayerSource {
     /// # Errors
     /// If the system gives no more threads, or `FINETUNE_DISK_TIMEOUT` is no number of seconds.
     pub(crate) fn start(
-        mut files: BaseFiles,
+        files: BaseFiles,
         config: ModelConfig,
         placement: Placement,
     ) -> Result<LayerSource, ModelError> {
         let (orders, ordered) = channel::<Absent>();
         let (done, read) = channel();
-        let no_thread = |what: String| ModelError::Layers { what };
-        if let Some(memory) = placement.host_memory() {
-            files.pass_cache_of(memory);
-        }
-        let files = Arc::new(files);
-        // A pool of its own: a pass that waits for a layer may hold every thread of the shared one.
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(READERS)
-            .thread_name(|n| format!("layers-{n}"))
-            .build()
-            .map_err(|error| no_thread(error.to_string()))?;
-        let (of_files, watched, patience) = (placement.clone(), Arc::clone(&files), Patience::of_environment()?);
+        let reading = Arc::new(Reading::new(files, config, placement)?);
+        let (of_thread, watched, patience) = (reading.clone(), reading.clone(), reading.patience);
         let work = move || {
             for what in ordered {
                 failpoint::hit("layers.read");
-                let read = |matrix: &Matrix| fetch(&files, &config, &of_files, matrix);
-                let each: Vec<_> = pool.install(|| what.matrices.par_iter().map(read).collect());
-                if done.send(each.into_iter().collect()).is_err() {
+                let matrices: Vec<&Matrix> = what.matrices.iter().collect();
+                if done.send(of_thread.all(&matrices)).is_err() {
                     return;
                 }
             }
         };
         let thread = std::thread::Builder::new().name("layers".to_owned()).spawn(work);
-        let thread = thread.map_err(|error| no_thread(error.to_string()))?;
-        let reading = Box::new(move || watched.reading());
+        let thread = thread.map_err(|error| ModelError::Layers { what: error.to_string() })?;
         let desk = Desk {
             orders: Some(orders),
             read,
@@ -126,14 +177,9 @@ impl LayerSource {
             thread: Some(thread),
             patience,
             has_given_up: false,
-            reading,
+            progress: Box::new(move || watched.files.reading()),
         };
-        Ok(LayerSource {
-            desk: Mutex::new(desk),
-            placement,
-            nanoseconds_waited: AtomicU64::new(0),
-            layers_read: AtomicU64::new(0),
-        })
+        Ok(LayerSource { desk: Mutex::new(desk), reading, layers_read: AtomicU64::new(0) })
     }
 
     /// The weights of a layer's absent matrices, in their order. `next` is read meanwhile. A caller that still
@@ -155,16 +201,17 @@ impl LayerSource {
                 desk.order(what.clone());
             }
             let fetched = desk.take()??;
-            self.nanoseconds_waited.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+            self.reading.waited(start.elapsed());
             self.layers_read.fetch_add(1, Ordering::Relaxed);
+            let placement = &self.reading.placement;
             let place = |fetched: Vec<Fetched>| {
                 let each = fetched.into_iter().zip(&what.matrices);
-                each.map(|(fetched, matrix)| fetched.onto(matrix.shape, &self.placement)).collect()
+                each.map(|(fetched, matrix)| fetched.onto(matrix.shape, placement)).collect()
             };
-            let weights = match self.placement.is_cpu() {
+            let weights = match placement.is_cpu() {
                 true => place(fetched),
                 // Memory of exactly their size, which the next layer of the same shape takes over.
-                false => self.placement.device().memory_persistent_allocations(fetched, place),
+                false => placement.device().memory_persistent_allocations(fetched, place),
             };
             desk.given = Some((what.clone(), weights));
         }
@@ -177,9 +224,9 @@ impl LayerSource {
         Ok(desk.given.as_ref().map(|(_, weights)| weights.clone()).unwrap_or_default())
     }
 
-    /// How long passes have waited for layers since the last call, and how many were read.
+    /// How long passes have waited for layers and experts since the last call, and how many layers were read.
     pub(crate) fn take_waited(&self) -> (Duration, u64) {
-        let waited = self.nanoseconds_waited.swap(0, Ordering::Relaxed);
+        let waited = self.reading.nanoseconds_waited.swap(0, Ordering::Relaxed);
         (Duration::from_nanos(waited), self.layers_read.swap(0, Ordering::Relaxed))
     }
 }
@@ -197,7 +244,7 @@ impl Desk {
     /// If nothing comes. It stays ordered: whatever comes after all is not taken for another layer.
     fn take(&mut self) -> Result<Result<Vec<Fetched>, ModelError>, ModelError> {
         let layer = self.ahead.as_ref().map_or(0, |ahead| ahead.layer);
-        let read = self.patience.receive(&self.read, layer, &*self.reading, &waiting::tell);
+        let read = self.patience.receive(&self.read, layer, &*self.progress, &waiting::tell);
         self.has_given_up = read.is_err();
         let read = read?;
         self.ahead = None;

@@ -54,7 +54,7 @@ pub use error::ModelError;
 pub use files::base_files::{stated_type, stored_type};
 pub use files::config_alone::states_packing;
 pub use files::floats::float_type;
-pub use files::packing::{BaseForm, LayerSizes, PackedSizes, scheme_named, scheme_word};
+pub use files::packing::{BaseForm, ExpertSizes, LayerSizes, PackedSizes, scheme_named, scheme_word};
 pub use finetune_kernels::devices::{
     DeviceKind, FloatType, FoundDevice, HAS_GPU_BACKEND, gpus, note_panic, product_rate,
 };
@@ -63,7 +63,7 @@ pub use finetune_kernels::matmul::rate as matmul_rate;
 pub use finetune_kernels::processor;
 pub use finetune_packed::Scheme;
 pub use flat_file::{FlatFile, FlatReader};
-pub use layer_source::{DiskWait, tell_of_disk_waits};
+pub use layer_source::{DiskWait, EXPERTS_IN_MEMORY, tell_of_disk_waits};
 pub use layout::{Layout, Parameter};
 pub use lora::{LoraTarget, LoraTargets};
 pub use merge::quantize_model;

@@ -82,6 +82,9 @@ impl Model {
         model.opened = files.opened();
         if placement.reads_layers() || placement.stage().is_some() {
             let source = LayerSource::start(files, model.config.clone(), placement.clone())?;
+            if placement.reads_experts() {
+                model.weights.leave_experts(&source, |n| placement.stage().is_none_or(|stage| stage.holds(n)));
+            }
             model.weights.source = Some(Arc::new(source));
         }
         Ok(model)
@@ -141,8 +144,8 @@ impl Model {
         Ok(self.weights.said_by_last(mine, 1)?[0] > 0.0)
     }
 
-    /// How long passes have waited for layers from the disk since the last call, and how many layers were
-    /// read.
+    /// How long passes have waited for layers and experts from the disk since the last call, and how many layers
+    /// were read.
     pub fn take_waited(&self) -> (Duration, u64) {
         self.weights.source.as_ref().map(|source| source.take_waited()).unwrap_or_default()
     }

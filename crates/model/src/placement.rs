@@ -22,6 +22,8 @@ pub struct Placement {
     bf16_products: bool,
     /// Whether the frozen matrices of the layers stay in their files, and are read when a pass comes to them.
     reads_layers: bool,
+    /// Whether the experts among these are read only when they are multiplied.
+    reads_experts: bool,
     /// Bytes of main memory that this process may use. `None`: it is not known.
     host_memory: Option<u64>,
     /// Which layers this process holds. `None`: all.
@@ -44,6 +46,7 @@ impl Placement {
             quantization: None,
             bf16_products: false,
             reads_layers: false,
+            reads_experts: false,
             host_memory: None,
             stage: None,
             slice: None,
@@ -72,6 +75,7 @@ impl Placement {
             quantization: None,
             bf16_products: false,
             reads_layers: false,
+            reads_experts: false,
             host_memory: None,
             stage: None,
             slice: None,
@@ -102,6 +106,19 @@ impl Placement {
     /// Whether the frozen matrices of the layers are read from the disk whenever a pass comes to them.
     pub fn reads_layers(&self) -> bool {
         self.reads_layers
+    }
+
+    /// The same with experts that are read whenever they are multiplied, and are no part of the two layers in memory:
+    /// for layers from the disk that are larger than memory, on the CPU. The bits are the same.
+    #[must_use]
+    pub fn with_experts_from_disk(self, reads_experts: bool) -> Placement {
+        Placement { reads_experts, ..self }
+    }
+
+    /// Whether layers are read from the disk, and the experts among them only when they are multiplied. A GPU takes
+    /// whole layers.
+    pub fn reads_experts(&self) -> bool {
+        self.reads_layers && self.reads_experts && self.is_cpu()
     }
 
     /// The same on a host where this process may use so many bytes of main memory, if that is known. Layers of a base

@@ -109,6 +109,7 @@ fn what_is_written_to_while_it_is_read_is_refused() {
         (("packed/gguf_k", "model.gguf"), disk(None)),
         (("packed/mlx4", "model.safetensors"), disk(None)),
         (("models/gpt_oss_mxfp4", "model.safetensors"), disk(None)),
+        (("packed/int4_kimi_k2", "model.safetensors"), disk(None).with_experts_from_disk(true)),
         (("models/gemma4", "model.safetensors"), Placement::cpu(None)),
     ];
     for (files, placement) in cases {

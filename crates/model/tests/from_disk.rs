@@ -52,10 +52,21 @@ fn kinds_of_adapters() -> Vec<Case> {
     folders_with(&adapters, "case.json").into_iter().map(case).collect()
 }
 
+/// Where the frozen matrices of the layers are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Layers {
+    InMemory,
+    FromDisk,
+    /// The experts among them are read when they are multiplied.
+    ByExperts,
+}
+
 impl Case {
-    fn model(&self, from_disk: bool) -> Model {
+    fn model(&self, layers: Layers) -> Model {
+        let from_disk = layers != Layers::InMemory;
+        let placement = placement().with_layers_from_disk(from_disk);
         // Too little memory to keep a file: what is large is read past the system's cache.
-        let placement = placement().with_layers_from_disk(from_disk).with_host_memory(Some(0));
+        let placement = placement.with_experts_from_disk(layers == Layers::ByExperts).with_host_memory(Some(0));
         let mut model = Model::load(&self.base, &placement).unwrap_or_else(|error| panic!("{}: {error}", self.name));
         let adapter = Adapter::read(&self.adapter, &model.config).unwrap_or_else(|e| panic!("{}: {e}", self.name));
         model.attach(&adapter).expect("an adapter of this model");
@@ -101,30 +112,41 @@ impl Case {
         bits
     }
 
-    fn expect_same_bits(&self) {
-        let name = &self.name;
-        let (mut in_memory, mut from_disk) = (self.model(false), self.model(true));
-        let tokens = &self.rows[0].0;
-        let logits = |model: &Model| {
-            let logits = model.logits(tokens).expect("tokens of the vocabulary");
-            logits.into_iter().map(f32::to_bits).collect::<Vec<_>>()
-        };
-        assert!(logits(&in_memory) == logits(&from_disk), "{name}: logits");
-        let answer = |model: &Model| {
-            let answer = model.generate(&tokens[..3.min(tokens.len())], 5, Sampling::GREEDY, &[], &mut |_| ());
-            answer.expect("an answer").tokens
-        };
-        assert_eq!(answer(&in_memory), answer(&from_disk), "{name}: an answer");
+    /// Returns whether there are experts.
+    fn expect_same_bits(&self) -> bool {
+        let mut in_memory = self.model(Layers::InMemory);
+        let (logits, answer) = (self.logits(&in_memory), self.answer(&in_memory));
         let want = self.steps(&mut in_memory, 1);
-        let all = self.rows.len();
-        from_disk.take_waited();
-        assert!(want == self.steps(&mut from_disk, all), "{name}: all micro-batches at once");
-        let (_, read) = from_disk.take_waited();
-        // Each step goes forward and back, the layer at the turn is read once, and at the end comes a pass
-        // without gradients. Below trained layers nothing is read twice.
-        let layers = from_disk.config.layers.len() as u64;
-        assert!(read <= 2 * (2 * layers - 1) + layers, "{name}: {read} layers were read, of {layers}");
-        assert!(want == self.steps(&mut self.model(true), 1), "{name}: one micro-batch at a time");
+        let has_experts = in_memory.config.experts.is_some();
+        let by_experts = has_experts.then_some(Layers::ByExperts);
+        for layers in [Layers::FromDisk].into_iter().chain(by_experts) {
+            let name = format!("{}, {layers:?}", self.name);
+            let mut from_disk = self.model(layers);
+            assert!(logits == self.logits(&from_disk), "{name}: logits");
+            assert_eq!(answer, self.answer(&from_disk), "{name}: an answer");
+            let all = self.rows.len();
+            from_disk.take_waited();
+            assert!(want == self.steps(&mut from_disk, all), "{name}: all micro-batches at once");
+            let (_, read) = from_disk.take_waited();
+            // Each step goes forward and back, the layer at the turn is read once, and at the end comes a pass
+            // without gradients. Below trained layers nothing is read twice.
+            let layers_of_model = from_disk.config.layers.len() as u64;
+            let most = 2 * (2 * layers_of_model - 1) + layers_of_model;
+            assert!(read <= most, "{name}: {read} layers were read, of {layers_of_model}");
+            assert!(want == self.steps(&mut self.model(layers), 1), "{name}: one micro-batch at a time");
+        }
+        has_experts
+    }
+
+    fn logits(&self, model: &Model) -> Vec<u32> {
+        let logits = model.logits(&self.rows[0].0).expect("tokens of the vocabulary");
+        logits.into_iter().map(f32::to_bits).collect()
+    }
+
+    fn answer(&self, model: &Model) -> Vec<u32> {
+        let tokens = &self.rows[0].0;
+        let answer = model.generate(&tokens[..3.min(tokens.len())], 5, Sampling::GREEDY, &[], &mut |_| ());
+        answer.expect("an answer").tokens
     }
 }
 
@@ -132,21 +154,27 @@ impl Case {
 fn every_family_has_the_bits_of_the_model_in_memory() {
     let cases = models();
     assert!(cases.len() > 30, "{} golden models", cases.len());
-    cases.iter().for_each(Case::expect_same_bits);
+    let with_experts = cases.iter().filter(|case| case.expect_same_bits()).count();
+    assert!(with_experts > 8, "{with_experts} golden models with experts");
 }
 
 #[test]
 fn every_packed_form_has_the_bits_of_the_model_in_memory() {
     let cases = packed();
     assert!(cases.len() > 15, "{} golden models", cases.len());
-    cases.iter().for_each(Case::expect_same_bits);
+    // Kimi K2's experts in INT4 among them.
+    let with_experts: Vec<&str> =
+        cases.iter().filter(|case| case.expect_same_bits()).map(|case| case.name.as_str()).collect();
+    assert!(with_experts.len() > 3 && with_experts.contains(&"int4_kimi_k2"), "{with_experts:?} have experts");
 }
 
 #[test]
 fn every_kind_of_adapter_has_the_bits_of_the_model_in_memory() {
     let cases = kinds_of_adapters();
     assert!(cases.len() > 7, "{} golden adapters", cases.len());
-    cases.iter().for_each(Case::expect_same_bits);
+    cases.iter().for_each(|case| {
+        case.expect_same_bits();
+    });
 }
 
 /// All prompts are one pass over the disk, and so is the next token of all rows, with the answers of the model in
@@ -154,7 +182,6 @@ fn every_kind_of_adapter_has_the_bits_of_the_model_in_memory() {
 #[test]
 fn several_prompts_read_each_layer_once() {
     for case in models() {
-        let (in_memory, from_disk) = (case.model(false), case.model(true));
         let tokens = &case.rows[0].0;
         let prompts: Vec<&[u32]> = (1..=5).map(|length| &tokens[..length.min(tokens.len())]).collect();
         let limits = [3, 3, 1, 0, 2];
@@ -166,24 +193,29 @@ fn several_prompts_read_each_layer_once() {
         };
         let requests: Vec<RowRequest<'_>> = prompts.into_iter().zip(limits).map(request).collect();
         let answers = |model: &Model| model.generate_rows(&requests, &mut |_, _| true).expect("answers");
-        let (want, name) = (answers(&in_memory), &case.name);
-        from_disk.take_waited();
-        assert_eq!(answers(&from_disk), want, "{name}");
-        let (_, read) = from_disk.take_waited();
-        // Where texts may become long (LongRoPE), each is answered alone.
-        let passes = if name == "phi3" { 9 } else { 3 };
-        let layers = from_disk.config.layers.len() as u64;
-        assert_eq!(read, passes * layers, "{name}: layers that were read, of {layers}");
+        let (want, name) = (answers(&case.model(Layers::InMemory)), &case.name);
+        for from in [Layers::FromDisk, Layers::ByExperts] {
+            let model = case.model(from);
+            model.take_waited();
+            assert_eq!(answers(&model), want, "{name} {from:?}");
+            let (_, read) = model.take_waited();
+            // Where texts may become long (LongRoPE), each is answered alone.
+            let passes = if name == "phi3" { 9 } else { 3 };
+            let layers = model.config.layers.len() as u64;
+            assert_eq!(read, passes * layers, "{name} {from:?}: layers that were read, of {layers}");
+        }
     }
 }
 
-/// Passes may hold every thread of the shared pool while they wait for a layer.
+/// Passes may hold every thread of the shared pool while they wait for a layer or an expert.
 #[test]
 fn one_thread_is_enough() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
     let cases = models();
-    let case = cases.iter().find(|case| case.name == "qwen3").expect("a golden model");
-    pool.install(|| case.expect_same_bits());
+    for name in ["qwen3", "qwen3_moe"] {
+        let case = cases.iter().find(|case| case.name == name).expect("a golden model");
+        pool.install(|| case.expect_same_bits());
+    }
 }
 
 /// The golden models are too small to be read past the system's cache. The matrices of this one are not.
@@ -222,5 +254,32 @@ fn a_damaged_layer_is_named() {
         let error = model.logits(&[1, 2, 3]).expect_err("a layer is missing").to_string();
         let lengths = format!("it had {length} bytes, and has {} now", length / 4);
         assert!(error.contains("model.safetensors") && error.contains(&lengths), "{error}");
+    }
+}
+
+/// A number in a file that is not finite is found when its expert is multiplied, and named, forward and in a step.
+#[test]
+fn a_damaged_expert_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = golden::directory("qwen3_moe");
+    std::fs::copy(source.join("config.json"), folder.path().join("config.json")).expect("a copy");
+    let mut bytes = std::fs::read(source.join("model.safetensors")).expect("the weights");
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).expect("a header");
+    // In all experts of the last layer, so that one that is used is among them.
+    let is_of_last = |name: &str| name.contains(".layers.2.") && name.contains(".experts.");
+    let damaged = header.as_object().expect("tensors").iter().filter(|(name, _)| is_of_last(name));
+    let places: Vec<usize> =
+        damaged.map(|(_, tensor)| tensor["data_offsets"][0].as_u64().expect("a place") as usize).collect();
+    assert!(!places.is_empty(), "experts of layer 2");
+    for place in places {
+        bytes[8 + length + place..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    }
+    std::fs::write(folder.path().join("model.safetensors"), bytes).expect("a damaged copy");
+    let placement = Placement::cpu(None).with_layers_from_disk(true).with_experts_from_disk(true);
+    let model = Model::load(folder.path(), &placement).expect("layers are read later");
+    for _ in 0..2 {
+        let error = model.logits(&[1, 2, 3]).expect_err("an expert is damaged").to_string();
+        assert!(error.contains("model.safetensors") && error.contains("layers.2.mlp.experts."), "{error}");
     }
 }

@@ -2,11 +2,12 @@
 
 use std::fmt;
 
-use finetune_model::{FloatType, LoraTarget, LoraTargets, PackedSizes, linear_layers};
+use finetune_model::{FloatType, LoraTarget, LoraTargets, PackedSizes, Placement, linear_layers};
 use finetune_recipe::Recipe;
 use finetune_store::human_bytes;
 
 use crate::memory::{Precision, Sizing, Subject};
+use crate::residency::on_the_disk;
 
 /// Another value of a key.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,7 +52,21 @@ impl Changed {
     pub(crate) fn new(subject: &Subject<'_>, settings: &[&Setting]) -> Changed {
         let mut changed = Changed { recipe: subject.recipe.clone(), sizing: subject.sizing.clone() };
         settings.iter().for_each(|setting| changed.set(setting));
+        if changed.sizing.placement.reads_layers() {
+            changed.read_with_least_memory(subject);
+        }
         changed
+    }
+
+    /// Takes the one of the ways on the disk that needs least.
+    fn read_with_least_memory(&mut self, subject: &Subject<'_>) {
+        let total = |placement: &Placement| {
+            let sizing = Sizing { placement: placement.clone(), ..self.sizing.clone() };
+            Subject { recipe: &self.recipe, sizing: &sizing, ..*subject }.estimate().total
+        };
+        if let Some(least) = on_the_disk(&self.sizing).into_iter().min_by_key(total) {
+            self.sizing.placement = least;
+        }
     }
 
     /// It with the rows of `subject`.

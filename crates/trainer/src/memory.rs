@@ -6,8 +6,8 @@
 use finetune_dataset::{Dataset, Row};
 use finetune_model::footprint::{self, AttentionSizes};
 use finetune_model::{
-    Adaptation, AttentionWidths, FloatType, HAS_GPU_BACKEND, LayerKept, LayerSizes, ModelConfig, PackedSizes,
-    Placement, Stage, TrainedElements, expected_tensors, kept_layers,
+    Adaptation, AttentionWidths, EXPERTS_IN_MEMORY, FloatType, HAS_GPU_BACKEND, LayerKept, LayerSizes, ModelConfig,
+    PackedSizes, Placement, Stage, TrainedElements, expected_tensors, kept_layers,
 };
 use finetune_recipe::{Method, Recipe};
 use serde::Serialize;
@@ -145,7 +145,7 @@ pub(crate) struct Precision {
     pub(crate) loading: u64,
     /// Elements of matrices whose rows stay in the files.
     pub(crate) by_row: u64,
-    /// Bytes of layers that stay in the files but for two at a time, and of what other processes hold.
+    /// Bytes of layers that stay in the files, and of what other processes hold.
     pub(crate) on_disk: u64,
 }
 
@@ -166,19 +166,26 @@ impl Precision {
 }
 
 /// Bytes of the layers that are not in memory: those of other processes, and where layers are read from the
-/// disk, all of its own but the two largest ones next to each other.
+/// disk, all of its own but the two largest ones next to each other. Of these the experts are not in memory either, but
+/// a few, where each is read when it is multiplied.
 fn on_disk(layers: &[LayerSizes], held: FloatType, placement: &Placement) -> u64 {
     let is_mine = |n: usize| placement.stage().is_none_or(|stage| stage.holds(n));
-    let of = |mine: bool| layers.iter().enumerate().filter(move |(n, _)| is_mine(*n) == mine);
-    let elsewhere: u64 = of(false).map(|(_, layer)| layer.bytes(held)).sum();
-    let bytes: Vec<u64> = of(true).map(|(_, layer)| layer.bytes(held)).collect();
+    let of = |mine: bool| layers.iter().enumerate().filter(move |(n, _)| is_mine(*n) == mine).map(|(_, layer)| layer);
+    let bytes = |mine: bool| of(mine).map(|layer| layer.bytes(held)).sum::<u64>();
     if !placement.reads_layers() {
-        return elsewhere;
+        return bytes(false);
     }
-    let two = bytes.windows(2).map(|two| two[0] + two[1]).max().unwrap_or(0);
-    // The last layer is followed by the first.
-    let turn = bytes.first().unwrap_or(&0) + bytes.last().unwrap_or(&0);
-    elsewhere + bytes.iter().sum::<u64>().saturating_sub(two.max(turn))
+    let reads_experts = placement.reads_experts();
+    let read = |layer: &LayerSizes| {
+        if reads_experts { layer.bytes_without_experts(held) } else { layer.bytes(held) }
+    };
+    let read: Vec<u64> = of(true).map(read).collect();
+    let two = read.windows(2).map(|two| two[0] + two[1]).max().unwrap_or(0);
+    // The last layer is followed by the first, if that is another one.
+    let turn = read.first().unwrap_or(&0) + read.iter().skip(1).next_back().unwrap_or(&0);
+    let largest = of(true).map(|layer| layer.experts.largest(held)).max().unwrap_or(0);
+    let experts = if reads_experts { EXPERTS_IN_MEMORY as u64 * largest } else { 0 };
+    bytes(false) + bytes(true).saturating_sub(two.max(turn) + experts)
 }
 
 /// Bytes of embedding and output layer, if only other processes hold them.

@@ -326,7 +326,13 @@ impl Planner<'_> {
         settings.extend(self.instead_of_stages(stages, stage));
         // Those of one model.
         let micro_batches = micro_batches(&subject).div_ceil(replicas);
-        let Needs { ranks, at_once } = self.needs(&subject, stage, micro_batches);
+        let Needs { ranks, at_once, by_experts } =
+            self.needs(&subject, stage, micro_batches, self.tokens_at_once(replicas));
+        let name = match (by_experts, stages) {
+            (false, _) => name,
+            (true, 1) => "layers from the disk, experts one by one",
+            (true, _) => "layers over machines, from disks, experts one by one",
+        };
         let read = ranks.iter().map(|rank| rank.read).max().unwrap_or(0);
         let learned = exchange::sent(&recipe, exchange::most_trained(&ranks), replicas);
         let alone = self.rates(replicas).map(|rates| self.alone(rates, replicas, again));

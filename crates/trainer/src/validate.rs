@@ -16,11 +16,13 @@ use crate::device_plan::{DevicePlan, ThisHost};
 use crate::disk_need::DiskNeed;
 use crate::error::{Fault, TrainError};
 use crate::examine::{Examined, Extent, examine};
-use crate::memory::{self, Estimate};
+use crate::memory::{self, Estimate, Sizing};
 use crate::output_directory::{self, Contents};
 use crate::product_time::{Multiplied, Rates, operations, tokens_at_once};
+use crate::residency::read_in_step;
 use crate::resume::Resume;
 use crate::run_directory::check_results;
+use crate::stages::disk_rate;
 
 /// What `finetune validate` has found. What a problem prevented is `None`.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -119,7 +121,11 @@ pub fn validate(recipe: &Recipe, host: &ThisHost, progress: &dyn Fn(u64)) -> Val
             (&found.device_plan, found.train.as_ref().or(found.assumed_rows.as_ref()))
     {
         let multiplied = Multiplied::of(config, parameters.unwrap_or(0));
-        estimate.seconds = seconds(&recipe, directory, train, found.steps.unwrap_or(0), multiplied, device_plan);
+        let steps = found.steps.unwrap_or(0);
+        let of_products = seconds(&recipe, directory, train, steps, multiplied, device_plan);
+        let of_reading = || found.sizing.as_ref().and_then(|sizing| reading_seconds(&recipe, directory, train, sizing));
+        // Each hides behind the other.
+        estimate.seconds = of_products.map(|seconds| seconds.max(steps as f64 * of_reading().unwrap_or(0.0)));
     }
     let disk = match (found.steps, trained, found.sizing.as_ref()) {
         (Some(steps), Some(trained), Some(sizing)) => {
@@ -195,6 +201,18 @@ fn seconds(
     let method = recipe.train.method;
     let rates = Rates::measured(method, directory, placement, tokens_at_once(recipe, data, rows));
     Some(steps as f64 * rates.seconds_of_step(&operations(method, data, rows, multiplied, computes_again)))
+}
+
+/// Seconds in which a step reads, where experts are read for each micro-batch. Whole layers hide behind the products,
+/// on all but slow disks. `None`: no experts are read so, or the disk's rate is not known.
+fn reading_seconds(recipe: &Recipe, directory: &Path, data: &Dataset, sizing: &Sizing) -> Option<f64> {
+    if !sizing.placement.reads_experts() {
+        return None;
+    }
+    let rows = recipe.train.global_batch_size.min(data.rows.len());
+    let micro_batches = rows.div_ceil(recipe.train.micro_batch_size).max(1);
+    let read = read_in_step(sizing, micro_batches, tokens_at_once(recipe, data, rows));
+    Some(read as f64 / disk_rate(directory)?)
 }
 
 #[cfg(test)]

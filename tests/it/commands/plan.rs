@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::json_of;
-use crate::folder::Folder;
+use crate::folder::{Folder, golden};
 use crate::memory::{LARGER_RECIPE, larger_model, peak};
 
 #[test]
@@ -164,6 +164,36 @@ fn a_plan_has_the_recipes_numbers_of_layers() {
     let wrong = [&["plan", "recipe.toml"][..], &sets, &["--set", "parallel.layers=[4, 2]"]].concat();
     let ended = folder.finetune(&wrong).expect(2);
     assert!(ended.stderr.contains("are 6 layers, and the model has 5"), "{}", ended.stderr);
+}
+
+/// Where two layers with all of their experts do not fit, experts are read one by one: that takes less memory, and
+/// reads more.
+#[test]
+fn experts_one_by_one_are_planned() {
+    let base = golden("qwen3_moe");
+    let rows = base.join("rows.jsonl");
+    let folder = Folder::empty();
+    let recipe = format!(
+        "output_dir = \"run\"\n[model]\npath = {base:?}\ndevice = \"cpu\"\n[data]\ntrain = {rows:?}\n\
+         [train]\nglobal_batch_size = 4\nmicro_batch_size = 1\n"
+    );
+    folder.write("recipe.toml", recipe.as_bytes());
+    let from_disk = |memory: &str| {
+        let plan = json_of(&folder, &["plan", "recipe.toml", "--json", "--memory", memory]);
+        let ways = plan["ways"].as_array().expect("ways").clone();
+        let is_from_disk =
+            |way: &Value| way["settings"].as_array().is_some_and(|keys| keys.contains(&"model.residency=disk".into()));
+        ways.into_iter().find(is_from_disk).expect("a way")
+    };
+    let bytes = |way: &Value, key: &str| way[key].as_u64().expect("bytes");
+    let whole = from_disk("64G");
+    assert_eq!(whole["name"], "layers from the disk", "{whole}");
+    // What that takes is not enough for it, as an eighth has to be spare.
+    let by_experts = from_disk(&bytes(&whole, "memory").to_string());
+    assert_eq!(by_experts["name"], "layers from the disk, experts one by one", "{by_experts}");
+    assert_eq!(by_experts["fits"], true, "{by_experts}");
+    assert!(bytes(&by_experts, "memory") < bytes(&whole, "memory"), "{whole} {by_experts}");
+    assert!(bytes(&by_experts, "read") > bytes(&whole, "read"), "{whole} {by_experts}");
 }
 
 /// Nothing fits: exit code 5, and what would take less.

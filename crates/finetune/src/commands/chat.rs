@@ -34,7 +34,7 @@ use self::screen::Screen;
 use self::session::{Session, Settings};
 use crate::cli::ChatArguments;
 use crate::commands::answering::{check_sampling, no_template, of_template, tokenizer};
-use crate::commands::opening;
+use crate::commands::opening::{self, Purpose};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::output::{self, printable};
@@ -61,7 +61,7 @@ pub(crate) fn chat(arguments: ChatArguments, verbosity: Verbosity) -> Result<Exi
         Some((dialogue, _)) => (dialogue, None),
         None => opening_dialogue(&arguments, &source, &tokenizer, &say)?,
     };
-    let model = opening::open(&source, &arguments.model, &say)?;
+    let model = opening::open(&source, &arguments.model, Purpose::Text, None, &say)?;
 
     let by_hand = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let interrupts = Interrupts::listen(by_hand)?;

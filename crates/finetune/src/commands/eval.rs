@@ -6,7 +6,7 @@ use finetune_trainer::numbers::counted;
 use finetune_trainer::{TrainError, evaluate};
 
 use crate::cli::EvalArguments;
-use crate::commands::opening;
+use crate::commands::opening::{self, Purpose};
 use crate::commands::rows_of_files::rows_of_files;
 use crate::failure::Failure;
 use crate::hub_files;
@@ -23,7 +23,7 @@ pub(crate) fn eval(arguments: EvalArguments, verbosity: Verbosity) -> Result<Exi
     let source = Source::open(&arguments.model)?;
     let say = |line: &str| opening::say(verbosity, line);
     source.notices.iter().for_each(|notice| say(notice));
-    let model = opening::open(&source, &arguments.model, &say)?;
+    let model = opening::open(&source, &arguments.model, Purpose::Losses, None, &say)?;
     let tokenizer = source.tokenizer()?;
     if let Some(tokenizer) = &tokenizer {
         tokenizer.notices().iter().for_each(|notice| say(notice));

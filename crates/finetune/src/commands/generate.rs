@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::cli::GenerateArguments;
 use crate::commands::answering::{Writing, check_sampling, no_template, of_template, tokenizer};
 use crate::commands::conversation::{Prompt, prompt};
-use crate::commands::opening;
+use crate::commands::opening::{self, Purpose};
 use crate::commands::rows_of_files::rows_of_files;
 use crate::commands::together::{self, OneOf};
 use crate::failure::Failure;
@@ -55,7 +55,7 @@ fn answer_as(arguments: &GenerateArguments, verbosity: Verbosity, one: Option<&O
     let join =
         |one: &OneOf| one.join(&source.model, source.adapter.as_deref(), &arguments.model, arguments.parallel, &say);
     let together = one.map(join).transpose()?.flatten();
-    let model = opening::open_together(&source, &arguments.model, together.as_ref(), &say)?;
+    let model = opening::open(&source, &arguments.model, Purpose::Text, together.as_ref(), &say)?;
     let speaks = one.is_none_or(OneOf::is_first);
     let asking = Asking { model: &model, tokenizer: &tokenizer, arguments, sampling, speaks, say: &say };
     if !files.is_empty() {

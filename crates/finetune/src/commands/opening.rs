@@ -12,7 +12,7 @@ use crate::commands::together::{connect, placed};
 use crate::failure::Failure;
 use crate::progress::Verbosity;
 use crate::source::Source;
-use crate::{disk_waits, memory, progress};
+use crate::{allocator, disk_waits, memory, progress};
 
 /// A line on stderr, unless only errors and results are asked for.
 pub(super) fn say(verbosity: Verbosity, line: &str) {
@@ -21,15 +21,21 @@ pub(super) fn say(verbosity: Verbosity, line: &str) {
     }
 }
 
-/// The model of a source, with its adapter attached. `say` gets lines that the user should see.
-pub(super) fn open(source: &Source, arguments: &ModelArguments, say: &dyn Fn(&str)) -> Result<Model, Failure> {
-    open_together(source, arguments, None, say)
+/// What a model is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// The losses of rows, many of which go through a layer together.
+    Losses,
+    /// Text, of which a pass has one token for each answer.
+    Text,
 }
 
-/// As [`open`], with what this rank holds.
-pub(super) fn open_together(
+/// The model of a source, with its adapter attached, and what this rank holds if several do it together. `say` gets
+/// lines that the user should see.
+pub(super) fn open(
     source: &Source,
     arguments: &ModelArguments,
+    purpose: Purpose,
     together: Option<&Together>,
     say: &dyn Fn(&str),
 ) -> Result<Model, Failure> {
@@ -38,7 +44,7 @@ pub(super) fn open_together(
         Some(adapter) => Some(read_adapter(adapter, &source.model, arguments.force, say)?),
         None => None,
     };
-    let mut model = open_base(&source.model, arguments, adapter.as_ref(), together, say)?;
+    let mut model = open_base(&source.model, arguments, purpose, adapter.as_ref(), together, say)?;
     if let Some(adapter) = adapter {
         model.attach(&adapter)?;
     }
@@ -50,6 +56,7 @@ pub(super) fn open_together(
 pub(super) fn open_base(
     directory: &Path,
     arguments: &ModelArguments,
+    purpose: Purpose,
     adapter: Option<&Adapter>,
     together: Option<&Together>,
     say: &dyn Fn(&str),
@@ -57,6 +64,7 @@ pub(super) fn open_base(
     disk_waits::say_silence(together.map(|together| together.place().0), Verbosity::Normal);
     let trained_over = adapter.and_then(|adapter| adapter.base.quantization);
     let host = this_host(together);
+    allocator::stay_within_share_of(&host);
     let device_plan = device_plan(directory, arguments, trained_over, &host)?;
     device_plan.notices.iter().for_each(|notice| say(notice));
     match (arguments.quantization, trained_over) {
@@ -73,7 +81,7 @@ pub(super) fn open_base(
         (None, None) => {}
     }
     let device_plan = DevicePlan { placement: placed(device_plan.placement.clone(), together), ..device_plan };
-    let placement = with_residency(directory, arguments.residency, &device_plan, &host, say)?;
+    let placement = with_residency(directory, arguments.residency, purpose, &device_plan, &host, say)?;
     let mut model = Model::load(directory, &placement)?;
     connect(&mut model, together)?;
     model.notices().iter().for_each(|notice| say(notice));
@@ -106,10 +114,12 @@ fn this_host(together: Option<&Together>) -> ThisHost {
 }
 
 /// The placement with its layers where `--residency` says. `auto` leaves on the disk what would take more than
-/// four fifths of the memory.
+/// four fifths of the memory. Experts are read one by one for text, and where two layers with all of theirs are too
+/// large.
 fn with_residency(
     model: &Path,
     residency: ResidencyArgument,
+    purpose: Purpose,
     device_plan: &DevicePlan,
     host: &ThisHost,
     say: &dyn Fn(&str),
@@ -121,21 +131,32 @@ fn with_residency(
     let held = placement.held(stored_type(model));
     let form = Model::form(model, placement.quantization())?;
     let is_mine = |n: usize| placement.stage().is_none_or(|stage| stage.holds(n));
-    let mine = form.layers.iter().enumerate().filter(|(n, _)| is_mine(*n));
+    let mine = || form.layers.iter().enumerate().filter(|(n, _)| is_mine(*n));
     let bytes = match placement.slice() {
         Some(slice) => slice_bytes(&ModelConfig::load(model)?, &form, held, slice.count),
-        None => mine.map(|(_, layer)| layer.bytes(held)).sum(),
+        None => mine().map(|(_, layer)| layer.bytes(held)).sum(),
     };
     let available = device_plan.memory(host);
     let is_too_large = available.is_some_and(|available| bytes > available - available / 5);
     if residency == ResidencyArgument::Auto && !is_too_large {
         return Ok(placement);
     }
-    let bytes = progress::bytes(bytes);
+    let whole = placement.clone().with_layers_from_disk(true);
+    let one_by_one = whole.clone().with_experts_from_disk(true);
+    // Two layers are in memory at a time.
+    let mut largest: Vec<u64> = mine().map(|(_, layer)| layer.bytes(held)).collect();
+    largest.sort_unstable_by(|a, b| b.cmp(a));
+    let parts = placement.slice().map_or(1, |slice| slice.count as u64);
+    let two = largest.iter().take(2).sum::<u64>() / parts + form.ends.iter().map(|end| end.bytes(held)).sum::<u64>();
+    let is_too_large = available.is_some_and(|available| two > available - available / 5);
+    let has_experts = mine().any(|(_, layer)| layer.experts.bytes(held) > 0) && one_by_one.reads_experts();
+    // A token uses few of them: less is read than whole layers.
+    let by_experts = has_experts && (is_too_large || purpose == Purpose::Text);
+    let (bytes, each) = (progress::bytes(bytes), if by_experts { ", experts one by one" } else { "" });
     say(&format!(
-        "the layers, {bytes} in all, are read from the disk: for each part of a prompt, for each token and for each group of rows"
+        "the layers, {bytes} in all, are read from the disk{each}: for each part of a prompt, for each token and for each group of rows"
     ));
-    Ok(placement.with_layers_from_disk(true))
+    Ok(if by_experts { one_by_one } else { whole })
 }
 
 /// Reads an adapter for a base. An adapter that was trained on another base is refused.

@@ -161,6 +161,7 @@ fn prepared(
     host: &ThisHost,
     show: &mut Progress,
 ) -> Result<Run, Failure> {
+    allocator::stay_within_share_of(host);
     show.start("reading rows", 0);
     let prepared = prepare(recipe, resume, ranks, host, &|rows| show.position(rows));
     show.finish();

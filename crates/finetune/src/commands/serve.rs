@@ -16,8 +16,9 @@ use finetune_trainer::{Replies, Together};
 use crate::cli::ServeArguments;
 use crate::commands::answering::tokenizer;
 use crate::commands::chat::recommended;
+use crate::commands::conversation;
+use crate::commands::opening::{self, Purpose};
 use crate::commands::together::{self, OneOf};
-use crate::commands::{conversation, opening};
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::progress::Verbosity;
@@ -314,7 +315,8 @@ impl Base {
             .first()
             .map(|(_, directory)| opening::read_adapter(directory, &source.model, arguments.force, &|_| {}));
         let first = first.transpose()?;
-        let model = opening::open_base(&source.model, &arguments.model(), first.as_ref(), together, say)?;
+        let model =
+            opening::open_base(&source.model, &arguments.model(), Purpose::Text, first.as_ref(), together, say)?;
         let base = Base {
             id: base_id(&source.model),
             directory: source.model.clone(),

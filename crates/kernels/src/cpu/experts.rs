@@ -4,7 +4,8 @@
 //! Every row of a result is computed alone and every sum is in the order of a token's choices, so
 //! the bits depend on neither threads nor the other tokens of a product's job.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::{Flex, TensorMetadata};
 use burn_flex::FlexTensor;
@@ -15,8 +16,10 @@ use super::matmul::{Matrix, matmul};
 use super::simd;
 use super::weight::{CpuWeight, times, times_transposed};
 use crate::dispatch::{Dispatch, ExpertWeights, Scores};
+use crate::footprint::EXPERTS_AT_ONCE;
 use crate::fused::Fused;
 use crate::operations::{Combine, DispatchRows, ExpertLinear, ExpertLoraLinear, WeightsOfExperts};
+use crate::shelf;
 use crate::weight::PackedWeight;
 
 /// Rows and columns of a tensor of two dimensions.
@@ -200,13 +203,11 @@ impl Fused<Flex, 2> for Combine {
 /// The experts' matrices, each [o, i].
 type Experts = Arc<[PackedWeight]>;
 
-/// Calls `compute` with each used expert, its rows, and its part of `out` [n, width], on all threads.
-fn for_each_expert(
-    dispatch: &Dispatch,
-    out: &mut [f32],
-    width: usize,
-    compute: impl Fn(usize, std::ops::Range<usize>, &mut [f32]) + Sync,
-) {
+/// A used expert, its rows, and its part of a result.
+type PartOf<'a> = (usize, Range<usize>, &'a mut [f32]);
+
+/// Each used expert, its rows, and its part of `out` [n, width].
+fn parts<'a>(dispatch: &Dispatch, out: &'a mut [f32], width: usize) -> Vec<PartOf<'a>> {
     let mut rest = out;
     let mut parts = Vec::new();
     for (expert, rows) in dispatch.used() {
@@ -214,11 +215,59 @@ fn for_each_expert(
         parts.push((expert, rows, part));
         rest = later;
     }
+    parts
+}
+
+/// Calls `compute` with each used expert, its rows, and its part of `out` [n, width], on all threads.
+fn for_each_expert(
+    dispatch: &Dispatch,
+    out: &mut [f32],
+    width: usize,
+    compute: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
+) {
+    let parts = parts(dispatch, out, width);
     parts.into_par_iter().for_each(|(expert, rows, part)| compute(expert, rows, part));
 }
 
+/// Calls `compute` with the matrix of each used expert, the rows of the expert, and its part of `out` [n, width], on
+/// all threads. Matrices that are on a shelf are read in the order of the experts, and are in memory only while they
+/// are multiplied. The part of one that cannot be read is NaN.
+fn for_each_matrix(
+    experts: &Experts,
+    dispatch: &Dispatch,
+    out: &mut [f32],
+    width: usize,
+    compute: impl Fn(&CpuWeight, Range<usize>, &mut [f32]) + Sync,
+) {
+    let number = |expert: usize| experts[expert].place().map(|(_, number)| number);
+    let shelf = experts.first().and_then(PackedWeight::place).map(|(shelf, _)| shelf);
+    let used = || dispatch.used().map(|(expert, _)| expert);
+    let Some((shelf, numbers)) = shelf.zip(used().map(number).collect::<Option<Vec<usize>>>()) else {
+        return for_each_expert(dispatch, out, width, |expert, rows, part| {
+            compute(&CpuWeight::from(experts[expert].clone()), rows, part);
+        });
+    };
+    // Who takes the next matrix takes the next part, so both come under one lock.
+    let left = Mutex::new((shelf.bring(numbers), parts(dispatch, out, width).into_iter()));
+    let next = || {
+        let mut left = left.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, rows, part) = left.1.next()?;
+        Some((shelf::next(&**shelf, &left.0), rows, part))
+    };
+    // Each takes one after the other: no more matrices are in memory than there are of these.
+    let takers = rayon::current_num_threads().min(EXPERTS_AT_ONCE);
+    (0..takers).into_par_iter().with_max_len(1).for_each(|_| {
+        while let Some((weight, rows, part)) = next() {
+            match weight {
+                Some(weight) => compute(&weight.into(), rows, part),
+                None => part.fill(f32::NAN),
+            }
+        }
+    });
+}
+
 /// Some rows of a matrix with this many columns.
-fn rows_of(values: &[f32], rows: std::ops::Range<usize>, columns: usize) -> Matrix<'_> {
+fn rows_of(values: &[f32], rows: Range<usize>, columns: usize) -> Matrix<'_> {
     Matrix::new(&values[rows.start * columns..rows.end * columns], rows.len(), columns)
 }
 
@@ -228,9 +277,8 @@ fn products(x: &FlexTensor, experts: &Experts, dispatch: &Dispatch) -> Vec<f32> 
     let [outputs, _] = experts[0].shape();
     let values = floats(x);
     let mut y = uninitialized(rows * outputs);
-    for_each_expert(dispatch, &mut y, outputs, |expert, rows, y| {
-        let w = CpuWeight::from(experts[expert].clone());
-        times_transposed(y, false, 1.0, rows_of(values, rows, inputs), &w);
+    for_each_matrix(experts, dispatch, &mut y, outputs, |w, rows, y| {
+        times_transposed(y, false, 1.0, rows_of(values, rows, inputs), w);
     });
     y
 }
@@ -241,9 +289,8 @@ fn input_gradients(d_y: &FlexTensor, experts: &Experts, dispatch: &Dispatch) -> 
     let [_, inputs] = experts[0].shape();
     let values = floats(d_y);
     let mut d_x = uninitialized(rows * inputs);
-    for_each_expert(dispatch, &mut d_x, inputs, |expert, rows, d_x| {
-        let w = CpuWeight::from(experts[expert].clone());
-        times(d_x, false, 1.0, rows_of(values, rows, outputs), &w);
+    for_each_matrix(experts, dispatch, &mut d_x, inputs, |w, rows, d_x| {
+        times(d_x, false, 1.0, rows_of(values, rows, outputs), w);
     });
     d_x
 }

@@ -45,7 +45,7 @@ impl From<FlexTensor> for CpuWeight {
 
 impl From<PackedWeight> for CpuWeight {
     fn from(packed: PackedWeight) -> CpuWeight {
-        CpuWeight::Packed(packed)
+        CpuWeight::Packed(packed.in_memory())
     }
 }
 
@@ -141,6 +141,7 @@ impl CpuWeight {
                 Held::Bf16(values) => simd::widen(&values[range], out),
                 Held::F16(values) => values[range].convert_to_f32_slice(out),
                 Held::F32(values) => out.copy_from_slice(&values[range]),
+                Held::OnShelf(..) => unreachable!("a weight is read before it is multiplied"),
                 #[cfg(gpu_backend)]
                 Held::Gpu(_) | Held::DenseOnGpu(_) => unreachable!("a weight on a GPU is multiplied there"),
             },

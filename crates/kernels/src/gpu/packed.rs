@@ -194,7 +194,7 @@ pub(super) fn buffers(weight: &PackedWeight) -> &PackedBuffers {
     match &*weight.held {
         Held::Gpu(buffers) => buffers,
         Held::DenseOnGpu(_) => unreachable!("a matrix of all elements is multiplied as such"),
-        Held::Host(_) | Held::Bf16(_) | Held::F16(_) | Held::F32(_) => {
+        Held::Host(_) | Held::Bf16(_) | Held::F16(_) | Held::F32(_) | Held::OnShelf(..) => {
             unreachable!("a matrix of the host is not multiplied with tensors of a GPU")
         }
     }

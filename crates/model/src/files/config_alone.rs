@@ -12,7 +12,7 @@ use crate::config::ModelConfig;
 use crate::files::base_files::{config_object, packs_while_read};
 use crate::files::by_row::PER_LAYER_TABLE;
 use crate::files::floats::dtype_of;
-use crate::files::packing::{self, BaseForm, LayerSizes, PackedSizes};
+use crate::files::packing::{self, BaseForm, LayerSizes};
 use crate::lora::layer_of;
 use crate::tree::expected_tensors;
 
@@ -29,7 +29,7 @@ impl BaseForm {
                 continue;
             }
             let scheme = quantization.filter(|scheme| packs_while_read(*scheme, &name, &shape));
-            let size = size(&shape, scheme, stored);
+            let size = size(&name, &shape, scheme, stored);
             matrices += 1;
             if scheme.is_some() {
                 packed += 1;
@@ -61,15 +61,9 @@ impl BaseForm {
     }
 }
 
-fn size(shape: &[usize], scheme: Option<Scheme>, stored: FloatType) -> LayerSizes {
-    let elements = shape.iter().product::<usize>() as u64;
-    match scheme {
-        None => LayerSizes { dense: elements, ..LayerSizes::default() },
-        Some(scheme) => {
-            let bytes = packing::quantized_bytes(scheme, shape, dtype_of(stored));
-            LayerSizes { dense: 0, packed: PackedSizes { elements, bytes, largest: elements } }
-        }
-    }
+fn size(name: &str, shape: &[usize], scheme: Option<Scheme>, stored: FloatType) -> LayerSizes {
+    let packed = scheme.map(|scheme| packing::quantized_bytes(scheme, shape, dtype_of(stored)));
+    LayerSizes::of_matrix(name, shape.iter().product::<usize>() as u64, packed)
 }
 
 /// What the config.json of a directory says that the weights are packed in, in words. `None`: nothing, or it cannot

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::files::base_files::{BaseFiles, BaseTensor};
-use crate::files::floats::float_type;
+use crate::files::floats::{as_stored, data_of, float_type};
 use crate::placement::Placement;
 use crate::tree::Matrix;
 
@@ -67,11 +67,14 @@ fn dense(tensor: &BaseTensor<'_>, shape: [usize; 2], placement: &Placement) -> R
     let dtype = tensor.dtype().unwrap_or(Dtype::F32);
     let stored = float_type(dtype).expect("checked when the tensor was looked up");
     let held = placement.held(stored);
-    if held == stored
-        && let Some(bytes) = tensor.bytes_in(dtype, true)?
-    {
-        // The bytes go to the device as they lie in the file, without a conversion.
-        return Ok(Fetched::Dense(TensorData::from_bytes_vec(bytes, shape, stored.dtype()), held));
+    // The numbers go to the device as they lie in the file, without a conversion.
+    if held == stored {
+        if let Some(view) = tensor.whole_view() {
+            return Ok(Fetched::Dense(as_stored(view, stored, shape)?, held));
+        }
+        if let Some(bytes) = tensor.bytes_in(dtype, true)? {
+            return Ok(Fetched::Dense(data_of(&bytes, stored, shape), held));
+        }
     }
     let values = tensor.values()?;
     let data = match held {

@@ -1,7 +1,9 @@
 //! Conversion of a file's numbers to f32 and back.
 
+use burn::tensor::TensorData;
 use finetune_kernels::FloatType;
 use finetune_store::{Dtype, TensorView};
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use crate::error::ModelError;
@@ -23,6 +25,44 @@ pub(crate) fn dtype_of(kind: FloatType) -> Dtype {
         FloatType::F32 => Dtype::F32,
         FloatType::F16 => Dtype::F16,
         FloatType::BF16 => Dtype::BF16,
+    }
+}
+
+/// Bytes of a tensor that are in memory beside its numbers.
+const AT_ONCE: usize = 4 << 20;
+
+/// The elements of a tensor in this number type, which is that of its file. One that is not finite is an error.
+///
+/// burn copies what it is given as bytes, and the largest matrix may be a third of the memory. So numbers are made of
+/// the bytes, piece by piece.
+pub(crate) fn as_stored(view: &TensorView<'_>, kind: FloatType, shape: [usize; 2]) -> Result<TensorData, ModelError> {
+    Ok(match kind {
+        FloatType::F32 => TensorData::new(read(view, f32::from_le_bytes)?, shape),
+        FloatType::F16 => TensorData::new(read(view, f16::from_le_bytes)?, shape),
+        FloatType::BF16 => TensorData::new(read(view, bf16::from_le_bytes)?, shape),
+    })
+}
+
+fn read<E, const N: usize>(view: &TensorView<'_>, number: fn([u8; N]) -> E) -> Result<Vec<E>, ModelError> {
+    let mut values = Vec::with_capacity(view.size() / N);
+    for start in (0..view.size()).step_by(AT_ONCE) {
+        let piece = view.bytes_at(start, AT_ONCE.min(view.size() - start))?;
+        expect_finite(view, &piece, values.len())?;
+        values.extend(elements(&piece, number));
+    }
+    Ok(values)
+}
+
+fn elements<E, const N: usize>(bytes: &[u8], number: fn([u8; N]) -> E) -> impl Iterator<Item = E> {
+    bytes.as_chunks::<N>().0.iter().map(move |element| number(*element))
+}
+
+/// Elements in this number type, as bytes.
+pub(crate) fn data_of(bytes: &[u8], kind: FloatType, shape: [usize; 2]) -> TensorData {
+    match kind {
+        FloatType::F32 => TensorData::new(elements(bytes, f32::from_le_bytes).collect::<Vec<_>>(), shape),
+        FloatType::F16 => TensorData::new(elements(bytes, f16::from_le_bytes).collect::<Vec<_>>(), shape),
+        FloatType::BF16 => TensorData::new(elements(bytes, bf16::from_le_bytes).collect::<Vec<_>>(), shape),
     }
 }
 
@@ -87,16 +127,16 @@ fn extend(values: &mut Vec<f32>, bytes: &[u8], kind: FloatType) {
         FloatType::F32 => {
             values.par_extend(bytes.par_chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
         }
-        FloatType::BF16 => values.par_extend(pairs().map(|b| half::bf16::from_le_bytes(b).to_f32())),
-        FloatType::F16 => values.par_extend(pairs().map(|b| half::f16::from_le_bytes(b).to_f32())),
+        FloatType::BF16 => values.par_extend(pairs().map(|b| bf16::from_le_bytes(b).to_f32())),
+        FloatType::F16 => values.par_extend(pairs().map(|b| f16::from_le_bytes(b).to_f32())),
     }
 }
 
 /// Rounds f32 values to a file's number type, as bytes.
 pub(crate) fn from_f32(values: &[f32], dtype: Dtype) -> Vec<u8> {
     match dtype {
-        Dtype::BF16 => values.iter().flat_map(|&v| half::bf16::from_f32(v).to_le_bytes()).collect(),
-        Dtype::F16 => values.iter().flat_map(|&v| half::f16::from_f32(v).to_le_bytes()).collect(),
+        Dtype::BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
         _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
     }
 }
@@ -104,8 +144,8 @@ pub(crate) fn from_f32(values: &[f32], dtype: Dtype) -> Vec<u8> {
 /// f32 values as they read back once they are rounded to a file's number type.
 pub(crate) fn rounded(values: &[f32], dtype: Dtype) -> Vec<f32> {
     match dtype {
-        Dtype::BF16 => values.par_iter().map(|&value| half::bf16::from_f32(value).to_f32()).collect(),
-        Dtype::F16 => values.par_iter().map(|&value| half::f16::from_f32(value).to_f32()).collect(),
+        Dtype::BF16 => values.par_iter().map(|&value| bf16::from_f32(value).to_f32()).collect(),
+        Dtype::F16 => values.par_iter().map(|&value| f16::from_f32(value).to_f32()).collect(),
         _ => values.to_vec(),
     }
 }

@@ -6,7 +6,7 @@ use finetune_packed::{PackedMatrix, Scheme, Stored};
 use finetune_store::Dtype;
 use rayon::prelude::*;
 
-use crate::adaptation::{is_of_vocabulary, module_of};
+use crate::adaptation::{is_expert, is_of_vocabulary, module_of};
 use crate::branch::{EMBEDDING, OUTPUT};
 use crate::files::base_files::BaseTensor;
 use crate::lora::layer_of;
@@ -40,24 +40,78 @@ pub struct LayerSizes {
     pub dense: u64,
     /// Those that are packed.
     pub packed: PackedSizes,
+    /// Those of experts, which are among both.
+    pub experts: ExpertSizes,
+}
+
+/// Sizes of the matrices of a layer's experts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExpertSizes {
+    /// Elements of those that are not packed.
+    pub dense: u64,
+    /// Bytes of memory of those that are.
+    pub packed: u64,
+    /// Elements of the largest that is not packed.
+    pub largest_dense: u64,
+    /// Bytes of memory of the largest that is.
+    pub largest_packed: u64,
+}
+
+impl ExpertSizes {
+    /// Bytes in memory, if those that are not packed are held in this number type.
+    pub fn bytes(&self, held: FloatType) -> u64 {
+        self.dense * held.bytes() as u64 + self.packed
+    }
+
+    /// Bytes in memory of the largest.
+    pub fn largest(&self, held: FloatType) -> u64 {
+        self.largest_packed.max(self.largest_dense * held.bytes() as u64)
+    }
+
+    fn add(&mut self, other: &ExpertSizes) {
+        self.dense += other.dense;
+        self.packed += other.packed;
+        self.largest_dense = self.largest_dense.max(other.largest_dense);
+        self.largest_packed = self.largest_packed.max(other.largest_packed);
+    }
 }
 
 impl LayerSizes {
+    /// A matrix of this name and so many elements. `packed`: bytes of memory that they take if they are packed.
+    pub fn of_matrix(name: &str, elements: u64, packed: Option<u64>) -> LayerSizes {
+        let size = match packed {
+            None => LayerSizes { dense: elements, ..LayerSizes::default() },
+            Some(bytes) => {
+                LayerSizes { packed: PackedSizes { elements, bytes, largest: elements }, ..LayerSizes::default() }
+            }
+        };
+        if !is_expert(module_of(name)) {
+            return size;
+        }
+        let (dense, packed) = (size.dense, size.packed.bytes);
+        LayerSizes { experts: ExpertSizes { dense, packed, largest_dense: dense, largest_packed: packed }, ..size }
+    }
+
+    /// Bytes in memory of all but the experts.
+    pub fn bytes_without_experts(&self, held: FloatType) -> u64 {
+        self.bytes(held) - self.experts.bytes(held)
+    }
+
     /// Bytes in memory, if those that are not packed are held in this number type.
     pub fn bytes(&self, held: FloatType) -> u64 {
         self.dense * held.bytes() as u64 + self.packed.bytes
     }
 
-    pub(crate) fn add_size(&mut self, other: &LayerSizes) {
+    /// Adds the matrices of another one.
+    pub fn add_size(&mut self, other: &LayerSizes) {
         self.dense += other.dense;
         self.packed.add(&other.packed);
+        self.experts.add(&other.experts);
     }
 
     fn add(&mut self, tensor: &BaseTensor<'_>) {
-        match tensor.packed_bytes() {
-            None => self.dense += tensor.shape.iter().product::<usize>() as u64,
-            Some(_) => self.packed.add(&PackedSizes::of(std::iter::once(tensor))),
-        }
+        let elements = tensor.shape.iter().product::<usize>() as u64;
+        self.add_size(&LayerSizes::of_matrix(&tensor.name, elements, tensor.packed_bytes()));
     }
 }
 

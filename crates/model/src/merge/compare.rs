@@ -30,8 +30,9 @@ pub struct Comparison {
 /// If a model cannot be loaded, or the device fails. [`ModelError::Merge`] if logits are not
 /// finite, or are too far apart.
 pub fn compare(base: &Path, adapter: &Adapter, merged: &Path, placement: &Placement) -> Result<Comparison, ModelError> {
-    // One pass over each is all that is needed: two layers in memory instead of two models.
-    let placement = &placement.clone().with_layers_from_disk(true);
+    // One pass over each is all that is needed: two layers in memory instead of two models, and of experts those alone
+    // that are multiplied.
+    let placement = &placement.clone().with_layers_from_disk(true).with_experts_from_disk(true);
     let mut with_adapter = Model::load(base, &placement.clone().quantized(adapter.base.quantization))?;
     with_adapter.attach(adapter)?;
     let vocabulary = with_adapter.config.vocabulary;

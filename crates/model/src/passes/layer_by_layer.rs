@@ -180,6 +180,7 @@ impl Model {
                     pass.inputs.push(pass.x.clone());
                 }
                 pass.x = decoder::layer(&layer, n, pass.x.clone(), &pass.context, &mut pass.between, None)?;
+                self.weights.expect_experts()?;
                 self.weights.leave(Some(n + 1), &pass.x)?;
                 self.weights.counts_leave(Some(n + 1), balance)?;
                 submit(&pass.x.device());
@@ -231,6 +232,7 @@ impl Model {
         let out = decoder::layer(layer, n, input.clone(), &way.context, &mut of_layer.between, None)?;
         let seed = operations::gradient_seed(out, way.d_out.clone());
         let mut found = way.handed.seeded(n, seed, &of_layer.between).backward();
+        self.weights.expect_experts()?;
         self.look_at_memory();
         way.d_out = input.grad_remove(&mut found).expect("a layer's output depends on its input");
         way.handed.take(n, &of_layer, &mut found);

@@ -53,6 +53,7 @@ impl Model {
             for (pass, caches) in passes.iter_mut().zip(&mut *caches) {
                 let Pass { context, x, between } = pass;
                 *x = decoder::layer(&layer, n, x.clone(), context, between, Some(&mut caches[n]))?;
+                weights.expect_experts()?;
                 submit(&x.device());
             }
         }

@@ -6,14 +6,14 @@ use std::path::Path;
 use finetune_allreduce::DeviceMatrix;
 use finetune_dataset::{Counts, Dataset, Ends, Origin, Row};
 use finetune_model::{
-    Device, FloatType, LayerSizes, ModelConfig, Order, PackedSizes, Placement, Seconds, Stage, choose,
-    expected_tensors, not_in_stages,
+    Device, EXPERTS_IN_MEMORY, FloatType, LayerSizes, ModelConfig, Order, PackedSizes, Placement, Seconds, Stage,
+    choose, expected_tensors, not_in_stages,
 };
 use finetune_recipe::{PlacementChoice, Recipe, ResidencyChoice, StagesChoice};
 
 use super::{Counted, Precision, Sizing, StepShape, Subject, estimate_of};
 use crate::product_time::Multiplied;
-use crate::residency::most_at_once;
+use crate::residency::{most_at_once, on_the_disk};
 use crate::stages::{self, Offer};
 
 /// Name, the file of its config, and its parameters. The smallest model comes first.
@@ -77,10 +77,7 @@ fn layers(config: &ModelConfig) -> Vec<LayerSizes> {
         let Some((_, rest)) = name.split_once(".layers.") else { continue };
         let layer = rest.split('.').next().and_then(|n| n.parse::<usize>().ok()).expect("the number of a layer");
         let elements = shape.iter().product::<usize>() as u64;
-        let packed = &mut layers[layer].packed;
-        packed.elements += elements;
-        packed.bytes += packed_bytes(elements);
-        packed.largest = packed.largest.max(elements);
+        layers[layer].add_size(&LayerSizes::of_matrix(name, elements, Some(packed_bytes(elements))));
     }
     layers
 }
@@ -167,7 +164,18 @@ impl Training {
     fn needed_by(&self, way: Way, machine: usize, at_once: usize) -> u64 {
         let stage = Stage::in_turn(self.sizing.layers.len(), way.machines, machine);
         let stage = (way.machines > 1).then_some(stage);
-        let placement = self.sizing.placement.clone().with_layers_from_disk(way.from_disk).with_stage(stage);
+        let placements = match (way.from_disk, self.cpu) {
+            (false, _) => vec![self.sizing.placement.clone()],
+            (true, false) => vec![self.sizing.placement.clone().with_layers_from_disk(true)],
+            // Experts one by one, where two layers do not fit.
+            (true, true) => on_the_disk(&self.sizing),
+        };
+        let needed = |placement: Placement| self.needed_in(placement.with_stage(stage.clone()), at_once);
+        placements.into_iter().map(needed).min().unwrap_or(0)
+    }
+
+    /// Bytes that a machine needs with this placement.
+    fn needed_in(&self, placement: Placement, at_once: usize) -> u64 {
         let sizing = Sizing { placement, at_once, ..self.sizing.clone() };
         let subject = Subject { recipe: &self.recipe, train: &self.rows, eval: None, sizing: &sizing };
         let train = &self.recipe.train;
@@ -381,6 +389,34 @@ fn what_ranks_offer_is_what_fits() {
         assert!(unlimited.whole && unlimited.room.as_flattened().as_flattened().iter().all(|room| *room == layers));
     }
     assert!(bounded >= 4, "{bounded}");
+}
+
+/// With its experts read one by one, Kimi K2 takes embedding and output layer, two layers without experts and a few
+/// experts: the layer without experts is the largest of these.
+#[test]
+fn a_layer_larger_than_memory_is_read_by_experts() {
+    let training = Training::new("kimi-k2", true);
+    let [whole, by_experts] = <[Placement; 2]>::try_from(on_the_disk(&training.sizing)).expect("two ways");
+    let held = FloatType::BF16;
+    let [first, next] = [0, 1].map(|n| training.sizing.layers[n]);
+    let weights = |placement: Placement| {
+        let sizing = Sizing { placement, ..training.sizing.clone() };
+        let subject = Subject { recipe: &training.recipe, train: &training.rows, eval: None, sizing: &sizing };
+        subject.estimate_counted(&training.counted).weights
+    };
+    let experts = next.experts;
+    assert_eq!(first.experts.bytes(held), 0);
+    assert_eq!(experts.bytes(held), 384 * 3 * experts.largest(held));
+    assert!(experts.bytes(held) > 9_500_000_000, "{}", experts.bytes(held));
+    let two = |first: u64, next: u64| first + next;
+    let of_whole = two(next.bytes(held), next.bytes(held));
+    let without = two(first.bytes_without_experts(held), next.bytes_without_experts(held));
+    let few = EXPERTS_IN_MEMORY as u64 * experts.largest(held);
+    assert_eq!(weights(whole) - weights(by_experts.clone()), of_whole - without - few);
+    // Embedding and output layer have 16 bits.
+    let ends: u64 = training.sizing.ends.iter().map(|end| end.bytes(held)).sum();
+    let rest = weights(by_experts) - ends - without - few;
+    assert!(rest < 8 << 20, "norms of {rest} bytes");
 }
 
 /// Where cables form a chain, layers lie next to each other, and there and back where a rank has to read its own. The

@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::Planner;
 use crate::base_model::has_weights;
 use crate::copies::holders;
-use crate::memory::{Precision, Sizing, Subject};
-use crate::residency::choose_counted;
+use crate::memory::{Sizing, Subject};
+use crate::residency::{choose_counted, read_in_step};
 
 /// What a rank takes.
 #[derive(Clone, Debug, Serialize)]
@@ -48,12 +48,20 @@ pub(super) struct Needs {
     pub(super) ranks: Vec<RankNeed>,
     /// Micro-batches that go through each layer together; the fewest, where ranks differ.
     pub(super) at_once: usize,
+    /// Whether a rank reads experts one by one.
+    pub(super) by_experts: bool,
 }
 
 impl Planner<'_> {
     /// What each rank takes of a run, with the layers spread over `stage` if there is one. `micro_batches`: those of a
-    /// step of one model.
-    pub(super) fn needs(&self, subject: &Subject<'_>, stage: Option<&Stage>, micro_batches: usize) -> Needs {
+    /// step of one model, of about so many tokens each.
+    pub(super) fn needs(
+        &self,
+        subject: &Subject<'_>,
+        stage: Option<&Stage>,
+        micro_batches: usize,
+        tokens: usize,
+    ) -> Needs {
         let stages = stage.map_or(1, Stage::count);
         let places: Vec<Place> = (0..self.machines.hosts).map(|rank| (rank % stages, self.memory_of(rank))).collect();
         let mut sizings: BTreeMap<Place, Sizing> = BTreeMap::new();
@@ -67,8 +75,7 @@ impl Planner<'_> {
         }
         let taken = |sizing: &Sizing| {
             let memory = Subject { sizing, ..*subject }.estimate_counted(&self.counted).total;
-            let groups = micro_batches.div_ceil(sizing.at_once);
-            (memory, if sizing.placement.reads_layers() { read(sizing, groups) } else { 0 })
+            (memory, read_in_step(sizing, micro_batches, tokens))
         };
         let taken: BTreeMap<Place, (u64, u64)> =
             sizings.iter().map(|(place, sizing)| (*place, taken(sizing))).collect();
@@ -94,7 +101,8 @@ impl Planner<'_> {
                 disk: base.saturating_add(run),
             }
         };
-        Needs { ranks: places.iter().enumerate().map(need).collect(), at_once }
+        let by_experts = sizings.values().any(|sizing| sizing.placement.reads_experts());
+        Needs { ranks: places.iter().enumerate().map(need).collect(), at_once, by_experts }
     }
 
     fn memory_of(&self, rank: usize) -> Option<u64> {
@@ -141,15 +149,6 @@ pub(super) fn written(recipe: &Recipe, names: &[String], hosts: usize, run: u64,
     let keepers = holders(names.iter().map(String::as_str), recipe.checkpoint.copies.unwrap_or(1));
     let of = |rank: usize| if keepers.contains(&rank) { copies } else { 0 };
     (0..hosts).map(|rank| if rank == 0 { run } else { of(rank) }).collect()
-}
-
-/// Bytes that a step reads: each layer of this rank twice, but the last one, where a group turns back, once.
-fn read(sizing: &Sizing, groups: usize) -> u64 {
-    let held = Precision::new(sizing).held;
-    let is_mine = |n: usize| sizing.placement.stage().is_none_or(|stage| stage.holds(n));
-    let mine = sizing.layers.iter().enumerate().filter(|(n, _)| is_mine(*n));
-    let mine: Vec<u64> = mine.map(|(_, layer)| layer.bytes(held)).collect();
-    groups as u64 * (2 * mine.iter().sum::<u64>() - mine.last().unwrap_or(&0))
 }
 
 #[cfg(test)]

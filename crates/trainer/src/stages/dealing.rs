@@ -7,9 +7,9 @@ use finetune_recipe::{Method, ResidencyChoice};
 use crate::dealing::{Blocks, Why, levelled};
 use crate::error::TrainError;
 use crate::memory::{Counted, Sizes, Sizing, Subject, sizes};
-use crate::product_time::{Multiplied, operations};
+use crate::product_time::{Multiplied, operations, tokens_at_once};
 use crate::ranks::Ranks;
-use crate::residency::{micro_batches, most_at_once};
+use crate::residency::{micro_batches, most_at_once, on_the_disk, read_in_step, way_on_disk};
 
 #[cfg(test)]
 mod tests;
@@ -196,28 +196,41 @@ struct Looked<'a> {
 impl Looked<'_> {
     fn fits(&self, stage: Option<Stage>, from_disk: bool, at_once: usize) -> bool {
         let sizing = self.subject.sizing;
-        let placement = sizing.placement.clone().with_stage(stage).with_layers_from_disk(from_disk);
-        let sizing = Sizing { placement, at_once, ..sizing.clone() };
-        let subject = Subject { sizing: &sizing, ..*self.subject };
-        self.available.is_none_or(|available| subject.estimate_counted(&self.counted).total <= available)
+        let placements = if from_disk { on_the_disk(sizing) } else { vec![sizing.placement.clone()] };
+        let fits = |placement: Placement| {
+            let total = || self.total(placement.with_stage(stage.clone()), at_once);
+            self.available.is_none_or(|available| total() <= available)
+        };
+        placements.into_iter().any(fits)
     }
 
-    /// Operations of the layers in a step for each byte of layers that it reads: each layer twice for each group of the
-    /// micro-batches that have room together, if the rank has as many layers as any other.
+    /// Bytes of memory with this placement.
+    fn total(&self, placement: Placement, at_once: usize) -> u64 {
+        let sizing = Sizing { placement, at_once, ..self.subject.sizing.clone() };
+        Subject { sizing: &sizing, ..*self.subject }.estimate_counted(&self.counted).total
+    }
+
+    /// Operations of the layers in a step for each byte that is read of all layers in it, with as many micro-batches
+    /// together as have room if the rank has as many layers as any other.
     fn operations_of_byte(&self, world: usize) -> f64 {
         let Subject { recipe, train, sizing, .. } = self.subject;
-        let Sizing { config, adaptation, placement, stored, layers, .. } = sizing;
-        let held = placement.held(*stored);
-        let bytes: u64 = layers.iter().map(|layer| layer.bytes(held)).sum();
+        let Sizing { config, adaptation, layers, .. } = sizing;
         let Sizes { parameters, .. } = sizes(config, adaptation.as_ref());
         let rows = recipe.train.global_batch_size.min(train.rows.len());
         let multiplied = Multiplied::of(config, parameters);
         // No layer is read while the losses are computed, but for the next one.
         let of_step = operations(recipe.train.method, train, rows, multiplied, true).layers.total();
         let (all, mine) = (micro_batches(self.subject), layers.len().div_ceil(world.max(1)));
-        let fits = |at_once: usize| self.fits(Some(self.holding(mine, false, false)), true, at_once);
-        let groups = all.div_ceil(most_at_once(all, fits));
-        of_step / (2 * groups as u64 * bytes.max(1)) as f64
+        let stage = Some(self.holding(mine, false, false));
+        let at_once = most_at_once(all, |at_once| self.fits(stage.clone(), true, at_once));
+        let placement =
+            way_on_disk(sizing, self.available, |placement| self.total(placement.clone().with_stage(stage.clone()), 1));
+        let read = read_in_step(
+            &Sizing { placement, at_once, ..Sizing::clone(sizing) },
+            all,
+            tokens_at_once(recipe, train, rows),
+        );
+        of_step / read.max(1) as f64
     }
 
     fn room(&self, from_disk: bool, at_once: usize) -> Room {

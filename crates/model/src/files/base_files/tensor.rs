@@ -122,6 +122,11 @@ impl BaseTensor<'_> {
         }
     }
 
+    /// The same, if all of it is read.
+    pub(crate) fn whole_view(&self) -> Option<&TensorView<'_>> {
+        self.view().filter(|_| self.cut.is_none())
+    }
+
     /// The bytes of the elements in this number type, if the file has them so and they stay as they are.
     ///
     /// # Errors
