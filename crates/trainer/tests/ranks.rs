@@ -66,7 +66,7 @@ fn virtual_ranks_give_the_same_bits_on_any_number_of_processes() {
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(TrainError::VirtualRanks { .. }))), "{outcomes:?}");
 }
 
-/// The golden models of all families, with LoRA on their experts where they are made for that.
+/// The golden models of all families.
 fn all_families() -> Vec<String> {
     let entries = std::fs::read_dir(goldens("")).expect("golden models").map(|entry| entry.expect("an entry"));
     let models = entries.filter(|entry| entry.path().join("golden.json").is_file());
@@ -75,8 +75,8 @@ fn all_families() -> Vec<String> {
     names
 }
 
-/// The same bits with 1, 2 and 4 ranks, whether layers are in memory or read from the disk, on each rank as it
-/// likes.
+/// All families, with LoRA on their experts where the golden model is made for that: the same bits with 1, 2 and 4
+/// ranks, whether layers are in memory or read from the disk, on each rank as it likes.
 #[test]
 fn every_family_gives_the_same_bits_on_any_number_of_processes() {
     let families = all_families();
