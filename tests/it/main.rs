@@ -11,6 +11,8 @@ mod changed;
 mod cluster;
 mod commands;
 mod compare;
+#[path = "../../crates/trainer/tests/common/deeper.rs"]
+mod deeper;
 mod disk;
 mod end_command;
 mod engines;

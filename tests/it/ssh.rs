@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::commands::serve::ask;
 use crate::folder::{CRASH_RECIPE, Folder, repository};
+use crate::memory_limit::{MemoryGroup, rows, write_model};
 use crate::program::{Running, finetune, run, start};
 
 /// Hosts box-1, box-2, …, which run until this is dropped.
@@ -254,7 +255,79 @@ fn a_lost_host_of_three_stages_names_auto() {
     boxes.cable("--heal", "box-3");
 }
 
+/// Three hosts hold a model together that has no room on one of them, nor on one of two. One is killed, and the launcher
+/// goes on with the layers on the two that are left, since `"auto"` fits them.
+#[test]
+fn auto_goes_on_with_the_hosts_that_are_left() {
+    // Such hosts share the machine's memory, evenly. In memory the model takes about 330 MiB whole, 170 on each of two
+    // and 135 on each of three.
+    let Some(group) = MemoryGroup::start("hosts", 540 << 20) else { return };
+    let Some(boxes) = Boxes::start(&[]) else { return };
+    (1..=3).for_each(|number| group.take(boxes.server(number)));
+    let folder = Folder::empty();
+    write_model(&folder.path("model"), 32);
+    folder.write("rows.jsonl", rows().as_bytes());
+    folder.write("recipe.toml", OVER_HOSTS.as_bytes());
+    let output = folder.path("run");
+    let mut running = start(&mut boxes.launch(&folder, &["--max-restarts", "1"], &output, &FOR_EVER));
+    running.wait_until("three stages", |running| running.stderr().contains("the 32 layers are spread over 3 ranks"));
+    running.wait_until("a checkpoint", |running| running.stderr().contains(" saved "));
+    boxes.kill(3);
+    running.wait_until("a restart", |running| running.stderr().contains("with 2 ranks (restart 1 of 1)"));
+    let stderr = running.stderr();
+    assert!(stderr.contains("box-3 is not reached any more"), "{stderr}");
+    assert!(stderr.contains("starting again from the newest checkpoint"), "{stderr}");
+    running.wait_until("two stages", |running| running.stderr().contains("the 32 layers are spread over 2 ranks"));
+    wait_for_steps(&mut running, &output, 2);
+    running.signal("TERM");
+    running.wait().expect(143);
+}
+
+const OVER_HOSTS: &str = r#"output_dir = "run"
+[model]
+path = "model"
+device = "cpu"
+residency = "memory"
+[lora]
+rank = 1
+target_modules = ["q_proj"]
+[data]
+train = "rows.jsonl"
+[train]
+global_batch_size = 2
+[parallel]
+stages = "auto"
+[distributed]
+min_ranks = 2
+"#;
+
 impl Boxes {
+    /// The process of a host's ssh server.
+    fn server(&self, number: usize) -> u32 {
+        let file = self.folder.join(format!("sshd-{number}.pid"));
+        std::fs::read_to_string(file).expect("its process").trim().parse().expect("a number")
+    }
+
+    /// Kills a host: its server, and all that runs there.
+    fn kill(&self, number: usize) {
+        let output = Command::new("ps").args(["-eo", "pid,ppid"]).output().expect("the ps command");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let numbers =
+            |line: &str| -> Vec<u32> { line.split_whitespace().filter_map(|word| word.parse().ok()).collect() };
+        let processes: Vec<Vec<u32>> = text.lines().map(numbers).filter(|numbers| numbers.len() == 2).collect();
+        let mut those = vec![self.server(number)];
+        let mut next = 0;
+        while next < those.len() {
+            let children = processes.iter().filter(|process| process[1] == those[next]).map(|process| process[0]);
+            let children: Vec<u32> = children.collect();
+            those.extend(children);
+            next += 1;
+        }
+        let those: Vec<String> = those.iter().map(u32::to_string).collect();
+        let killed = Command::new("kill").arg("-KILL").args(&those).status().expect("kill");
+        assert!(those.len() > 2 && killed.success(), "{those:?}");
+    }
+
     /// Gives a host (of `--netns`) its own home directory, and the user another login shell there.
     fn log_in(&self, number: usize, shell: &str, home: &Path) {
         std::fs::create_dir_all(home).expect("a home");

@@ -1,8 +1,10 @@
 //! The layers of one model over several ranks: a run is the same whatever their number, also where one is lost.
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::deeper::at_least;
 use crate::failpoints::{OF_EVERY_PIECE, OF_EVERY_READ, OF_EVERY_STAGE, OF_EVERY_TENSOR};
 use crate::folder::{CRASH_RECIPE, Folder, RunResult, golden};
 use crate::program::{run, start};
@@ -20,14 +22,16 @@ pub(crate) fn folder() -> Folder {
 
 /// The same with the golden model of a family.
 fn folder_of(family: &str) -> Folder {
+    folder_with(&golden(family), &golden(family).join("rows.jsonl"))
+}
+
+/// The same with a model and rows.
+fn folder_with(model: &Path, rows: &Path) -> Folder {
     let folder = Folder::with_recipe(CRASH_RECIPE);
-    for (from, to) in [
-        ("config.json", "model/config.json"),
-        ("model.safetensors", "model/model.safetensors"),
-        ("rows.jsonl", "train.jsonl"),
-        ("rows.jsonl", "eval.jsonl"),
-    ] {
-        folder.write(to, &std::fs::read(golden(family).join(from)).expect("a golden file"));
+    let of_model = ["config.json", "model.safetensors"].map(|name| (model.join(name), format!("model/{name}")));
+    let of_rows = ["train.jsonl", "eval.jsonl"].map(|name| (rows.to_owned(), name.to_owned()));
+    for (from, to) in of_model.into_iter().chain(of_rows) {
+        folder.write(&to, &std::fs::read(from).expect("a golden file"));
     }
     folder
 }
@@ -66,6 +70,55 @@ fn the_number_of_stages_changes_no_bit() {
             expect_same(&folder.result(&output), &want, &output);
         }
     }
+}
+
+/// Windows, latent attention, and a file that mlx-lm has packed, in real processes.
+#[test]
+fn the_number_of_stages_changes_no_bit_of_other_models() {
+    let packed = golden("../packed");
+    for (model, rows) in [
+        (golden("gemma3"), golden("gemma3")),
+        (golden("deepseek_v3"), golden("deepseek_v3")),
+        (packed.join("mlx4"), packed.join("bases/llama")),
+    ] {
+        let (_made, deep) = at_least(&model, 3);
+        let folder = folder_with(&deep, &rows.join("rows.jsonl"));
+        run(&mut launch(&folder, (1, 1), "one", &[])).expect(0);
+        let want = folder.result("one");
+        for (ranks, residency) in [(2, "memory"), (3, "disk")] {
+            let output = format!("{ranks} {residency}");
+            let set = format!("model.residency={residency}");
+            let ended = run(&mut launch(&folder, (ranks, ranks), &output, &["--set", &set])).expect(0);
+            ended.says(&format!("the 3 layers are spread over {ranks} ranks"));
+            expect_same(&folder.result(&output), &want, &format!("{}, {output}", model.display()));
+        }
+    }
+}
+
+/// Ranks that hold a model together are killed while the launcher may start them again. It goes on by itself, to the same
+/// bits.
+#[test]
+fn restarts_of_stages_go_on_by_themselves() {
+    let folder = folder();
+    let longer = ["--set", "train.max_steps=150", "--set", "eval.every=0"];
+    run(&mut launch(&folder, (1, 1), "undisturbed", &longer)).expect(0);
+    let directory = folder.path("run");
+    let path = directory.to_string_lossy().into_owned();
+    let words = [&SHARES[..], &["--set", "parallel.stages=3"], &longer].concat();
+    let mut running = start(&mut folder.launch(&["-n", "3", "--max-restarts", "9"], &path, &words));
+    let mut kills = 0;
+    for rank in [1, 0] {
+        let steps = 10 + 15 * kills;
+        running.wait_until("more steps", |_| crate::launch::metrics_so_far(&directory) >= steps);
+        if let Some(pid) = crate::launch::pid_of(&directory, rank) {
+            let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+            kills += 1;
+        }
+    }
+    let ended = running.wait().expect(0);
+    assert!(kills > 0, "no rank was killed");
+    assert_eq!(ended.stderr.matches("starting again from the newest checkpoint").count(), kills, "{}", ended.stderr);
+    expect_same(&folder.result("run"), &folder.result("undisturbed"), "after the kills");
 }
 
 /// Numbers of layers as the recipe says them: printed, recorded, and without influence on bits, also where a resume

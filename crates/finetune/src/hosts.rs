@@ -128,8 +128,10 @@ impl Hosts {
         if there == self.at_start && self.used < there {
             let fact = match (stages, virtual_ranks) {
                 (Some(stages), _) if !there.is_multiple_of(stages) => {
+                    let ranks = counted(there as u64, "rank");
+                    let are = if there == 1 { "is" } else { "are" };
                     format!(
-                        "parallel.stages = {stages} ranks hold a model together, and {there} ranks are no multiple of it"
+                        "parallel.stages = {stages} ranks hold a model together, and {ranks} {are} no multiple of it"
                     )
                 }
                 _ => {

@@ -1,9 +1,12 @@
 //! Several processes, threads here, that hold the layers of one model together: they answer with the bits of
 //! one, each with a cache of its own layers.
 
+#[path = "../../trainer/tests/common/deeper.rs"]
+mod deeper;
 mod made;
 
 use std::error::Error;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
@@ -15,17 +18,26 @@ use finetune_model::{
 
 /// Latent attention in layers of all kinds, keys and values beside it, windows, sinks, experts, states, and norms of all
 /// heads.
-const FAMILIES: [&str; 10] = [
+const FAMILIES: [&str; 19] = [
     "deepseek_v3",
     "deepseek_v3_plain",
-    "glm4_moe_lite",
-    "llama",
+    "gemma2",
     "gemma3",
+    "glm4",
+    "glm4_moe",
+    "glm4_moe_lite",
     "gpt_oss",
-    "qwen3_moe",
-    "qwen3_5",
+    "granite",
     "lfm2",
+    "lfm2_moe",
+    "llama",
+    "ministral3",
     "olmo3",
+    "phi3",
+    "qwen3",
+    "qwen3_5",
+    "qwen3_moe",
+    "smollm3",
 ];
 
 const DRAWN: Sampling = Sampling { temperature: 1.3, top_p: 0.95, seed: 11 };
@@ -68,11 +80,13 @@ fn lines(processes: usize) -> Vec<Lines> {
     all.into_iter().map(|lines| lines.into_iter().map(whole).collect()).collect()
 }
 
-fn load(family: &str, stage: Option<Stage>) -> Model {
-    let directory = made::golden(family);
-    let mut model = Model::load(&directory, &Placement::cpu(None).with_stage(stage)).expect("the model loads");
-    let adapter = Adapter::read(&directory.join("adapter"), &model.config).expect("the adapter loads");
-    model.attach(&adapter).expect("attached");
+/// A model, with the adapter if that is made for so many layers.
+fn load(directory: &Path, stage: Option<Stage>) -> Model {
+    let mut model = Model::load(directory, &Placement::cpu(None).with_stage(stage)).expect("the model loads");
+    if directory.join("adapter").is_dir() {
+        let adapter = Adapter::read(&directory.join("adapter"), &model.config).expect("the adapter loads");
+        model.attach(&adapter).expect("attached");
+    }
     model.config.max_position_embeddings = 8192;
     model
 }
@@ -120,29 +134,37 @@ fn answers(model: Model) -> (Vec<Generation>, Vec<Vec<ChosenToken>>) {
     (rows, heard.map(|heard| heard.0.lock().expect("no panic").clone()).into())
 }
 
+/// With the golden adapters, and with as many layers as processes without any.
 #[test]
 fn processes_that_hold_a_model_together_answer_as_one() {
     for family in FAMILIES {
-        let alone = answers(load(family, None));
-        assert!(alone.1.iter().all(|chosen| chosen.len() == 12), "{family}");
-        let layers = load(family, None).config.layers.len();
-        for processes in (1..=4).filter(|&processes| processes <= layers) {
-            let together: Vec<_> = std::thread::scope(|scope| {
-                let process = |(mine, lines): (usize, Lines)| {
-                    scope.spawn(move || {
-                        let mut model = load(family, Some(Stage::contiguous(layers, processes, mine)));
-                        model.connect(Arc::new(Threads(lines)));
-                        // A process that waits for another holds up none of the other's threads.
-                        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
-                        pool.install(|| answers(model))
-                    })
-                };
-                let all: Vec<_> = lines(processes).into_iter().enumerate().map(process).collect();
-                all.into_iter().map(|process| process.join().expect("answers")).collect()
-            });
-            for (mine, got) in together.iter().enumerate() {
-                assert!(*got == alone, "{family}: {mine} of {processes} processes");
-            }
+        answer_as_one(family, &made::golden(family), &[1, 2]);
+        let (_made, of_four) = deeper::at_least(&made::golden(family), 4);
+        answer_as_one(family, &of_four, &[3, 4]);
+    }
+}
+
+/// So many processes that hold this model together answer as one does.
+fn answer_as_one(family: &str, directory: &Path, numbers: &[usize]) {
+    let alone = answers(load(directory, None));
+    assert!(alone.1.iter().all(|chosen| chosen.len() == 12), "{family}");
+    let layers = load(directory, None).config.layers.len();
+    for &processes in numbers {
+        let together: Vec<_> = std::thread::scope(|scope| {
+            let process = |(mine, lines): (usize, Lines)| {
+                scope.spawn(move || {
+                    let mut model = load(directory, Some(Stage::contiguous(layers, processes, mine)));
+                    model.connect(Arc::new(Threads(lines)));
+                    // A process that waits for another holds up none of the other's threads.
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
+                    pool.install(|| answers(model))
+                })
+            };
+            let all: Vec<_> = lines(processes).into_iter().enumerate().map(process).collect();
+            all.into_iter().map(|process| process.join().expect("answers")).collect()
+        });
+        for (mine, got) in together.iter().enumerate() {
+            assert!(*got == alone, "{family}: {mine} of {processes} processes");
         }
     }
 }

@@ -2,8 +2,8 @@
 
 mod made;
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use finetune_model::adapter::{Adapter, BaseName};
 use finetune_model::merge::{MergedForm, write_merged};
@@ -50,6 +50,20 @@ fn what_takes_no_part_is_said() {
     }
 }
 
+/// Type, shape and bytes of each tensor of a model, by its name.
+fn weights(directory: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
+    let tensors = read_tensors(&directory.join("model.safetensors"));
+    tensors.into_iter().map(|(name, dtype, shape, bytes)| (name, (dtype, shape, bytes.to_vec()))).collect()
+}
+
+/// The base with the adapter in it, below this folder.
+fn merged(base: &Path, adapter: &Adapter, parent: &Path) -> PathBuf {
+    let mut staging = Staging::begin(&RealDisk, parent, "merged").expect("a new directory");
+    let form = MergedForm::of_shards(u64::MAX);
+    write_merged(&RealDisk, base, adapter, &mut staging, form, &[], &|_, _| {}).expect("a merge");
+    staging.publish(&serde_json::json!({"kind": "merged"})).expect("published")
+}
+
 /// A merged model has every tensor of its base under the same name, and changes those that have branches.
 #[test]
 fn a_merged_model_has_all_parts() {
@@ -59,21 +73,14 @@ fn a_merged_model_has_all_parts() {
         let config = ModelConfig::load(&base).expect("a config");
         let adapter = Adapter::read(&golden(FAMILY).join("adapter"), &config).expect("an adapter");
         let parent = tempfile::tempdir().expect("a directory");
-        let mut staging = Staging::begin(&RealDisk, parent.path(), "merged").expect("a new directory");
-        let form = MergedForm::of_shards(u64::MAX);
-        write_merged(&RealDisk, &base, &adapter, &mut staging, form, &[], &|_, _| {}).expect("a merge");
-        let merged = staging.publish(&serde_json::json!({"kind": "merged"})).expect("published");
-        let tensors = |directory: &Path| -> BTreeMap<String, Vec<u8>> {
-            let tensors = read_tensors(&directory.join("model.safetensors"));
-            tensors.into_iter().map(|(name, _, _, bytes)| (name, bytes.to_vec())).collect()
-        };
-        let (before, after) = (tensors(&base), tensors(&merged));
+        let merged = merged(&base, &adapter, parent.path());
+        let (before, after) = (weights(&base), weights(&merged));
         assert!(before.keys().eq(after.keys()), "{spelling}: {:?}", after.keys());
-        for (name, bytes) in &before {
+        for (name, tensor) in &before {
             let has_branch =
                 ["q_proj.weight", "v_proj.weight", "down_proj.weight"].iter().any(|end| name.ends_with(end))
                     && !name.contains("vision_tower");
-            assert_eq!(after[name] != *bytes, has_branch, "{spelling}: {name}");
+            assert_eq!(after[name] != *tensor, has_branch, "{spelling}: {name}");
         }
         assert_eq!(read_json(&merged.join("config.json")), read_json(&base.join("config.json")), "{spelling}");
         assert!(bits(&merged) != bits(&base), "{spelling}");
@@ -206,5 +213,41 @@ fn text_models_in_their_wrappers() {
         model.attach(&adapter).expect("attached");
         let names: Vec<&str> = model.layout().iter().map(|parameter| parameter.name.as_str()).collect();
         assert!(!names.is_empty() && names.iter().all(|name| name.starts_with(case.adapter)), "{class}: {names:?}");
+    }
+}
+
+/// An adapter is merged into the text model where it lies in its wrapper: every tensor has its name, type and shape,
+/// those without a branch their bytes, and the text model computes what it computes merged alone.
+#[test]
+fn text_models_are_merged_in_their_wrappers() {
+    for case in &WRAPPED {
+        let (made, alone, class) = (wrapped(case), golden(case.text.0), case.wrapper.1);
+        let read = |base: &Path| {
+            let config = ModelConfig::load(base).expect("a config");
+            Adapter::read(&alone.join("adapter"), &config).expect("an adapter")
+        };
+        let (parent, parent_alone) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("another"));
+        let adapter = read(made.path());
+        let whole = merged(made.path(), &adapter, parent.path());
+        let text = merged(&alone, &read(&alone), parent_alone.path());
+        let in_files = |module: &str| {
+            let rest = module.strip_prefix("model.").expect("a module of the text model");
+            format!("{}{rest}.weight", case.spelling.0)
+        };
+        let changed: BTreeSet<String> = adapter.targets.iter().map(|target| in_files(&target.module)).collect();
+        let (before, after) = (weights(made.path()), weights(&whole));
+        assert!(before.keys().eq(after.keys()), "{class}: {:?}", after.keys());
+        assert!(changed.iter().all(|name| before.contains_key(name)), "{class}: {changed:?}");
+        for (name, (dtype, shape, bytes)) in &before {
+            let (new_dtype, new_shape, new_bytes) = &after[name];
+            assert_eq!((new_dtype, new_shape), (dtype, shape), "{class}: {name}");
+            assert_eq!(new_bytes != bytes, changed.contains(name), "{class}: {name}");
+        }
+        let config = |directory: &Path| read_json(&directory.join("config.json"));
+        for key in ["architectures", "model_type", "text_config"] {
+            assert_eq!(config(&whole)[key], config(made.path())[key], "{class}: {key}");
+        }
+        assert!(bits(&whole) == bits(&text), "{class}: other logits than those of the text model merged alone");
+        assert!(bits(&whole) != bits(&alone), "{class}: nothing was merged");
     }
 }

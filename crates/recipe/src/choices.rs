@@ -92,9 +92,14 @@ choices! {
     ResidencyChoice {
         /// In memory if they fit there, else on the disk.
         Auto = "auto",
-        Memory = "memory" ["ram", "resident"],
+        Memory = "memory" ["ram", "resident", "gpu", "vram", "device"],
         /// In their files: each layer is read whenever a pass comes to it.
-        Disk = "disk" ["offload", "nvme", "ssd", "mmap"],
+        Disk = "disk" [
+            "offload", "nvme", "ssd", "mmap",
+            "cpu" => r#"write "disk": each layer is read from its file whenever a step comes to it; where to compute is `device`"#,
+            "host" => r#"write "disk": each layer is read from its file whenever a step comes to it"#,
+            "cpu_offload" => r#"write "disk": each layer is read from its file whenever a step comes to it"#,
+        ],
     }
     Quantization {
         /// 4 bits, levels at the quantiles of a normal distribution
@@ -165,11 +170,30 @@ choices! {
         /// As the cables are.
         Auto = "auto",
         /// In turn: the last rank hands on to the first one.
-        Ring = "ring" ["in_turn", "round_robin", "looped", "interleaved", "interleaved1f1b", "loopedbfs"],
+        Ring = "ring" [
+            "in_turn" => r#"write "ring": layer n on the (n mod stages)th rank"#,
+            "round_robin" => r#"write "ring": layer n on the (n mod stages)th rank"#,
+            "looped" => r#"write "ring": layer n on the (n mod stages)th rank"#,
+            "interleaved" => r#"write "ring": layer n on the (n mod stages)th rank"#,
+            "interleaved1f1b" => r#"write "ring": layer n on the (n mod stages)th rank"#,
+            "loopedbfs" => r#"write "ring": layer n on the (n mod stages)th rank"#,
+        ],
         /// Next to each other.
-        Contiguous = "contiguous" ["blocks", "chain", "gpipe", "1f1b"],
+        Contiguous = "contiguous" [
+            "blocks" => r#"write "contiguous": layers next to each other"#,
+            "chain" => r#"write "contiguous": layers next to each other"#,
+            "gpipe" => r#"write "contiguous": layers next to each other"#,
+            "1f1b" => r#"write "contiguous": layers next to each other"#,
+        ],
         /// In turn, there and back.
-        Wave = "wave" ["zigzag", "snake", "v", "zbv", "hanayo"],
+        Wave = "wave" [
+            "zigzag" => r#"write "wave": in turn there and back"#,
+            "zig_zag" => r#"write "wave": in turn there and back"#,
+            "snake" => r#"write "wave": in turn there and back"#,
+            "v" => r#"write "wave": in turn there and back"#,
+            "zbv" => r#"write "wave": in turn there and back"#,
+            "hanayo" => r#"write "wave": in turn there and back"#,
+        ],
     }
     /// What sums of gradients are on the way between ranks.
     WireChoice {

@@ -37,8 +37,12 @@ pub(crate) fn unknown_key(table: &str, written: &str) -> Vec<String> {
     if let Some(key) = KEYS.iter().find(at) {
         return vec![format!("did you mean `{}`?", key.name())];
     }
-    if let Some((key, note)) = rival(&format!("{table}.{name}")) {
+    let scoped = format!("{table}.{name}");
+    if let Some((key, note)) = rival(&scoped) {
         return vec![ours(table, key, note)];
+    }
+    if let Some((_, instead)) = ELSEWHERE.iter().find(|(theirs, _)| *theirs == scoped) {
+        return vec![(*instead).to_owned()];
     }
     if TABLES.contains(&name.as_str()) {
         return vec![format!("[{name}] is a table of its own, not inside [{table}]")];

@@ -121,7 +121,18 @@ pub fn find(table: &str, name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.table() == table && key.name() == name)
 }
 
-/// Keys of other tools that have no counterpart here, and what there is instead.
+/// What there is in place of the ways in which other tools split a model.
+const LARGE_MODELS: &str = "leave it out: ranks share out rows and add up gradients; a model without room on one of them: `stages` in \
+    [parallel], or `residency` in [model]";
+const SLICES: &str = "training spreads whole layers over ranks: `stages` in [parallel]; slices of layers are for answers: finetune \
+    launch -n N --parallel tensor -- serve MODEL";
+const REPLICAS: &str = "how many hold the model beside each other is no key: finetune launch -n N -- RECIPE.toml makes N / `stages` of \
+    them";
+const WHOLE_ROWS: &str = "leave it out: ranks share out rows and layers, and no row is cut";
+const WHOLE_EXPERTS: &str = "leave it out: experts are spread over ranks with their layers, by `stages` in [parallel]";
+
+/// Keys of other tools that have no counterpart here, and what there is instead. "table.name" counts in that table of
+/// ours only.
 #[rustfmt::skip]
 pub const ELSEWHERE: &[(&str, &str)] = &[
     ("resume_from_checkpoint", "resuming is no key: finetune run RECIPE.toml --resume [CHECKPOINT]"),
@@ -133,12 +144,41 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
     ("num_gpus", "the number of ranks is no key: finetune launch -n N -- RECIPE.toml"),
     ("nproc_per_node", "the number of ranks is no key: finetune launch -n N -- RECIPE.toml"),
     ("num_processes", "the number of ranks is no key: finetune launch -n N -- RECIPE.toml"),
+    ("parallel.stage", "ours is `stages`: how many ranks hold the layers of one model together"),
     ("stage", "leave it out: finetune does supervised fine-tuning"),
     ("do_train", "leave it out: finetune run trains"),
     ("do_eval", "leave it out: evaluation runs where `eval` in [data] names a file, or `eval_share` a part of the rows"),
-    ("deepspeed", "leave it out: ranks average gradients, each holds the whole model"),
-    ("fsdp", "leave it out: ranks average gradients, each holds the whole model"),
-    ("fsdp_config", "leave it out: ranks average gradients, each holds the whole model"),
+    ("deepspeed", LARGE_MODELS),
+    ("fsdp", LARGE_MODELS),
+    ("fsdp_config", LARGE_MODELS),
+    ("parallel.tensor", SLICES),
+    ("parallel.tp", SLICES),
+    ("parallel.tensor_parallel", SLICES),
+    ("tensor_parallel_size", SLICES),
+    ("tensor_parallel_degree", SLICES),
+    ("tensor_model_parallel_size", SLICES),
+    ("tp_size", SLICES),
+    ("tp", SLICES),
+    ("parallel.replicas", REPLICAS),
+    ("parallel.copies", REPLICAS),
+    ("parallel.data", REPLICAS),
+    ("parallel.dp", REPLICAS),
+    ("parallel.data_parallel", REPLICAS),
+    ("data_parallel_size", REPLICAS),
+    ("data_parallel_degree", REPLICAS),
+    ("data_parallel_replicate_degree", REPLICAS),
+    ("dp_size", REPLICAS),
+    ("dp", REPLICAS),
+    ("parallel.context", WHOLE_ROWS),
+    ("parallel.sequence", WHOLE_ROWS),
+    ("context_parallel_size", WHOLE_ROWS),
+    ("context_parallel_degree", WHOLE_ROWS),
+    ("sequence_parallel_degree", WHOLE_ROWS),
+    ("parallel.expert", WHOLE_EXPERTS),
+    ("parallel.experts", WHOLE_EXPERTS),
+    ("expert_parallel_size", WHOLE_EXPERTS),
+    ("expert_parallel_degree", WHOLE_EXPERTS),
+    ("expert_model_parallel_size", WHOLE_EXPERTS),
     ("flash_attention", "leave it out: there is nothing to choose"),
     ("flash_attn", "leave it out: there is nothing to choose"),
     ("attn_implementation", "leave it out: there is nothing to choose"),
@@ -164,5 +204,6 @@ pub const TABLE_RIVALS: &[(&str, &str)] = &[
     ("evaluation", "eval"), ("validation", "eval"), ("checkpoints", "checkpoint"), ("checkpointing", "checkpoint"),
     ("checkpointer", "checkpoint"), ("save", "checkpoint"), ("logging", "log"), ("logger", "log"), ("logs", "log"),
     ("optim", "optimizer"), ("base_model", "model"), ("cluster", "distributed"), ("network", "distributed"),
-    ("ddp", "distributed"),
+    ("ddp", "distributed"), ("pipeline", "parallel"), ("pipeline_parallel", "parallel"), ("pp", "parallel"),
+    ("parallelism", "parallel"), ("model_parallel", "parallel"), ("sharding", "parallel"),
 ];

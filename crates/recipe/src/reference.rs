@@ -63,7 +63,8 @@ pub fn markdown() -> String {
     let _ = writeln!(page, "\n## Coming from another tool\n\n| there | here |\n| --- | --- |");
     let named = KEYS.iter().flat_map(|key| key.rivals.iter().map(move |(theirs, note)| (*theirs, here(key, note))));
     let mut rows: Vec<(&str, String)> = named.filter(|(theirs, _)| !theirs.contains('.')).collect();
-    rows.extend(ELSEWHERE.iter().map(|(theirs, instead)| (*theirs, (*instead).to_owned())));
+    let elsewhere = ELSEWHERE.iter().filter(|(theirs, _)| !theirs.contains('.'));
+    rows.extend(elsewhere.map(|(theirs, instead)| (*theirs, (*instead).to_owned())));
     rows.sort();
     for (theirs, here) in rows {
         let _ = writeln!(page, "| `{theirs}` | {here} |");

@@ -163,6 +163,38 @@ fn other_tools_names() {
     ]);
 }
 
+/// What other tools have for models that one machine has no room for.
+#[test]
+fn other_tools_names_for_large_models() {
+    let of = |name: &str| ELSEWHERE.iter().find(|(theirs, _)| *theirs == name).expect("a name of another tool").1;
+    let (whole, slices, beside) = (of("fsdp"), of("tp"), of("dp"));
+    assert!(whole.contains("`stages` in [parallel]") && !whole.contains("holds the whole model"), "{whole}");
+    assert!(slices.contains("finetune launch -n N --parallel tensor -- serve"), "{slices}");
+    assert!(beside.contains("finetune launch -n N -- RECIPE.toml"), "{beside}");
+    check_hints(&[
+        ("parallel.stage", "ours is `stages`: how many ranks hold the layers of one model together"),
+        ("stage", "leave it out: finetune does supervised fine-tuning"),
+        ("train.stage", "leave it out: finetune does supervised fine-tuning"),
+        ("parallel.pp", "ours is `stages`"),
+        ("pipeline_parallel_degree", "ours is `stages` in [parallel]"),
+        ("parallel.replicas", beside),
+        ("parallel.copies", beside),
+        ("checkpoint.replicas", "ours is `copies`"),
+        ("data_parallel_size", beside),
+        ("parallel.tensor", slices),
+        ("distributed.tensor_parallel_size", slices),
+        (
+            "parallel.experts",
+            "leave it out: experts are spread over ranks with their layers, by `stages` in [parallel]",
+        ),
+        ("context_parallel_size", "leave it out: ranks share out rows and layers, and no row is cut"),
+        ("deepspeed", whole),
+        ("train.fsdp_config", whole),
+        ("model.offload", "ours is `residency`; true is residency = \"disk\""),
+        ("cpu_offload", "ours is `residency` in [model]; write residency = \"disk\""),
+    ]);
+}
+
 /// The names that users of other tools write most often all lead to a key.
 #[test]
 fn every_known_rival_is_answered() {
@@ -201,6 +233,9 @@ fn tables() {
         ("[dataset]", "ours is [data]"),
         ("[lora_parameters]", "ours is [lora]"),
         ("[optimiser]", "did you mean [optimizer]?"),
+        ("[pipeline]", "ours is [parallel]"),
+        ("[parallelism]", "ours is [parallel]"),
+        ("[fsdp]", ELSEWHERE.iter().find(|(theirs, _)| *theirs == "fsdp").expect("another tool's").1),
         ("[rank]", "`rank` is a key in [lora]"),
         (
             "[zebra]",

@@ -182,6 +182,26 @@ fn words_of_other_programs_for_packed_bases() {
     }
 }
 
+/// (a key and a word that other tools have for a value of it, what is said of it)
+#[test]
+fn words_of_other_programs_for_where_layers_are() {
+    let disk = "write \"disk\": each layer is read from its file whenever a step comes to it";
+    let back = "write \"wave\": in turn there and back";
+    for (key, word, hint) in [
+        ("model.residency", "cpu", format!("{disk}; where to compute is `device`")),
+        ("model.residency", "cpu_offload", disk.to_owned()),
+        ("model.residency", "gpu", "did you mean \"memory\"?".to_owned()),
+        ("parallel.placement", "zigzag", back.to_owned()),
+        ("parallel.placement", "ZBV", back.to_owned()),
+        ("parallel.placement", "gpipe", "write \"contiguous\": layers next to each other".to_owned()),
+        ("parallel.placement", "interleaved", "write \"ring\": layer n on the (n mod stages)th rank".to_owned()),
+        ("parallel.placement", "wav", "did you mean \"wave\"?".to_owned()),
+    ] {
+        let found = seen(parse_with(MINIMAL, &[&format!("{key}={word}")]));
+        assert!(found.ends_with(&format!(", found \"{word}\" | {hint}")), "{key}, {word}: {found}");
+    }
+}
+
 #[test]
 fn keys_that_contradict_each_other() {
     check_below(&[

@@ -8,6 +8,8 @@ use finetune_dataset::DatasetError;
 use finetune_model::ModelError;
 use finetune_store::{StoreError, human_bytes};
 
+use crate::numbers::counted;
+
 /// Why a run cannot start or go on. The fields are the words of each variant's message.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the message above a variant says what its fields are")]
@@ -108,7 +110,7 @@ pub enum TrainError {
     #[error("distributed.virtual_ranks = {virtual_ranks} cannot be shared out evenly among {replicas} ranks")]
     VirtualRanks { virtual_ranks: usize, replicas: usize },
     /// The ranks are no multiple of the stages.
-    #[error("parallel.stages = {stages} ranks hold a model together, and {world} ranks are no multiple of it")]
+    #[error("parallel.stages = {stages} ranks hold a model together, and {} {} no multiple of it", counted(*world as u64, "rank"), if *world == 1 { "is" } else { "are" })]
     UnevenStages { stages: usize, world: usize },
     /// The layers of the model cannot be spread over ranks.
     #[error("parallel.stages: {what}")]
@@ -389,7 +391,10 @@ impl Advice for TrainError {
                 )]
             }
             TrainError::UnevenStages { stages, .. } => {
-                vec![format!("start {stages} ranks, or twice or three times as many; or change parallel.stages")]
+                let start = format!("finetune launch -n {stages} -- RECIPE.toml");
+                vec![format!(
+                    "start {stages} ranks, or twice or three times as many (`{start}`), or change parallel.stages"
+                )]
             }
             TrainError::NoRoomInStages { .. } => vec![
                 "start more ranks, or on hosts with more memory".to_owned(),

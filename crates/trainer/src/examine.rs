@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use finetune_dataset::{ChatTokenizer, Dataset, DatasetError, Plan, resolve_files};
 use finetune_model::{Adaptation, BaseForm, FloatType, ModelConfig};
-use finetune_recipe::{Length, Recipe, ResultChoice};
+use finetune_recipe::{Length, PlacementChoice, Recipe, ResultChoice, StagesChoice};
 use finetune_store::{Holding, recognize};
 
 use crate::assumed;
@@ -189,6 +189,10 @@ impl Examiner<'_> {
     fn look_at_settings(&mut self) {
         if let Some(notices) = self.found.keep(check_available(self.recipe)) {
             self.found.notices.extend(notices);
+        }
+        // `plan` looks at several numbers of stages.
+        if self.extent != Extent::Plan {
+            self.found.notices.extend(placement_notice(self.recipe));
         }
     }
 
@@ -414,6 +418,19 @@ fn check_available(recipe: &Recipe) -> Result<Vec<String>, TrainError> {
         notices.push(format!("data.packing changes nothing here: {what}"));
     }
     Ok(notices)
+}
+
+/// A notice of a placement of layers that are not spread.
+fn placement_notice(recipe: &Recipe) -> Option<String> {
+    let (stages, placement) = (recipe.parallel.stages, recipe.parallel.placement);
+    let is_idle = stages == StagesChoice::Count(1) && placement != PlacementChoice::Auto;
+    is_idle.then(|| {
+        let placement = placement.as_str();
+        format!(
+            "parallel.placement = \"{placement}\" changes nothing here: it says how layers lie over several ranks, and \
+             parallel.stages is 1"
+        )
+    })
 }
 
 /// Refuses the best evaluation's checkpoint as the result if nothing is evaluated.

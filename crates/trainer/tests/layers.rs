@@ -6,17 +6,29 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::deeper::deeper;
+use common::deeper::{at_least, deeper};
 use common::{adapter, goldens, recipe, run, run_altered, run_on, state};
 use finetune_allreduce::DeviceMatrix;
 use finetune_trainer::{Outcome, Resume, ThisHost, TrainError};
 
-/// The layers of one model over 1 to 4 ranks, and over twice two ranks: losses, norms of gradients, evaluations, checkpoints
-/// and adapters have the bits of one process, whether layers are in memory or read from the disk.
+/// Whether a rank reads its layers from the disk.
+type OnDisk = fn(usize) -> bool;
+
+/// The layers of one model over 1 to 4 ranks, and over twice two ranks, in families whose parts the tests of each number
+/// of ranks have not: losses, norms of gradients, evaluations, checkpoints and adapters have the bits of one process,
+/// whether layers are in memory or read from the disk.
 #[test]
 fn layers_over_several_ranks_give_the_bits_of_one_process() {
-    let families =
-        ["llama", "qwen3", "qwen3_moe", "gemma3", "deepseek_v3", "qwen3_5", "gpt_oss_mxfp4", "gpt_oss_mxfp4_experts"];
+    let families = [
+        "qwen3_5",
+        "qwen3_next",
+        "gpt_oss_mxfp4",
+        "gpt_oss_mxfp4_experts",
+        "glm4_moe_lite",
+        "gemma2",
+        "lfm2_moe",
+        "olmo3",
+    ];
     for family in families {
         let of_experts = r#"lora.target_modules=["v_proj", "experts"]"#;
         // Experts have no dropout, as in PEFT.
@@ -26,11 +38,11 @@ fn layers_over_several_ranks_give_the_bits_of_one_process() {
             ["lora.rank=4", "lora.dropout=0.1"]
         };
         let folder = tempfile::tempdir().expect("a directory");
+        let (_made, base) = at_least(&goldens(family), 4);
         let rows = goldens(family).join("rows.jsonl");
-        let paths = [("model.path", goldens(family)), ("data.train", rows.clone()), ("data.eval", rows)];
+        let paths = [("model.path", base), ("data.train", rows.clone()), ("data.eval", rows)];
         let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
-        let layers = finetune_model::ModelConfig::load(&goldens(family)).expect("a config").layers.len();
-        let told = |world: usize, stages: usize, on_disk: fn(usize) -> bool| {
+        let told = |world: usize, stages: usize, on_disk: OnDisk| {
             let output = folder.path().join(format!("{world} {stages} {}", on_disk(0)));
             let of_rank = |rank: usize| {
                 let residency = if on_disk(rank) { "model.residency=disk" } else { "model.residency=memory" };
@@ -43,19 +55,10 @@ fn layers_over_several_ranks_give_the_bits_of_one_process() {
             (told.losses(), told.norms(), told.evaluations, adapter(&output), state(&output))
         };
         let expected = told(1, 1, |_| false);
-        for (world, stages, on_disk) in [
-            (2, 2, (|_| false) as fn(usize) -> bool),
-            (2, 2, |_| true),
-            (3, 3, |rank| rank == 1),
-            (4, 4, |_| false),
-            (4, 2, |rank| rank % 2 == 0),
-        ] {
-            if stages <= layers {
-                assert!(
-                    told(world, stages, on_disk) == expected,
-                    "{family}, {world} ranks, {stages} stages: other bits"
-                );
-            }
+        for (world, stages, on_disk) in
+            [(2, 2, (|_| true) as OnDisk), (3, 3, |rank| rank == 1), (4, 4, |_| false), (4, 2, |rank| rank % 2 == 0)]
+        {
+            assert!(told(world, stages, on_disk) == expected, "{family}, {world} ranks, {stages} stages: other bits");
         }
     }
 }
@@ -120,37 +123,107 @@ fn uneven_layers_give_the_bits_of_one_process() {
     }
 }
 
-/// Models of five layers, as they are and packed while they are loaded: four ranks, of which two read their layers
-/// from the disk, and three that all do have the bits of one process.
-#[test]
-fn deeper_and_packed_models_give_the_bits_of_one_process() {
-    for family in ["llama", "qwen3", "qwen3_moe", "gemma3", "deepseek_v3"] {
-        let (base, rows) = (deeper(family, 5), goldens(family).join("rows.jsonl"));
-        let paths = [("model.path", base.path()), ("data.train", &rows), ("data.eval", &rows)];
-        let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
-        for packed in [None, Some("model.quantization=nf4")] {
-            let folder = tempfile::tempdir().expect("a directory");
-            let told = |stages: usize, on_disk: fn(usize) -> bool| {
-                let output = folder.path().join(stages.to_string());
-                let of_rank = |rank: usize| {
-                    let residency = if on_disk(rank) { "model.residency=disk" } else { "model.residency=memory" };
-                    let stages = format!("parallel.stages={stages}");
-                    let more = ["model.device=cpu", "distributed.virtual_ranks=2", residency, &stages];
-                    let more = more.into_iter().chain(packed);
-                    recipe(&output, &paths.iter().map(String::as_str).chain(more).collect::<Vec<_>>())
-                };
-                let (told, outcomes) = run(stages, None, &Resume::No, of_rank, |_, _| 0);
-                assert!(outcomes.iter().all(Result::is_ok), "{family}, {packed:?}, {stages} stages: {outcomes:?}");
-                // What a rank says of its disk comes from that rank.
-                for rank in told.steps.iter().flat_map(|row| &row.ranks) {
-                    assert_eq!(rank.reading_seconds.is_some(), on_disk(rank.rank), "{stages} stages: {rank:?}");
-                }
-                (told.losses(), told.norms(), told.evaluations, adapter(&output), state(&output))
-            };
-            let expected = told(1, |_| false);
-            assert!(told(4, |rank| rank % 2 == 1) == expected, "{family}, {packed:?}, 4 stages: other bits");
-            assert!(told(3, |_| true) == expected, "{family}, {packed:?}, 3 stages: other bits");
+/// (ranks, ranks that hold the layers together), the first of which the others are compared with.
+const SPREADS: [(usize, usize); 5] = [(1, 1), (2, 2), (3, 3), (4, 4), (4, 2)];
+
+/// What is read of the disk: nothing, all layers, those of every second rank.
+const RESIDENCIES: [(&str, OnDisk); 3] = [("memory", |_| false), ("disk", |_| true), ("mixed", |rank| rank % 2 == 1)];
+
+/// Without momentum and clipping the first moment after a step is that step's gradient, to the bit, and each step has a
+/// checkpoint.
+const GRADIENTS_ARE_SAVED: [&str; 7] = [
+    "optimizer.betas=[0.0, 0.999]",
+    "train.max_grad_norm=0",
+    "train.max_steps=4",
+    "eval.every=2",
+    "checkpoint.every=1",
+    "checkpoint.keep_last=4",
+    "distributed.virtual_ranks=2",
+];
+
+/// A model of at least four layers in each of [`SPREADS`] with each of [`RESIDENCIES`]: losses, gradients (as the moments
+/// in the checkpoints have them), evaluations, all checkpoints and the adapter have the bits of one process.
+fn expect_one_result(what: &str, model: &Path, rows: &Path, more: &[&str]) {
+    let folder = tempfile::tempdir().expect("a directory");
+    let paths = [("model.path", model), ("data.train", rows), ("data.eval", rows)];
+    let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
+    let told = |world: usize, stages: usize, residency: &str, on_disk: OnDisk| {
+        let output = folder.path().join(format!("{world} {stages} {residency}"));
+        let what = format!("{what}, {more:?}, {world} ranks, {stages} stages, {residency}");
+        let of_rank = |rank: usize| {
+            let residency = if on_disk(rank) { "model.residency=disk" } else { "model.residency=memory" };
+            let stages = format!("parallel.stages={stages}");
+            let sets = ["model.device=cpu", residency, &stages].into_iter().chain(GRADIENTS_ARE_SAVED);
+            let sets = paths.iter().map(String::as_str).chain(sets).chain(more.iter().copied());
+            recipe(&output, &sets.collect::<Vec<_>>())
+        };
+        let (told, outcomes) = run(world, None, &Resume::No, of_rank, |_, _| 0);
+        assert!(outcomes.iter().all(Result::is_ok), "{what}: {outcomes:?}");
+        // What a rank says of its disk comes from that rank.
+        for rank in told.steps.iter().flat_map(|row| &row.ranks) {
+            assert_eq!(rank.reading_seconds.is_some(), on_disk(rank.rank), "{what}: {rank:?}");
         }
+        let checkpoints = checkpoints(&output);
+        assert_eq!(checkpoints.len(), 4, "{what}");
+        (what, (told.losses(), told.norms(), told.evaluations, adapter(&output), checkpoints))
+    };
+    let (_, expected) = told(1, 1, "memory", |_| false);
+    for (world, stages) in SPREADS {
+        for (residency, on_disk) in RESIDENCIES {
+            // One rank is either, and has been in memory.
+            if (world == 1 && residency != "disk") || (world != 4 && residency == "mixed") {
+                continue;
+            }
+            let (what, got) = told(world, stages, residency, on_disk);
+            assert!(got == expected, "{what}: other bits");
+        }
+    }
+}
+
+/// Values and moments after each step, with the name of the checkpoint.
+fn checkpoints(output: &Path) -> Vec<(String, [Vec<u8>; 2])> {
+    let folder = output.join("checkpoints");
+    let entries = std::fs::read_dir(&folder).expect("checkpoints");
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a name")).collect();
+    names.sort();
+    let files = ["adapter_model.safetensors", "optimizer.safetensors"];
+    let read = |name: String| {
+        let bytes = files.map(|file| std::fs::read(folder.join(&name).join(file)).expect("a file of the checkpoint"));
+        (name, bytes)
+    };
+    names.into_iter().map(read).collect()
+}
+
+/// Dense layers, experts, windows and latent attention.
+const FAMILIES: [&str; 5] = ["llama", "qwen3", "qwen3_moe", "gemma3", "deepseek_v3"];
+
+#[test]
+fn each_number_of_ranks_gives_the_bits_of_one_process() {
+    for family in FAMILIES {
+        let base = deeper(&goldens(family), 5);
+        expect_one_result(family, base.path(), &goldens(family).join("rows.jsonl"), &[]);
+    }
+}
+
+#[test]
+fn each_number_of_ranks_gives_the_bits_of_one_process_packed_on_load() {
+    for family in FAMILIES {
+        let base = deeper(&goldens(family), 5);
+        let rows = goldens(family).join("rows.jsonl");
+        expect_one_result(family, base.path(), &rows, &["model.quantization=nf4"]);
+    }
+}
+
+/// Files that mlx-lm, bitsandbytes and DeepSeek's own program have packed.
+#[test]
+fn each_number_of_ranks_gives_the_bits_of_one_process_packed_by_others() {
+    let packed = goldens("../packed");
+    for (form, base) in
+        [("mlx4", "llama"), ("nf4", "llama"), ("mlx_experts", "qwen3_moe"), ("fp8_deepseek_v3", "deepseek_v3")]
+    {
+        let model = deeper(&packed.join(form), 5);
+        expect_one_result(form, model.path(), &packed.join("bases").join(base).join("rows.jsonl"), &[]);
     }
 }
 
@@ -158,7 +231,6 @@ fn deeper_and_packed_models_give_the_bits_of_one_process() {
 /// as they are and packed while they are loaded: the bits of one process on 1, 2, 3 and 4 ranks.
 #[test]
 fn every_placement_gives_the_bits_of_one_process() {
-    type OnDisk = fn(usize) -> bool;
     let placements: [(usize, usize, &str, OnDisk, &[usize]); 8] = [
         (2, 2, "contiguous", |_| false, &[0, 0, 0, 0, 1, 1, 1]),
         (2, 2, "contiguous", |rank| rank == 1, &[0, 0, 0, 0, 1, 1, 1]),
@@ -170,7 +242,7 @@ fn every_placement_gives_the_bits_of_one_process() {
         (3, 3, "wave", |rank| rank == 2, &[0, 1, 2, 2, 1, 0, 0]),
     ];
     for family in ["llama", "qwen3_moe"] {
-        let (base, rows) = (deeper(family, 7), goldens(family).join("rows.jsonl"));
+        let (base, rows) = (deeper(&goldens(family), 7), goldens(family).join("rows.jsonl"));
         let paths = [("model.path", base.path()), ("data.train", &rows), ("data.eval", &rows)];
         let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
         for packed in [None, Some("model.quantization=nf4")] {
@@ -203,7 +275,7 @@ fn every_placement_gives_the_bits_of_one_process() {
 /// A run begins in a ring, goes on with layers next to each other, and ends with layers there and back.
 #[test]
 fn a_run_moves_between_placements() {
-    let (base, rows) = (deeper("llama", 7), goldens("llama").join("rows.jsonl"));
+    let (base, rows) = (deeper(&goldens("llama"), 7), goldens("llama").join("rows.jsonl"));
     let paths = [("model.path", base.path()), ("data.train", &rows), ("data.eval", &rows)];
     let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
     let folder = tempfile::tempdir().expect("a directory");
@@ -233,7 +305,7 @@ fn a_run_moves_between_placements() {
 /// and with layers from the disk there and back. Where they are not used they say nothing.
 #[test]
 fn auto_follows_the_cables() {
-    let (base, rows) = (deeper("llama", 7), goldens("llama").join("rows.jsonl"));
+    let (base, rows) = (deeper(&goldens("llama"), 7), goldens("llama").join("rows.jsonl"));
     let paths = [("model.path", base.path()), ("data.train", &rows), ("data.eval", &rows)];
     let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
     let folder = tempfile::tempdir().expect("a directory");
@@ -271,7 +343,7 @@ fn rank_of_layer(output: &Path) -> serde_json::Value {
 /// `"auto"` spreads a model that is a byte too large for each rank, and leaves it whole where it fits: the same bits.
 #[test]
 fn auto_spreads_what_has_no_room() {
-    let (base, rows) = (deeper("llama", 5), goldens("llama").join("rows.jsonl"));
+    let (base, rows) = (deeper(&goldens("llama"), 5), goldens("llama").join("rows.jsonl"));
     let paths = [("model.path", base.path()), ("data.train", &rows), ("data.eval", &rows)];
     let paths = paths.map(|(key, path)| format!("{key}={path:?}"));
     let folder = tempfile::tempdir().expect("a directory");

@@ -59,6 +59,26 @@ fn validate_and_run_agree() {
     ended.says(&thousands).says(&format!("{} rows, {} tokens", found["train"]["rows"], found["train"]["tokens"]));
 }
 
+/// A run over several ranks is started by a launcher, and `validate` and `run` say how.
+#[test]
+fn a_run_over_several_ranks_is_told_how_to_start() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let whole = folder.finetune(&["validate", "recipe.toml"]).expect(0);
+    assert!(whole.stdout.ends_with("nothing stands in the way of `finetune run`\n"), "{}", whole.stdout);
+    let stages = ["--set", "parallel.stages=2"];
+    let spread = folder.finetune(&[&["validate", "recipe.toml"], &stages[..]].concat()).expect(0);
+    let want = "nothing stands in the way of `finetune launch -n 2 -- recipe.toml` with the same --set\n";
+    assert!(spread.stdout.ends_with(want), "{}", spread.stdout);
+    let ended = folder.run("run", &stages).expect(2);
+    ended.says("1 rank is no multiple of it").says("`finetune launch -n 2 -- RECIPE.toml`");
+    // A placement of layers that are not spread.
+    let idle = ["validate", "recipe.toml", "--set", "parallel.placement=wave"];
+    let found = folder.finetune(&idle).expect(0);
+    assert!(found.stdout.contains("parallel.placement = \"wave\" changes nothing here"), "{}", found.stdout);
+    let found = folder.finetune(&[&idle[..], &stages].concat()).expect(0);
+    assert!(!found.stdout.contains("changes nothing here"), "{}", found.stdout);
+}
+
 /// A user's first try has few rows, with the recipe of the README.
 #[test]
 fn a_run_that_will_hardly_learn_is_told_so() {

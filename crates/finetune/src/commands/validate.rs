@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use finetune_hub::Need;
-use finetune_recipe::Recipe;
+use finetune_recipe::{Recipe, StagesChoice};
 use finetune_trainer::numbers::counted;
 use finetune_trainer::{DiskNeed, Estimate, Fault, Problem, ThisHost, Validation};
 
@@ -36,7 +36,8 @@ pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Re
         output::line(&serde_json::to_string(&found).expect("plain data"))?;
         return Ok(exit(&found.problems).into());
     }
-    output::print(&text(&found))?;
+    let command = command(recipe.parallel.stages, given.file(), !arguments.recipe.sets.is_empty());
+    output::print(&text(&found, &command))?;
     for (n, problem) in found.problems.iter().enumerate() {
         if n > 0 {
             crate::stderr::complain!();
@@ -66,8 +67,16 @@ fn address_problem(recipe: &Recipe) -> Option<Problem> {
     Some(Problem { message, hints: vec![hint.to_owned()], fault: Fault::Input })
 }
 
-/// What was found. With problems, that is not all.
-fn text(found: &Validation) -> String {
+/// What starts the run.
+fn command(stages: StagesChoice, file: Option<&Path>, has_sets: bool) -> String {
+    let StagesChoice::Count(stages @ 2..) = stages else { return "`finetune run`".to_owned() };
+    let what = file.map_or("--model M --data FILE".to_owned(), |file| file.display().to_string());
+    let sets = if has_sets { " with the same --set" } else { "" };
+    format!("`finetune launch -n {stages} -- {what}`{sets}")
+}
+
+/// What was found. With problems, that is not all. `command`: what starts the run.
+fn text(found: &Validation, command: &str) -> String {
     let mut text = String::new();
     if let (Some(architecture), Some(parameters)) = (found.architecture, found.parameters) {
         let trained =
@@ -104,7 +113,7 @@ fn text(found: &Validation) -> String {
         text += &format!("note        {notice}\n");
     }
     if found.problems.is_empty() {
-        text += "\nnothing stands in the way of `finetune run`\n";
+        text += &format!("\nnothing stands in the way of {command}\n");
     }
     text
 }

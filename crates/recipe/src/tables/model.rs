@@ -50,7 +50,9 @@ table! {
             "cpu_offload" => r#"write residency = "disk""#, "offload_folder" => r#"write residency = "disk""#,
             "offload_to_disk" => r#"write residency = "disk""#, "fsdp_offload_params" => r#"write residency = "disk""#,
             "fsdp_cpu_ram_efficient_loading" => "layers are read one after the other anyway", "low_cpu_mem_usage",
-            "layer_offloading" => r#"write residency = "disk""#,
+            "layer_offloading" => r#"write residency = "disk""#, "model.offload" => r#"true is residency = "disk""#,
+            "offload_layers" => r#"write residency = "disk""#, "offload_params" => r#"write residency = "disk""#,
+            "device_map" => r#""auto" is our default; "cpu" is device = "cpu", "disk" is residency = "disk""#,
         ];
     }
 }

@@ -12,8 +12,8 @@ table! {
         /// `auto`: as few as have the memory
         stages: StagesChoice = CountOrAuto, default(StagesChoice::Count(1)), Shared, [
             "pipeline_parallel_size", "pipeline_stages", "num_stages", "pp_size", "pp",
+            "pipeline_parallel_degree", "pipeline_model_parallel_size", "parallel.pipeline_parallel",
             "parallel.pipeline", "parallel.ranks" => "how many processes run is for finetune launch -n",
-            "tensor_parallel_size" => "layers are spread whole: stages",
         ];
         /// with `stages`: how many layers each of these ranks holds, in their order; all layers of the
         /// model together
