@@ -316,6 +316,20 @@ def mask(template, messages, tools, train_on):
 OTHER_FORMS = ("parts", "system parts", "tool call as text")
 
 
+def as_read(template, messages, tools):
+    """The messages in the form in which rows are read: what a tool answered as data is JSON text
+    where the template leaves it out or prints it as Python."""
+    data = [it["content"] for it in messages if it["role"] == "tool" and isinstance(it["content"], dict)]
+    text = render(template, messages, tools, False)["text"]
+    words = [str(word) for content in data for pair in content.items() for word in pair]
+    if text is not None and all(word in text for word in words) and not any(str(it) in text for it in data):
+        return messages
+    return [
+        {**it, "content": json.dumps(it["content"], ensure_ascii=False)} if it["content"] in data else it
+        for it in messages
+    ]
+
+
 def masks(template, conversations):
     """Rows of each conversation that a model can be trained on, for both values of `train_on`."""
     return [
@@ -323,7 +337,7 @@ def masks(template, conversations):
             "conversation": conversation,
             "tools": tools is not None,
             "train_on": train_on,
-            "rows": mask(template, messages, tools, train_on),
+            "rows": mask(template, as_read(template, messages, tools), tools, train_on),
         }
         for conversation, messages in conversations.items()
         if conversation not in OTHER_FORMS
