@@ -273,9 +273,14 @@ impl RowProblem {
             Self::OtherFormat { wanted, .. } => return Some(format!("format {} in every row", wanted.as_str())),
             Self::NotRendered { what: Unrendered::BehindReasoningPrompt(tag), .. } => {
                 return Some(format!(
-                    "reasoning in front of the answer, in its content behind {tag} or as reasoning_content; or a \
-                     template that does not ask for it (data.chat_template)"
+                    "reasoning in front of the answer, in its content behind {tag} or as reasoning_content; or \
+                     \"chat_template_kwargs\": {{\"enable_thinking\": false}} in the row, if the template reads that; or \
+                     another template (data.chat_template)"
                 ));
+            }
+            Self::NotRendered { what: Unrendered::BehindClosedReasoning(_), .. } => {
+                "\"chat_template_kwargs\": {\"enable_thinking\": true} in the row, if the template reads that; or an \
+                 answer without reasoning"
             }
             Self::NotJson { expected, .. } => (*expected)?,
             Self::Utf16 | Self::NotUtf8(_) => "UTF-8 text",

@@ -187,6 +187,12 @@ fn problems_of_templates_have_their_texts_and_hints() {
             Some(TEMPLATE),
         ),
         (
+            RowProblem::NotRendered { turn: 2, what: Unrendered::BehindClosedReasoning("</think>") },
+            "turn 2 (assistant): the chat template does not render it behind its own generation prompt: that ends \
+             with </think>, and the answer has reasoning",
+            Some(TEMPLATE),
+        ),
+        (
             RowProblem::NotRendered { turn: 2, what: Unrendered::SameLater },
             "turn 2 (assistant): the chat template does not render it the same once later messages follow",
             Some(TEMPLATE),
