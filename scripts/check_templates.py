@@ -1,12 +1,14 @@
 """Renders chat templates with transformers, as the reference that the Rust ones are compared with.
 
-    python scripts/check_templates.py TEMPLATE_DIR
+    python scripts/check_templates.py TEMPLATE_DIR...
 
 It prints a JSON list, one entry per *.jinja file: its source, the special tokens it was given, and
 each conversation rendered with and without a generation prompt, with tools, and with each of the
 variables that the template reads (`chat_template_kwargs`). `text` is null if transformers raised an
 error. `masks` are the rows that each conversation becomes, by the definition of `train_on`: the
-trained part between the signs of `TRAINED`. The tests `published_templates` and `published_masks`
+trained part between the signs of `TRAINED`. TRL's package has templates to try
+(site-packages/trl/chat_templates), also with generation blocks. Some conversations are made by
+chance, other ones for each template. The tests `published_templates` and `published_masks`
 of crates/dataset run this if there is a Python with transformers. Needs: transformers
 (scripts/requirements.txt).
 """
@@ -18,12 +20,15 @@ import re
 import sys
 import types
 
+from random_conversations import random_conversations
 from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
 # What a template is told when it asks for the time: `data.date` of the tests, at 00:00.
 DATE = "2025-03-09"
 TRAINED = "\u27e6", "\u27e7"
+# Conversations by chance for each template.
+RANDOM = 12
 
 SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
@@ -49,6 +54,27 @@ WEATHER = {
         "return": {"type": "string"},
     },
 }
+
+# Types as servers of tools write them.
+LOOK_UP = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "word": {"type": ["string", "null"], "default": None},
+                "pages": {"type": "array", "items": {"type": "object", "properties": {"n": {"type": "integer"}}}},
+                "how": {"anyOf": [{"type": "string", "enum": ["whole", "part"]}, {"type": "null"}]},
+            },
+            "additionalProperties": False,
+        },
+        "strict": True,
+    },
+}
+NO_ARGUMENTS = {"type": "function", "function": {"name": "stop", "description": "Stops.", "parameters": {}}}
+MORE_TOOLS = [WEATHER, LOOK_UP, NO_ARGUMENTS]
 
 
 def message(role, content, **more):
@@ -149,6 +175,12 @@ MORE_CONVERSATIONS = {
         message("user", "Two?"),
         message("assistant", "Second.", reasoning_content="hm 2"),
     ],
+    "reasoning beside parts": [
+        message("user", "One?"),
+        message("assistant", [{"type": "text", "text": "It's 1"}], reasoning_content="hm 1"),
+        message("user", [{"type": "text", "text": "Two?"}]),
+        message("assistant", [{"type": "text", "text": "2."}], reasoning_content="hm 2"),
+    ],
     "empty reasoning": [message("user", "One?"), message("assistant", "First.", reasoning_content="")],
     "reasoning beside calls": [
         message("user", "Weather?"),
@@ -177,6 +209,12 @@ MORE_CONVERSATIONS = {
         answer({"sky": "grey", "degrees": 3.5}),
         message("assistant", "Grey."),
     ],
+    "odd arguments": [
+        message("user", "Weather?"),
+        call({"large": 1e21, "small": 1e-7, "none": None, "list": [1.0, "it's", {"a": []}], "text": "<a>\n"}),
+        answer("grey"),
+        message("assistant", "Grey."),
+    ],
     "developer": [message("developer", "Be brief."), message("user", "Hi"), message("assistant", "Hello!")],
     "nothink": [message("user", "Hi /nothink"), message("assistant", "Hello!"), message("user", "/no_think")],
 }
@@ -196,6 +234,12 @@ VARIABLES = [
     {"clear_thinking": False},
     {"preserve_thinking": True},
     {"documents": [{"title": "A", "text": "b"}]},
+    {"truncate_history_thinking": False},
+    {"low_effort": True},
+    {"medium_effort": True},
+    {"reasoning_strength": "low"},
+    {"knowledge_cutoff": "2025-01", "current_date": "2026-01-01"},
+    {"tool_namespace_descriptions": {"weather": "About the sky"}},
 ]
 
 
@@ -224,11 +268,11 @@ def render(template, messages, tools, add_generation_prompt, variables=None):
     return {"text": text, "generation_spans": spans}
 
 
-def golden(name, template, conversations=CONVERSATIONS, with_tools=CONVERSATIONS):
+def golden(name, template, conversations=CONVERSATIONS, with_tools=CONVERSATIONS, all_tools=(WEATHER,)):
     """A template with its renderings; `with_tools` names the conversations that get tools."""
     cases = []
     for conversation, messages in conversations.items():
-        for tools in (None, [WEATHER]) if conversation in with_tools else (None,):
+        for tools in (None, list(all_tools)) if conversation in with_tools else (None,):
             for add_generation_prompt in (False, True):
                 cases.append({
                     "conversation": conversation,
@@ -241,7 +285,7 @@ def golden(name, template, conversations=CONVERSATIONS, with_tools=CONVERSATIONS
         "template": template,
         "special_tokens": SPECIAL_TOKENS,
         "conversations": conversations,
-        "tools": [WEATHER],
+        "tools": list(all_tools),
         "cases": cases,
     }
 
@@ -253,7 +297,7 @@ def with_variables(template, conversations):
         if not any(name in template for name in variables):
             continue
         for conversation, messages in conversations.items():
-            for tools in (None, [WEATHER]):
+            for tools in (None, MORE_TOOLS):
                 for add_generation_prompt in (False, True):
                     cases.append({
                         "conversation": conversation,
@@ -313,7 +357,21 @@ def mask(template, messages, tools, train_on):
 
 
 # Conversations that rows may say in another form than the template writes: nothing to compare.
-OTHER_FORMS = ("parts", "system parts", "tool call as text")
+OTHER_FORMS = ("parts", "system parts", "tool call as text", "reasoning beside parts")
+
+
+def as_read(template, messages, tools):
+    """The messages in the form in which rows are read: what a tool answered as data is JSON text
+    where the template leaves it out or prints it as Python."""
+    data = [it["content"] for it in messages if it["role"] == "tool" and isinstance(it["content"], dict)]
+    text = render(template, messages, tools, False)["text"]
+    words = [str(word) for content in data for pair in content.items() for word in pair]
+    if text is not None and all(word in text for word in words) and not any(str(it) in text for it in data):
+        return messages
+    return [
+        {**it, "content": json.dumps(it["content"], ensure_ascii=False)} if it["content"] in data else it
+        for it in messages
+    ]
 
 
 def masks(template, conversations):
@@ -323,24 +381,27 @@ def masks(template, conversations):
             "conversation": conversation,
             "tools": tools is not None,
             "train_on": train_on,
-            "rows": mask(template, messages, tools, train_on),
+            "rows": mask(template, as_read(template, messages, tools), tools, train_on),
         }
         for conversation, messages in conversations.items()
         if conversation not in OTHER_FORMS
-        for tools in (None, [WEATHER])
+        for tools in (None, MORE_TOOLS)
         for train_on in ("assistant", "last")
     ]
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
     stop_the_clock()
     written = []
-    for path in sorted(pathlib.Path(sys.argv[1]).glob("*.jinja")):
+    for path in (path for folder in sys.argv[1:] for path in sorted(pathlib.Path(folder).glob("*.jinja"))):
         template = path.read_text(encoding="utf-8")
         conversations = CONVERSATIONS | MORE_CONVERSATIONS
-        one = golden(path.stem, template, conversations, conversations)
+        one = golden(path.stem, template, conversations, conversations, MORE_TOOLS)
         one["cases"] += with_variables(template, conversations)
         written.append({**one, "date": DATE, "masks": masks(template, conversations)})
+        conversations, tools = random_conversations(path.stem, RANDOM)
+        one = golden(f"{path.stem} by chance", template, conversations, conversations, tools)
+        written.append({**one, "date": DATE, "masks": []})
     json.dump(written, sys.stdout)

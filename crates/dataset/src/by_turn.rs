@@ -181,8 +181,19 @@ impl ChatReader<'_> {
             return RowProblem::BeginsWithAssistant(turn + 1);
         }
         let end = before.trim_end();
-        let tag = OPENING_TAGS.into_iter().find(|tag| end.ends_with(tag));
-        mask::not_rendered(turn, tag.map_or(Unrendered::BehindPrompt, Unrendered::BehindReasoningPrompt))
+        let opening = OPENING_TAGS.into_iter().find(|tag| end.ends_with(tag)).map(Unrendered::BehindReasoningPrompt);
+        let closing = || {
+            let (_, tag) = texts::REASONING.into_iter().find(|(_, tag)| end.ends_with(tag))?;
+            self.has_reasoning(turn).then_some(Unrendered::BehindClosedReasoning(tag))
+        };
+        mask::not_rendered(turn, opening.or_else(closing).unwrap_or(Unrendered::BehindPrompt))
+    }
+
+    /// Whether a message has reasoning, under a key of its own or within its content.
+    fn has_reasoning(&self, turn: usize) -> bool {
+        let message = &self.messages[turn];
+        message.as_object().is_some_and(|object| texts::reasoning(object).is_some())
+            || message["content"].as_str().is_some_and(texts::has_reasoning)
     }
 }
 

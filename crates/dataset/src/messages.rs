@@ -74,7 +74,7 @@ impl Messages {
             None => return Err(FormatProblem::Missing(format!("{path}.role"))),
         };
         check_calls(&mut message, path)?;
-        check_content(&message, path)?;
+        check_content(&message, &role, path)?;
         let training = training(&message, &role, path, "content")?;
         message.retain(|_, value| !value.is_null());
         for key in message.keys() {
@@ -149,10 +149,31 @@ fn check_calls(message: &mut Map<String, Value>, path: &str) -> Result<(), Forma
     }
 }
 
-fn check_content(message: &Map<String, Value>, path: &str) -> Result<(), FormatProblem> {
+/// Roles of what a tool answers.
+const TOOLS: [&str; 3] = ["tool", "ipython", "function"];
+
+/// Whether the role is that of a tool.
+pub(crate) fn is_tool(message: &Value) -> bool {
+    message["role"].as_str().is_some_and(|role| TOOLS.contains(&role))
+}
+
+/// Whether a content is data: an object, or a list of objects that are no parts of a text. Tools
+/// answer so.
+pub(crate) fn is_data(content: &Value) -> bool {
+    match content {
+        Value::Object(_) => true,
+        Value::Array(items) => {
+            !items.is_empty() && items.iter().all(|item| item.is_object() && item.get("type").is_none())
+        }
+        _ => false,
+    }
+}
+
+fn check_content(message: &Map<String, Value>, role: &str, path: &str) -> Result<(), FormatProblem> {
     let without_content = message.get("tool_calls").is_some_and(Value::is_array);
     match message.get("content") {
         Some(Value::String(_)) => Ok(()),
+        Some(content) if TOOLS.contains(&role) && is_data(content) => Ok(()),
         Some(Value::Array(parts)) => check_parts(parts, path),
         None | Some(Value::Null) if without_content => Ok(()),
         Some(other) => {

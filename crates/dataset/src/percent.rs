@@ -1,5 +1,5 @@
 //! What Python's `%` does: with a string on its left it formats, which minijinja's operator
-//! refuses. `percent_operator.rs` turns the operator into a call of [`FUNCTION`].
+//! refuses. `operators.rs` turns the operator into a call of [`FUNCTION`].
 
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};

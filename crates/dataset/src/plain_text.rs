@@ -41,6 +41,18 @@ impl Affixes {
     }
 }
 
+impl ChatTokenizer {
+    /// Token ids of a text that a model goes on from, as a row of plain text begins: with what the
+    /// tokenizer puts before a text, unless it is there, and without what it puts behind one.
+    ///
+    /// # Errors
+    /// As [`Self::encode`].
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, DatasetError> {
+        let ids = self.encode(text, false)?;
+        Ok([Affixes::of(self)?.before(&ids), &ids[..]].concat())
+    }
+}
+
 /// The tokens of a prompt with its completion, and the index of the completion's first token.
 ///
 /// Both are tokenized as one text if that begins with the tokens of the prompt alone. Otherwise

@@ -179,7 +179,7 @@ pub enum RowProblem {
         role: String,
     },
     /// The text parts of a message are not in the rendered conversation: the path of the message.
-    #[error("{0}.content is a list, and the chat template leaves its text out")]
+    #[error("{0}.content is no string, and the chat template leaves its text out")]
     PartsLeftOut(String),
     /// The reasoning of a message is not in the rendered conversation: the path of the message.
     #[error("{0}: the chat template leaves the reasoning out")]
@@ -196,7 +196,7 @@ pub enum RowProblem {
     #[error("tools: the chat template leaves them out")]
     ToolsLeftOut,
     /// The template prints the text parts of a message as Python or JSON: the path of the message.
-    #[error("{0}.content is a list, and the chat template writes it as code")]
+    #[error("{0}.content is no string, and the chat template writes it as code")]
     WrittenAsCode(String),
     /// The template puts the arguments of a call, which are JSON text, into quotes.
     #[error("{path}.tool_calls[{call}]: the arguments are a string, and the chat template quotes it")]
@@ -273,9 +273,14 @@ impl RowProblem {
             Self::OtherFormat { wanted, .. } => return Some(format!("format {} in every row", wanted.as_str())),
             Self::NotRendered { what: Unrendered::BehindReasoningPrompt(tag), .. } => {
                 return Some(format!(
-                    "reasoning in front of the answer, in its content behind {tag} or as reasoning_content; or a \
-                     template that does not ask for it (data.chat_template)"
+                    "reasoning in front of the answer, in its content behind {tag} or as reasoning_content; or \
+                     \"chat_template_kwargs\": {{\"enable_thinking\": false}} in the row, if the template reads that; or \
+                     another template (data.chat_template)"
                 ));
+            }
+            Self::NotRendered { what: Unrendered::BehindClosedReasoning(_), .. } => {
+                "\"chat_template_kwargs\": {\"enable_thinking\": true} in the row, if the template reads that; or an \
+                 answer without reasoning"
             }
             Self::NotJson { expected, .. } => (*expected)?,
             Self::Utf16 | Self::NotUtf8(_) => "UTF-8 text",

@@ -17,6 +17,21 @@ pub(crate) fn text(value: &Value) -> String {
     }
 }
 
+/// The name of the function that `a ~ b` becomes a call of (`operators.rs`).
+pub(crate) const JOINED: &str = "_joined";
+
+/// The texts of values, one behind the other.
+pub(crate) fn joined(values: Rest<Value>) -> String {
+    let mut out = String::with_capacity(values.iter().filter_map(Value::as_str).map(str::len).sum());
+    for value in values.iter() {
+        match value.as_str() {
+            Some(text) => out.push_str(text),
+            None => out.push_str(&text(value)),
+        }
+    }
+    out
+}
+
 /// `repr(value)`. A value that nests too deeply is cut with "...", as Python does for a list in
 /// itself.
 pub(crate) fn repr(value: &Value) -> String {

@@ -23,6 +23,10 @@ pub(crate) fn install(environment: &mut Environment<'_>) {
     environment.add_filter("center", |text: &Value, width: Option<usize>| {
         python_text::center(&python::text(text), width.unwrap_or(80), ' ')
     });
+    environment.add_filter("upper", |text: &Value| python::text(text).to_uppercase());
+    environment.add_filter("lower", |text: &Value| python::text(text).to_lowercase());
+    environment.add_filter("capitalize", |text: &Value| capitalize(&python::text(text)));
+    environment.add_filter("safe", |text: &Value| python::text(text));
     environment.add_filter("title", |text: &Value| title(&python::text(text)));
     environment.add_filter("escape", |text: &Value| escape(&python::text(text)));
     environment.add_filter("e", |text: &Value| escape(&python::text(text)));
@@ -79,6 +83,12 @@ fn replace(text: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Strin
             Err(_) => text.replace(&old, &new),
         },
     })
+}
+
+fn capitalize(text: &str) -> String {
+    let mut rest = text.chars();
+    rest.next()
+        .map_or_else(String::new, |first| first.to_uppercase().chain(rest.as_str().to_lowercase().chars()).collect())
 }
 
 /// The filter `title`. Words begin behind white space, a hyphen and an opening bracket, not behind

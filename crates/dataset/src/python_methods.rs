@@ -14,6 +14,7 @@ pub(crate) fn install(environment: &mut Environment<'_>, now: NaiveDateTime) {
     environment.set_unknown_method_callback(method);
     environment.add_filter("tojson", python::to_json);
     environment.add_filter("string", |value: &Value| python::text(value));
+    environment.add_function(python::JOINED, python::joined);
     environment.add_filter("join", join);
     environment.add_test("iterable", |value: &Value| {
         // minijinja iterates over none as over an empty list; Python does not.

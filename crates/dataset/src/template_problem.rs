@@ -34,6 +34,9 @@ pub enum Unrendered {
     /// The generation prompt opens the reasoning with this tag, and the answer has none.
     #[error("it behind its own generation prompt: that ends with {0}, and the answer has no reasoning")]
     BehindReasoningPrompt(&'static str),
+    /// The generation prompt closes the reasoning with this tag, and the answer has some.
+    #[error("it behind its own generation prompt: that ends with {0}, and the answer has reasoning")]
+    BehindClosedReasoning(&'static str),
     /// The turn is written in another way once later messages follow.
     #[error("it the same once later messages follow")]
     SameLater,

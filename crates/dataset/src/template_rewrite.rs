@@ -1,6 +1,6 @@
 //! Checks a template's source and rewrites it before it is compiled. This is for what minijinja has
 //! no other place to hook into: line breaks, `{% generation %}` blocks, the line break behind
-//! `{% raw %}`, slices with a step, `%` behind a string, and loops over none.
+//! `{% raw %}`, slices with a step, `%` behind a string, `~`, and loops over none.
 //!
 //! A generation block keeps its scope, as in the call block that transformers' extension parses it
 //! into: assignments to a namespace and loop variables within it work as outside, and other
@@ -13,7 +13,7 @@ use std::borrow::Cow;
 
 use crate::generation::{END, START};
 use crate::template_tags::{Tags, is_code, string_end, tag_words};
-use crate::{percent_operator, python_methods, template_loops};
+use crate::{operators, python_methods, template_loops};
 
 /// Makes every line break of a template `\n`, also within string literals, as jinja2 does.
 pub(crate) fn with_line_feeds(source: &str) -> Cow<'_, str> {
@@ -131,7 +131,7 @@ pub(crate) fn rewrite(source: &str) -> (String, bool) {
             // jinja2 keeps a line break behind this tag, though it drops those behind all others.
             "raw" if closing(piece) == "%}" => out.push_str(&format!("{}+%}}", &piece[..piece.len() - 2])),
             _ if is_code(piece) => {
-                out.push_str(&percent_operator::rewrite(&rewrite_slices(&template_loops::rewrite(piece))));
+                out.push_str(&operators::rewrite(&rewrite_slices(&template_loops::rewrite(piece))));
             }
             _ => out.push_str(piece),
         }

@@ -13,6 +13,7 @@ use std::ops::Range;
 
 use serde_json::{Map, Value};
 
+use crate::messages::is_data;
 use crate::python_text::is_space;
 
 /// Unicode noncharacters, which no text needs. A mark is [`OPEN`], the number of its text in base
@@ -27,7 +28,7 @@ const HIDE: char = '\u{FDEF}';
 /// Texts that begin with this are long numbers (see `integers.rs`).
 const NUMBER: char = '\u{FDD2}';
 
-/// The most texts that are marked in the arguments of one call.
+/// The most texts that are marked in the arguments of one call, and in the data of one answer.
 const MARKED_ARGUMENTS: usize = 256;
 
 /// Tags around reasoning within an answer.
@@ -51,7 +52,7 @@ pub(crate) const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "
 pub(crate) enum TextKind {
     /// Content that is a string.
     Content,
-    /// Content that is a list of parts.
+    /// Content that is a list of parts, or data.
     Part,
     /// The reasoning of an assistant before its answer.
     Reasoning,
@@ -143,6 +144,12 @@ impl Marked {
             Some(Value::String(text)) => {
                 let marked = self.content(text, index, TextKind::Content, is_assistant, hide);
                 copy.insert("content".to_owned(), Value::String(marked));
+            }
+            Some(data) if is_data(data) => {
+                let id = self.add(Some(index), TextKind::Part);
+                let mut left = MARKED_ARGUMENTS;
+                let marked = self.arguments(id, data, &mut left);
+                copy.insert("content".to_owned(), marked);
             }
             Some(Value::Array(parts)) => {
                 let parts = parts.iter().map(|part| self.part(part, index, is_assistant, hide)).collect();

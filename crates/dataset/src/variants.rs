@@ -1,7 +1,7 @@
 //! Other forms of the same messages, for templates that do not take the form of the row.
 //!
 //! Arguments of calls that are JSON text (OpenAI's form) may become objects. Content that is a list
-//! of text parts may become a string. The form of the row comes first, so that a template that
+//! of text parts may become a string, and so may data that a tool answered, as JSON. The form of the row comes first, so that a template that
 //! takes it gets it. Last comes OpenAI's form of a row that is not in it ([`as_openai`]): the
 //! templates of DeepSeek-V3 and R1 add arguments and content to other text.
 
@@ -11,13 +11,15 @@ use std::ops::Range;
 use serde_json::{Map, Value};
 
 use crate::json;
+use crate::messages::{is_data, is_tool};
 use crate::problem::RowProblem;
 use crate::python;
+use crate::template;
 
 /// The messages as they are, and then in each other form that they can have.
 pub(crate) fn of(messages: &[Value]) -> impl Iterator<Item = Cow<'_, [Value]>> {
     let with_text = messages.iter().any(|message| calls(message).any(|call| parsed(call).is_some()));
-    let with_parts = messages.iter().any(|message| message["content"].is_array());
+    let with_parts = messages.iter().any(|message| !is_text(message));
     let forms = [(false, false), (true, false), (false, true), (true, true)];
     let possible = move |(parse, join): &(bool, bool)| (with_text || !parse) && (with_parts || !join);
     forms.into_iter().filter(possible).map(move |(parse, join)| match (parse, join) {
@@ -45,6 +47,11 @@ pub(crate) fn as_openai(messages: &[Value]) -> Option<Vec<Value>> {
         }
     }
     is_changed.then_some(messages)
+}
+
+/// Whether a message has no content but a string.
+fn is_text(message: &Value) -> bool {
+    !matches!(message["content"], Value::Array(_) | Value::Object(_))
 }
 
 fn calls(message: &Value) -> impl Iterator<Item = &Value> {
@@ -77,7 +84,9 @@ fn parsed(call: &Value) -> Option<Map<String, Value>> {
 
 fn changed(message: &Value, parse: bool, join: bool) -> Value {
     let mut message = message.clone();
-    if let Some(parts) = message.get("content").and_then(Value::as_array).filter(|_| join) {
+    if join && let Some(json) = message.get("content").filter(|content| is_data(content)).and_then(python::json_text) {
+        message["content"] = Value::String(json);
+    } else if join && let Some(parts) = message.get("content").and_then(Value::as_array) {
         // The parts are joined without anything between them, as in mlx-lm.
         let text: String = parts.iter().filter_map(|part| part.get("text").and_then(Value::as_str)).collect();
         message["content"] = Value::String(text);
@@ -92,7 +101,7 @@ fn changed(message: &Value, parse: bool, join: bool) -> Value {
 }
 
 /// Refuses a rendering of the messages in `scope` in which the template wrote text parts as Python
-/// or JSON code, or the text of a call's arguments as a quoted string.
+/// or JSON code, data of a tool as Python, or the text of a call's arguments as a quoted string.
 pub(crate) fn check_written(
     messages: &[Value],
     scope: Range<usize>,
@@ -101,7 +110,11 @@ pub(crate) fn check_written(
 ) -> Result<(), RowProblem> {
     for index in scope {
         let message = &messages[index];
-        if message["content"].is_array() && is_written_as_code(message, messages, rendering) {
+        let as_code = match is_data(&message["content"]) {
+            true => is_written_as_python(&message["content"], rendering),
+            false => !is_text(message) && is_written_as_code(message, messages, rendering),
+        };
+        if as_code {
             return Err(RowProblem::WrittenAsCode(path(index)));
         }
         for (number, call) in calls(message).enumerate() {
@@ -122,10 +135,17 @@ const CODE: [(&str, bool); 4] =
     [("{'type': 'text'", false), ("{'text': '", false), ("{'text': \"", false), ("{\"type\": \"text\"", true)];
 
 fn is_written_as_code(message: &Value, messages: &[Value], rendering: &str) -> bool {
-    let is_tool = matches!(message["role"].as_str(), Some("tool" | "ipython" | "function"));
+    let may_be_json = is_tool(message);
     CODE.iter().any(|(code, is_json)| {
-        !(*is_json && is_tool) && rendering.contains(code) && !messages.iter().any(|message| says(message, code))
+        !(*is_json && may_be_json) && rendering.contains(code) && !messages.iter().any(|message| says(message, code))
     })
+}
+
+/// Whether data stands in a rendering as Python prints it, where JSON is another text.
+fn is_written_as_python(data: &Value, rendering: &str) -> bool {
+    let Ok(value) = template::to_value(data) else { return false };
+    let printed = python::repr(&value);
+    rendering.contains(&printed) && python::json_text(data).is_some_and(|json| json != printed)
 }
 
 /// Whether one of the texts within a value holds `text`.
@@ -164,6 +184,9 @@ mod tests {
         let call = |arguments: Value| json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]});
         assert_eq!(of(&[call(json!({"a": 1}))]).count(), 1);
         assert_eq!(of(&[call(json!("no JSON"))]).count(), 1);
+        let data = [json!({"role": "tool", "content": {"a": [1.0, "é"]}})];
+        assert_eq!(of(&data).nth(1).expect("as text")[0]["content"], json!("{\"a\": [1.0, \"é\"]}"));
+        assert_eq!(of(&data).count(), 2);
         let messages = [call(json!("{\"a\": 1}")), json!({"role": "user", "content": [{"type": "text", "text": "b"}]})];
         let forms: Vec<_> = of(&messages).collect();
         assert_eq!(forms.len(), 4);

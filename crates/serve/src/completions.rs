@@ -94,7 +94,7 @@ async fn tokens_of(state: &State, served: &Arc<Served>, prompts: Vec<Prompt>) ->
     let tokenizer = served.tokenizer.clone();
     let tokens = move |prompt| match prompt {
         Prompt::Tokens(tokens) => Ok(tokens),
-        Prompt::Text(text) => tokenizer.encode(&text, true),
+        Prompt::Text(text) => tokenizer.encode_prompt(&text),
     };
     on_texts(state, "prompt", move || prompts.into_iter().map(tokens).collect()).await
 }

@@ -128,7 +128,7 @@ fn problems_of_messages_have_their_texts_and_hints() {
         ),
         (
             RowProblem::PartsLeftOut(path()),
-            "messages[2].content is a list, and the chat template leaves its text out",
+            "messages[2].content is no string, and the chat template leaves its text out",
             None,
         ),
         (RowProblem::ReasoningLeftOut(path()), "messages[2]: the chat template leaves the reasoning out", None),
@@ -140,7 +140,7 @@ fn problems_of_messages_have_their_texts_and_hints() {
         (RowProblem::ToolsLeftOut, "tools: the chat template leaves them out", None),
         (
             RowProblem::WrittenAsCode(path()),
-            "messages[2].content is a list, and the chat template writes it as code",
+            "messages[2].content is no string, and the chat template writes it as code",
             None,
         ),
         (
@@ -184,6 +184,12 @@ fn problems_of_templates_have_their_texts_and_hints() {
             RowProblem::NotRendered { turn: 2, what: Unrendered::BehindReasoningPrompt("<think>") },
             "turn 2 (assistant): the chat template does not render it behind its own generation prompt: that ends \
              with <think>, and the answer has no reasoning",
+            Some(TEMPLATE),
+        ),
+        (
+            RowProblem::NotRendered { turn: 2, what: Unrendered::BehindClosedReasoning("</think>") },
+            "turn 2 (assistant): the chat template does not render it behind its own generation prompt: that ends \
+             with </think>, and the answer has reasoning",
             Some(TEMPLATE),
         ),
         (

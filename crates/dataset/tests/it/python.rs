@@ -54,6 +54,35 @@ fn expressions_print_what_jinja2_prints() {
     }
 }
 
+/// Left: a template. Right: what jinja2 3.1.6 prints. Gemma 4's template writes the types of a
+/// parameter in capitals, and Nemotron's puts parts behind its tags.
+#[test]
+fn what_becomes_text_becomes_python_s() {
+    let message = json!({
+        "role": "user", "type": ["string", "null"], "parts": [{"type": "text", "text": "it's"}],
+        "number": 1e21, "small": 1e-7, "flag": true, "nothing": null, "object": {"a": [1.0, null]},
+    });
+    for (template, printed) in [
+        ("{{ m.type|upper }}", "['STRING', 'NULL']"),
+        (
+            "{{ m.type|lower }} {{ m.object|capitalize }} {{ m.object|safe }}",
+            "['string', 'null'] {'a': [1.0, none]} {'a': [1.0, None]}",
+        ),
+        ("{{ 'éa B'|capitalize }}{{ ''|capitalize }}{{ m.missing|upper }}", "Éa b"),
+        ("{{ '<' ~ m.parts ~ '>' }}", "<[{'type': 'text', 'text': \"it's\"}]>"),
+        ("{{ m.number ~ ' ' ~ m.small ~ m.flag ~ m.nothing ~ m.missing ~ 1 ~ 2.50 }}", "1e+21 1e-07TrueNone12.5"),
+        ("{{ [m.flag, 'a'] ~ (m.object ~ 'x')|upper }}", "[True, 'a']{'A': [1.0, NONE]}X"),
+        ("{{ 2 ~ 3 }}{{ 'a' ~ 2 * 3 }}{{ 'a' ~ m.missing is defined }}{{ 'a' if 'b' ~ 1 == 'b1' }}", "23a6aFalsea"),
+        (
+            "{% set ns = namespace(t='') %}{% for p in m.type %}{% set ns.t = ns.t ~ loop.index ~ p %}{% endfor %}{{ ns.t }}",
+            "1string2null",
+        ),
+    ] {
+        let template = format!("{{% set m = messages[0] %}}{template}");
+        assert_eq!(rendered(&template, message.clone()), Ok(printed.to_owned()), "{template}");
+    }
+}
+
 /// Left: a template. Right: what it prints, or what jinja2 3.1.6 stops with. LFM2.5's template takes a content that
 /// is no string for a list of parts.
 #[test]

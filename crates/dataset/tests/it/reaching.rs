@@ -53,6 +53,42 @@ fn call(arguments: Value) -> Value {
         {"type": "function", "function": {"name": "look", "arguments": arguments}}]})
 }
 
+/// A template that takes data gets it. One that would print it as Python, or that takes strings
+/// only, gets it as JSON text.
+#[test]
+fn data_that_a_tool_answers_is_written_as_json() {
+    let data = json!({"degrees": 3.5, "sky": "grey"});
+    let row = |content: Value| {
+        chat(json!([
+            {"role": "user", "content": "Hi"},
+            {"role": "tool", "content": content},
+            {"role": "assistant", "content": "Grey."},
+        ]))
+    };
+    let frame = "{% for m in messages %}{% if m.role == 'assistant' %}A:{{ m.content }};{% elif m.role == 'tool' %}<CONTENT>\
+                 {% else %}{{ m.content }};{% endif %}{% endfor %}{% if add_generation_prompt %}A:{% endif %}";
+    let template = |content: &str| frame.replace("CONTENT", content);
+    let json = r#"Hi;<{"degrees": 3.5, "sky": "grey"}>A:⟦Grey.;⟧"#;
+    for (content, text) in [
+        ("{{ m.content|tojson }}", json),
+        ("{{ m.content }}", json),
+        ("{{ m.content if m.content is string else '' }}", json),
+        ("{{ '' + m.content }}", json),
+        (
+            "{% for key in m.content %}{{ key }}={{ m.content[key] }},{% endfor %}",
+            "Hi;<degrees=3.5,sky=grey,>A:⟦Grey.;⟧",
+        ),
+        ("", "refused: messages[1].content is no string, and the chat template leaves its text out"),
+    ] {
+        assert_eq!(read(&template(content), &row(data.clone())), [text], "{content}");
+    }
+    let list = row(json!([{"sky": "grey"}, {"sky": "blue"}]));
+    let printed = r#"Hi;<[{"sky": "grey"}, {"sky": "blue"}]>A:⟦Grey.;⟧"#;
+    assert_eq!(read(&template("{{ m.content }}"), &list), [printed]);
+    let of_user = chat(json!([{"role": "user", "content": data}, {"role": "assistant", "content": "Grey."}]));
+    assert!(read(CHATML, &of_user)[0].starts_with("refused: messages[0].content is an object"));
+}
+
 #[test]
 fn null_keys_of_a_message_are_dropped() {
     // As Arrow fills them in.
@@ -220,7 +256,7 @@ fn parts_are_text_never_code() {
     let gone = printed.replace("m.content", "''");
     assert_eq!(
         read(&gone, &row),
-        ["refused: messages[0].content is a list, and the chat template leaves its text out"]
+        ["refused: messages[0].content is no string, and the chat template leaves its text out"]
     );
 }
 
@@ -336,5 +372,10 @@ fn one_begin_and_one_end() {
         (json!({"text": "<s>ab</s>"}), "<s>⟦ab</s>⟧"),
     ] {
         assert_eq!(read_with(&model, &row, TrainOn::Assistant), [expected]);
+    }
+    // What a model goes on from begins as such a row, and has no end.
+    for prompt in ["ab", "<s>ab"] {
+        let tokens = model.tokenizer().encode_prompt(prompt).expect("tokens");
+        assert_eq!(model.tokenizer().decode(&tokens, false).expect("text"), "<s>ab", "{prompt}");
     }
 }

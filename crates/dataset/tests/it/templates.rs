@@ -89,13 +89,14 @@ fn published(test: &str) -> Option<Vec<Value>> {
     let python = variable("FINETUNE_PYTHON").or_else(|| Some(workspace().join(".venv/bin/python")));
     let (Some(python), Some(templates)) = (python.filter(|python| python.exists()), variable("CHAT_TEMPLATES")) else {
         eprintln!(
-            "SKIPPED: {test} needs a directory of templates (CHAT_TEMPLATES) and a Python with transformers \
-             (FINETUNE_PYTHON)"
+            "SKIPPED: {test} needs directories of templates (CHAT_TEMPLATES, with : between them) and a Python with \
+             transformers (FINETUNE_PYTHON)"
         );
         return None;
     };
     let script = workspace().join("scripts/check_templates.py");
-    let output = Command::new(&python).arg(script).arg(&templates).output().expect("a started Python");
+    let directories = std::env::split_paths(&templates);
+    let output = Command::new(&python).arg(script).args(directories).output().expect("a started Python");
     if !output.status.success() {
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(told.contains("ModuleNotFoundError"), "scripts/check_templates.py failed:\n{told}");
@@ -112,7 +113,7 @@ fn published_templates() {
     let Some(goldens) = published("published_templates") else { return };
     let cases: usize = goldens.iter().filter_map(|golden| golden["cases"].as_array()).map(Vec::len).sum();
     let found: Vec<String> = goldens.iter().flat_map(differences).collect();
-    eprintln!("{} templates, {cases} renderings, {} differences", goldens.len(), found.len());
+    eprintln!("{} sets of conversations, {cases} renderings, {} differences", goldens.len(), found.len());
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 

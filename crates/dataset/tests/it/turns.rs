@@ -66,6 +66,21 @@ fn reasoning_that_the_prompt_begins_is_kept() {
     );
 }
 
+#[test]
+fn reasoning_behind_a_prompt_that_closes_it_is_refused() {
+    let template = "{% for m in messages %}{% if m.role == 'user' %}<U>{{ m.content }}{% else %}\
+        <A><think>{{ m.reasoning_content }}</think>{{ m.content }}<end>{% endif %}{% endfor %}\
+        {% if add_generation_prompt %}<A>{{ '' if enable_thinking else '<think></think>' }}{% endif %}";
+    let row = |reasoning: &str, variables: Value| {
+        json!({"messages": [{"role": "user", "content": "1"},
+            {"role": "assistant", "content": "4", "reasoning_content": reasoning}], "chat_template_kwargs": variables})
+    };
+    assert_eq!(read(template, &row("", json!({}))), ["<U>1<A><think></think>⟦4<end>⟧"]);
+    assert_eq!(read(template, &row("so", json!({"enable_thinking": true}))), ["<U>1<A>⟦<think>so</think>4<end>⟧"]);
+    let told = read(template, &row("so", json!({})));
+    assert!(told[0].ends_with("that ends with </think>, and the answer has reasoning"), "{told:?}");
+}
+
 fn load(model: &Model, rows: &[Value], data: &Data) -> Result<Dataset, DatasetError> {
     let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
     let file = model.write("rows.jsonl", lines);

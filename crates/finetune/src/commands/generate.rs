@@ -89,7 +89,7 @@ fn answer_as(arguments: &GenerateArguments, verbosity: Verbosity, one: Option<&O
 
 fn tokens_of(asked: &Prompt, tokenizer: &ChatTokenizer) -> Result<Vec<u32>, Failure> {
     let tokens = match asked {
-        Prompt::Raw(text) => tokenizer.encode(text, true)?,
+        Prompt::Raw(text) => tokenizer.encode_prompt(text)?,
         Prompt::Chat { messages, tools } => {
             let rendered = tokenizer.render(messages, tools.as_ref(), true).map_err(of_template)?;
             tokenizer.encode_chat(&rendered.text)?

@@ -1,8 +1,12 @@
-//! Python's `%` in the code of a template. It becomes a call of a function (`percent.rs`) if its
-//! left side may be a string, since minijinja's operator refuses strings.
+//! Operators in the code of a template that minijinja has in another form than Python. They become
+//! calls of functions: `%` (`percent.rs`) if its left side may be a string, which minijinja's
+//! operator refuses, and `~` ([`python::joined`]), since minijinja's writes lists and objects as
+//! JSON, and floats with all their digits.
+//!
+//! [`python::joined`]: crate::python::joined
 
-use crate::percent::FUNCTION;
 use crate::template_tags::string_end;
+use crate::{percent, python};
 
 /// The most operators of one tag that are rewritten. No published template has two.
 const MOST: usize = 64;
@@ -28,6 +32,10 @@ impl Piece<'_> {
         self.text.starts_with(|character: char| character.is_alphanumeric() || character == '_')
     }
 
+    fn is_number(&self) -> bool {
+        self.text.starts_with(|character: char| character.is_ascii_digit())
+    }
+
     /// A name or a number, as opposed to a word of the language.
     fn is_name(&self) -> bool {
         const KEYWORDS: [&str; 8] = ["and", "or", "not", "in", "is", "if", "else", "recursive"];
@@ -35,35 +43,67 @@ impl Piece<'_> {
     }
 }
 
-/// A tag with `left % right` written as a call. That is done if `left` is a string, or if it is a
-/// name that may be a string and `right` is no number. An operator whose operands are hard to tell
-/// (with a sign before them, in a product) stays as it is: for numbers it works.
+/// A tag with `left % right` and `left ~ right` written as calls. An operator whose operands are
+/// hard to tell (with a sign before them, in a product) stays as it is: for numbers and strings it
+/// works.
 pub(crate) fn rewrite(tag: &str) -> String {
-    let mut tag = tag.to_owned();
+    concatenations(formats(tag.to_owned()))
+}
+
+/// `left % right` becomes a call if `left` is a string, or if it is a name that may be a string and
+/// `right` is no number.
+fn formats(mut tag: String) -> String {
+    let is_number =
+        |pieces: &[Piece<'_>], operator: usize, last: usize| last == operator + 1 && pieces[last].is_number();
     for _ in 0..MOST {
-        let Some((start, operator, end)) = find(&tag) else { break };
+        let found = find(&tag, "%", |pieces, operator, last| {
+            !is_number(pieces, operator, last) || pieces[operator - 1].is_string()
+        });
+        let Some((start, operator, end)) = found else { break };
         let (left, right) = (tag[start..operator].trim(), tag[operator + 1..end].trim());
-        tag = format!("{}{FUNCTION}({left}, {right}){}", &tag[..start], &tag[end..]);
+        tag = format!("{}{}({left}, {right}){}", &tag[..start], percent::FUNCTION, &tag[end..]);
+    }
+    tag
+}
+
+/// `a ~ b ~ c` becomes one call. Two strings side by side stay.
+fn concatenations(mut tag: String) -> String {
+    for _ in 0..MOST {
+        let found = find(&tag, "~", |pieces, operator, last| {
+            // A product or a test on the right binds more tightly.
+            let behind = pieces.get(last + 1).map_or("", |piece| piece.text);
+            let strings = pieces[operator - 1].is_string() && pieces[last].is_string();
+            !strings && !["*", "/", "//", "%", "is"].contains(&behind)
+        });
+        let Some((start, operator, end)) = found else { break };
+        let (left, right) = (tag[start..operator].trim(), tag[operator + 1..end].trim());
+        // The call that the operator before it became takes one more argument.
+        let call = left.strip_prefix(python::JOINED).and_then(|call| call.strip_suffix(')'));
+        tag = match call {
+            Some(call) => format!("{}{}{call}, {right}){}", &tag[..start], python::JOINED, &tag[end..]),
+            None => format!("{}{}({left}, {right}){}", &tag[..start], python::JOINED, &tag[end..]),
+        };
     }
     tag
 }
 
 /// The first operator to rewrite: the start of its left side, its own place and the end of its
-/// right side, in bytes.
-fn find(tag: &str) -> Option<(usize, usize, usize)> {
+/// right side, in bytes. `is_wanted` is given the pieces, the index of the operator and that of the
+/// last piece of its right side.
+fn find(
+    tag: &str,
+    sign: &str,
+    is_wanted: impl Fn(&[Piece<'_>], usize, usize) -> bool,
+) -> Option<(usize, usize, usize)> {
     // The tag's own signs are no operators.
-    if !tag.get(2..tag.len().saturating_sub(2))?.contains('%') {
+    if !tag.get(2..tag.len().saturating_sub(2))?.contains(sign) {
         return None;
     }
     let pieces = pieces(tag);
-    (1..pieces.len().saturating_sub(1)).filter(|index| pieces[*index].text == "%").find_map(|index| {
+    (1..pieces.len().saturating_sub(1)).filter(|index| pieces[*index].text == sign).find_map(|index| {
         let first = left_side(&pieces, index)?;
         let last = right_side(&pieces, index)?;
-        let number = last == index + 1 && pieces[last].text.starts_with(|first: char| first.is_ascii_digit());
-        if number && !pieces[index - 1].is_string() {
-            return None;
-        }
-        Some((pieces[first].start, pieces[index].start, pieces[last].end()))
+        is_wanted(&pieces, index, last).then(|| (pieces[first].start, pieces[index].start, pieces[last].end()))
     })
 }
 
@@ -175,17 +215,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn operators_with_a_string_become_calls() {
+    fn operators_become_calls() {
         for (tag, rewritten) in [
             ("{{ '%s' % x }}", "{{ _percent('%s', x) }}"),
-            ("{{ '%s: %s' % (m.role, m['a'](b)[0]) ~ 'x' }}", "{{ _percent('%s: %s', (m.role, m['a'](b)[0])) ~ 'x' }}"),
+            (
+                "{{ '%s: %s' % (m.role, m['a'](b)[0]) ~ 'x' }}",
+                "{{ _joined(_percent('%s: %s', (m.role, m['a'](b)[0])), 'x') }}",
+            ),
             ("{% set a = f.g % h|upper + 1 %}", "{% set a = _percent(f.g, h|upper) + 1 %}"),
             ("{{ 'a' '%s' % 'b' 'c' }}", "{{ _percent('a' '%s', 'b' 'c') }}"),
-            ("{{ ('a' ~ b)|trim % {'x': 1} }}", "{{ _percent(('a' ~ b)|trim, {'x': 1}) }}"),
+            ("{{ ('a' ~ b)|trim % {'x': 1} }}", "{{ _percent((_joined('a', b))|trim, {'x': 1}) }}"),
             ("{{ '%d' % 5 }}", "{{ _percent('%d', 5) }}"),
             ("{%- if '%s' % a % b == c -%}", "{%- if _percent(_percent('%s', a), b) == c -%}"),
             ("{{ [1 if x else '%s' % y] }}", "{{ [1 if x else _percent('%s', y)] }}"),
-            // Numbers, and what cannot be told at a glance, stay.
+            ("{{ '<' ~ m.role ~ '>' ~ (m.text|trim) }}", "{{ _joined('<', m.role, '>', (m.text|trim)) }}"),
+            ("{{- a ~ b|upper + c ~ 'd' -}}", "{{- _joined(a, b|upper) + _joined(c, 'd') -}}"),
+            ("{% set a = (b ~ c).strip() ~ d %}", "{% set a = _joined((_joined(b, c)).strip(), d) %}"),
+            (
+                "{{ a ~ b[c ~ d] if e ~ f == g else h }}",
+                "{{ _joined(a, b[_joined(c, d)]) if _joined(e, f) == g else h }}",
+            ),
+            ("{{ 'a' ~ '~' ~ b }}", "{{ 'a' ~ _joined('~', b) }}"),
+            // Numbers, strings, and what cannot be told at a glance, stay.
             (
                 "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}",
                 "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}",
@@ -193,6 +244,12 @@ mod tests {
             ("{{ -a % b }}", "{{ -a % b }}"),
             ("{{ 2 * a % b }}", "{{ 2 * a % b }}"),
             ("{{ a % -b }}", "{{ a % -b }}"),
+            ("{{ 'a' ~ 'b' }}", "{{ 'a' ~ 'b' }}"),
+            ("{{ 2 * a ~ b }}", "{{ 2 * a ~ b }}"),
+            ("{{ a ~ b * 2 }}", "{{ a ~ b * 2 }}"),
+            ("{{ a ~ b is defined }}", "{{ a ~ b is defined }}"),
+            ("{{ a ~ -b }}", "{{ a ~ -b }}"),
+            ("{{ a ~ }}", "{{ a ~ }}"),
             ("{{ x is y % b }}", "{{ x is y % b }}"),
             ("{{ '%' }}{%%}", "{{ '%' }}{%%}"),
             ("{{ a % }}", "{{ a % }}"),
