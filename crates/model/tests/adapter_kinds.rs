@@ -10,6 +10,7 @@ use finetune_model::{Adaptation, Backward, BaseName, Batch, Coefficients, Model,
 use finetune_store::{RealDisk, Staging, TensorFile};
 use serde_json::Value;
 
+mod checkpoint;
 mod golden;
 
 use golden::{
@@ -215,7 +216,7 @@ fn files_are_read_again(name: &'static str) {
     let adapter = case.adapter(&model);
     assert!(adapter.values == values, "{name}");
     let made = tempfile::tempdir().expect("a directory");
-    for (file, bytes) in model.files(&values, &BaseName::default()).expect("files") {
+    for (file, bytes) in checkpoint::files(&model, &values, &BaseName::default()) {
         use std::io::Write as _;
         let file = std::fs::File::create_new(made.path().join(file));
         file.expect("a new file").write_all(&bytes).expect("written");
@@ -223,7 +224,7 @@ fn files_are_read_again(name: &'static str) {
     let again = Adapter::read(made.path(), &model.config).expect("what was written is read");
     assert_eq!((&again.targets, &again.saved), (&adapter.targets, &adapter.saved), "{name}");
     assert!(again.values == values && again.notices.is_empty(), "{name}: {:?}", again.notices);
-    assert!(model.read_values(made.path()).expect("values") == values, "{name}");
+    assert!(checkpoint::values(&model, made.path()) == values, "{name}");
     let read = |path: &Path| json(&path.join("adapter_config.json"));
     let (ours, theirs) = (read(made.path()), read(&case.directory.join("adapter")));
     for key in ["use_dora", "use_rslora"] {

@@ -89,7 +89,7 @@ pub use ranks::Ranks;
 pub use read_run::{LocalRun, RECORD_FILES, RunRecord, RunState};
 pub use reading_share::ReadingShare;
 pub use report::{Compared, compare_page};
-pub use resume::{Resume, newest_checkpoint};
+pub use resume::Resume;
 pub use rows::load_data;
 pub use run::Run;
 pub use run_facts::{RowFile, RunFacts, RunStatus};
