@@ -88,7 +88,7 @@ pub use prepare::{Prepared, prepare};
 pub use ranks::Ranks;
 pub use read_run::{LocalRun, RECORD_FILES, RunRecord, RunState};
 pub use reading_share::ReadingShare;
-pub use report::{Compared, compare_page};
+pub use report::{Compared, compare_page, thinned};
 pub use resume::Resume;
 pub use rows::load_data;
 pub use run::Run;
