@@ -4,7 +4,7 @@
 //! The tests run on the CPU. With `FINETUNE_TEST_DEVICE=gpu` they run on the first GPU, a software
 //! renderer if there is no other.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use finetune_kernels::by_head::{times, times_transposed};
 use finetune_kernels::devices::is_cpu;
 use finetune_kernels::weight::{PackedWeight, Weight, packed_rows};

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use finetune_kernels::devices::is_cpu;
 use finetune_kernels::row_branch::add_low_rank;
 use finetune_kernels::{composed, operations};

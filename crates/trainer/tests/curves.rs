@@ -16,7 +16,7 @@ use finetune_advice::Advice as _;
 use finetune_allreduce::Group;
 use finetune_recipe::Recipe;
 use finetune_store::TensorFile;
-use finetune_trainer::{Event, Outcome, Ranks, Resume, StepRow, ThisHost, prepare, train};
+use finetune_trainer::{Event, Ranks, Resume, StepRow, ThisHost, prepare, train};
 use serde_json::Value;
 
 mod curve;
