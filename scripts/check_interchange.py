@@ -55,10 +55,10 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from golden_rows import IGNORED, mean_loss
 from interchange_formats import check_formats_of_case, check_gguf, check_pieces, check_several, check_smollm2
 from interchange_logits import missing
 from interchange_mlx import check_mlx
-from make_goldens import IGNORED, mean_loss
 
 TOLERANCE = 1e-5  # f32 differs from f64 by about 1e-7 in these losses; the goldens record it
 STEPS = 3

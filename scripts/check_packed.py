@@ -53,9 +53,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import packed_forms as forms
 from check_interchange import Failure, Report, load_model, our_loss, run_finetune
+from golden_rows import IGNORED, mean_loss, token_losses, trained_tokens
 from interchange_logits import compare_logits, missing, torch_logits
 from make_expert_goldens import BITSANDBYTES, FAMILIES, MLX, WRAPPERS, forms_of, write_base
-from make_goldens import IGNORED, mean_loss, token_losses, trained_tokens
 
 GOLDENS = Path(__file__).resolve().parent.parent / "tests" / "goldens" / "packed"
 QUICKSTART = GOLDENS.parent.parent.parent / "datasets" / "quickstart" / "valid.jsonl"

@@ -1,4 +1,4 @@
-"""config.json as most models on the hub spell it: config.hub.json of the golden models.
+"""config.json as most models on the hub spell it, which is config.hub.json of the golden models, and as mlx-lm does.
 
 Up to 2025 that is the spelling of transformers 4: `rope_theta`, `rope_scaling`, `torch_dtype`, and no list of the
 kinds of layers that a class knows by a pattern. Newer models have transformers 5's `rope_parameters` and `dtype`, are
@@ -60,9 +60,7 @@ def wrapped(config):
     kind = config["model_type"]
     layer_types = config["layer_types"]
     if kind == "gemma4_text":
-        own = next(iter(config.pop("per_layer_config").values()))
-        config["global_head_dim"] = own["head_dim"]
-        config["num_global_key_value_heads"] = own.get("num_key_value_heads")
+        heads_of_full_layers(config)
     else:
         config["full_attention_interval"] = layer_types.index("full_attention") + 1
         del config["layer_types"]
@@ -73,6 +71,37 @@ def wrapped(config):
     version = config.pop("transformers_version")
     return {**whole, "architectures": [architecture], "model_type": model_type, "text_config": config,
             "transformers_version": version}
+
+
+def heads_of_full_layers(config):
+    """Gemma 4's heads of layers that see all keys, in keys of the model instead of each layer's."""
+    own = config.pop("per_layer_config")[str(config["layer_types"].index("full_attention"))]
+    config["global_head_dim"], config["num_global_key_value_heads"] = own["head_dim"], own.get("num_key_value_heads")
+
+
+def older_rope(config, rope):
+    """`rope_parameters` in the keys that they had before transformers 5."""
+    config["rope_theta"] = rope.pop("rope_theta")
+    if "partial_rotary_factor" in rope:
+        config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
+    scales = rope.get("rope_type", rope.get("type", "default")) != "default"
+    config["rope_scaling"] = rope if scales else None
+
+
+def mlx_spelling(config):
+    """config.json of a text model with the keys that mlx-lm asks for, and all others as they are."""
+    config = dict(config)
+    rope = dict(config.pop("rope_parameters", None) or {})
+    if config["model_type"] == "gemma4_text":
+        config["rope_parameters"] = rope  # of both kinds of layers
+        if "per_layer_config" in config:
+            heads_of_full_layers(config)
+    elif rope:
+        older_rope(config, rope)
+    config["torch_dtype"] = config.pop("dtype", config.get("torch_dtype"))
+    if "num_local_experts" in config and config["model_type"] != "gpt_oss":
+        config["num_experts"] = config.pop("num_local_experts")
+    return config
 
 
 def older_keys(config):
@@ -86,14 +115,11 @@ def older_keys(config):
         config["sliding_window_pattern"] = config["layer_types"].index("full_attention") + 1
         config.pop("_sliding_window_pattern", None)
         rope = dict(rope["full_attention"])
-    config["rope_theta"] = rope.pop("rope_theta")
-    if "partial_rotary_factor" in rope:
-        config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
     if kind in ("phi3", "deepseek_v3"):
         rope["type"] = rope.pop("rope_type")
     if kind == "phi3":
         rope.pop("original_max_position_embeddings")
-    config["rope_scaling"] = rope if rope.get("rope_type") != "default" and rope.get("type") != "default" else None
+    older_rope(config, rope)
     config["torch_dtype"] = config.pop("dtype")
     config["transformers_version"] = "4.43.0"
     layer_types = config.pop("layer_types", None)

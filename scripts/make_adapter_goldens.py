@@ -36,10 +36,12 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 
-from make_goldens import (
-    GLOBAL_BATCH_SIZE, MICRO_BATCH_SIZE, forward, in_float64, load_base, pad, peft_file_name, relative_norm,
-    token_losses, train, trained_tokens, write_json,
-)
+from golden_curves import GLOBAL_BATCH_SIZE, MICRO_BATCH_SIZE, train
+from golden_experts import peft_file_name
+from golden_figures import relative_norm, write_json
+from golden_float64 import in_float64
+from golden_models import load_base
+from golden_rows import forward, pad, token_losses, trained_tokens
 
 STEPS = 6
 VARIANT = dict(learning_rate=1e-2, weight_decay=0.01, max_grad_norm=0.0, schedule="constant", warmup_steps=0,

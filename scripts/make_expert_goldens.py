@@ -22,7 +22,6 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -40,7 +39,8 @@ from transformers import (
 )
 
 import packed_forms as forms
-from make_goldens import PLAIN_ROPE, SIZES, YARN_ROPE
+from golden_families import PLAIN_ROPE, YARN_ROPE
+from hub_spelling import mlx_spelling
 from make_packed_goldens import BASES, NARROW, deepseek_v3, fnv
 
 
@@ -166,7 +166,7 @@ def write_base(family, directory):
     if family in WRAPPERS:
         shapes, config = wrapped(family, shapes, config)
     else:
-        config = forms.in_hub_spelling(config)
+        config = mlx_spelling(config)
     tensors = {}
     for name, shape in sorted(shapes.items()):
         values = torch.from_numpy(drawn(name, int(np.prod(shape)))).reshape(shape)
@@ -206,7 +206,7 @@ def wrapped(family, shapes, text):
     text = {key: value for key, value in text.items() if key != "architectures"}
     text["model_type"] = model_type or text["model_type"]
     if text["model_type"] in ("gemma4_text", "kimi_k2"):  # others keep `rope_parameters` there
-        text = forms.in_hub_spelling(text)
+        text = mlx_spelling(text)
     for key in ("dtype", "torch_dtype"):
         text.pop(key, None)
     config = {"architectures": [name], "model_type": family, "torch_dtype": "bfloat16", "text_config": text,

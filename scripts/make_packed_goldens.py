@@ -61,10 +61,13 @@ from transformers import (
 )
 
 import packed_forms as forms
-from make_goldens import (
-    GLOBAL_BATCH_SIZE, MICRO_BATCH_SIZE, PLAIN_ROPE, ROW_LENGTHS, SIZES, answers_to_micro_batch, curve,
-    load_with_adapter, lora_parameters, pad, random_row, relative_norm, save_adapter, save_base_model, train, write_json,
-)
+from golden_curves import GLOBAL_BATCH_SIZE, MICRO_BATCH_SIZE, curve, train
+from golden_families import PLAIN_ROPE, SIZES
+from golden_figures import relative_norm, write_json
+from golden_micro_batch import answers_to_micro_batch
+from golden_models import load_with_adapter, lora_parameters, save_adapter, save_base_model
+from golden_rows import ROW_LENGTHS, pad, random_row
+from packed_gguf import write_gguf
 
 VOCABULARY = 64
 MICRO_BATCH_LENGTHS = (8, 13)
@@ -186,9 +189,9 @@ CASES = {
     "gptq": ("llama", forms.write_gptq, {}),
     "gptq_act_order": ("qwen2", forms.write_gptq, dict(group=64, act_order=True, version=2)),
     "awq": ("qwen2", forms.write_awq, {}),
-    "gguf_q4_1": ("llama", forms.write_gguf, dict(kind_of=lambda name: "Q8_0" if "embed" in name else
+    "gguf_q4_1": ("llama", write_gguf, dict(kind_of=lambda name: "Q8_0" if "embed" in name else
                                                   "F16" if "down_proj" in name else "Q4_1")),
-    "gguf_k": ("wide", forms.write_gguf, dict(kind_of=lambda name: next(
+    "gguf_k": ("wide", write_gguf, dict(kind_of=lambda name: next(
         (kind for ending, kind in GGUF_K.items() if name.removesuffix(".weight").endswith(ending)), "Q4_0"))),
 }
 

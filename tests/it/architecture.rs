@@ -114,7 +114,9 @@ fn crates_use_only_what_the_table_allows() {
 
 #[test]
 fn files_are_short() {
-    let lengths = rust_files().into_iter().map(|path| {
+    let python = files_ending("py", &["scripts", "benches", "crates", "tests"]);
+    assert!(python.len() > 10, "only {} files of Python were found", python.len());
+    let lengths = rust_files().into_iter().chain(python).map(|path| {
         let lines = std::fs::read_to_string(&path).expect("a source file").lines().count();
         (name(&path), lines)
     });
@@ -235,19 +237,24 @@ fn every_recipe_of_ours_parses() {
 
 /// Every Rust file of the workspace.
 fn rust_files() -> Vec<PathBuf> {
-    fn below(directory: &Path, found: &mut Vec<PathBuf>) {
+    files_ending("rs", &["crates", "tests", "benches", "examples"])
+}
+
+/// The files below these folders whose names end so.
+fn files_ending(extension: &str, folders: &[&str]) -> Vec<PathBuf> {
+    fn below(directory: &Path, extension: &str, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(directory).expect("a directory") {
             let path = entry.expect("an entry").path();
             if path.is_dir() {
-                below(&path, found);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                below(&path, extension, found);
+            } else if path.extension().is_some_and(|end| end == extension) {
                 found.push(path);
             }
         }
     }
     let mut found = Vec::new();
-    for folder in ["crates", "tests", "benches", "examples"] {
-        below(&repository().join(folder), &mut found);
+    for folder in folders {
+        below(&repository().join(folder), extension, &mut found);
     }
     found
 }

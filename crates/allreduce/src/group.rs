@@ -13,7 +13,6 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::engine::{Engine, GroupContext, KEEP_ALIVE, Membership, Network};
 use crate::error::{GroupError, Who};
-use crate::flight::FlightEntry;
 use crate::frame::{Algorithm, Reduction, WireDtype};
 use crate::group_status::GroupStatus;
 use crate::join;
@@ -279,11 +278,6 @@ impl Group {
     /// several ranks at once count for each of them.
     pub fn waited(&self) -> Vec<Duration> {
         self.engine().waited.clone()
-    }
-
-    /// The last operations of this rank, oldest first.
-    pub fn flight_record(&self) -> Vec<FlightEntry> {
-        self.engine().flight.record()
     }
 
     /// Sets the step that the following operations belong to; messages and heartbeats repeat it.

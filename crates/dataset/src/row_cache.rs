@@ -33,24 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 const LONGEST: u64 = 1 << 30;
 
 impl Dataset {
-    /// As [`Dataset::load`], from `cache` if the same rows were read before. If not, they are put
+    /// As [`Dataset::load_part`], from `cache` if the same rows were read before. If not, they are put
     /// there.
-    ///
-    /// # Errors
-    /// As [`Dataset::load`].
-    pub fn load_kept<'a>(
-        cache: Option<&Cache>,
-        files: &[PathBuf],
-        data: &Data,
-        tokenizer: impl Into<Option<&'a ChatTokenizer>>,
-        vocab_size: usize,
-        keep_text: usize,
-        progress: &dyn Fn(u64),
-    ) -> Result<Self, DatasetError> {
-        Self::load_part_kept(cache, files, data, Part::Train, tokenizer.into(), vocab_size, keep_text, progress)
-    }
-
-    /// As [`Dataset::load_part`], from `cache` in the same way.
     ///
     /// # Errors
     /// As [`Dataset::load_part`].

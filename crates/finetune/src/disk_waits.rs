@@ -63,10 +63,9 @@ mod tests {
     use finetune_trainer::StepRow;
 
     use super::*;
-    use crate::work::step_row;
 
     fn step(step: u64, reading_seconds: Option<f64>) -> StepRow {
-        StepRow { reading_seconds, ..step_row(step, 10.0) }
+        StepRow { step, seconds: 10.0, reading_seconds, ..StepRow::default() }
     }
 
     /// Seconds waited in each step of 10 s; the step after which that is said; the end of the last line.

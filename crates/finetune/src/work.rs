@@ -100,31 +100,17 @@ impl Work {
     }
 }
 
-/// A row of a step, for tests.
-#[cfg(test)]
-pub(crate) fn step_row(step: u64, seconds: f64) -> finetune_trainer::StepRow {
-    finetune_trainer::StepRow {
-        step,
-        epoch: 1.0,
-        loss: 1.0,
-        trained_tokens: 1,
-        tokens: 1,
-        grad_norm: 1.0,
-        learning_rate: 1.0,
-        tokens_per_second: 1.0,
-        seconds,
-        objective: Default::default(),
-        reading_seconds: None,
-        experts: Vec::new(),
-        ranks: Vec::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
 
+    use finetune_trainer::StepRow;
+
     use super::*;
+
+    fn step_row(step: u64, seconds: f64) -> StepRow {
+        StepRow { step, seconds, ..StepRow::default() }
+    }
 
     #[test]
     fn a_signal_is_told_what_it_does() {

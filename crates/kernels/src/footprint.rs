@@ -126,9 +126,3 @@ pub fn gpu_logits(vocabulary: u64, trained_tokens: u64, compute: FloatType) -> u
     let rows = trained_tokens.min(gpu_logit_rows(vocabulary as usize) as u64);
     rows * vocabulary * (4 + compute.bytes() as u64)
 }
-
-/// Bytes that a packed weight of so many elements takes on a GPU while it is multiplied: all its
-/// elements in the number type that is computed in.
-pub fn gpu_decoded(elements: u64, compute: FloatType) -> u64 {
-    elements * compute.bytes() as u64
-}

@@ -4,20 +4,17 @@
 //! The tests run on the CPU. With `FINETUNE_TEST_DEVICE=gpu` they run on the first GPU, a software
 //! renderer if there is no other.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use finetune_kernels::by_head::{times, times_transposed};
-use finetune_kernels::devices::{gpus, is_cpu};
+use finetune_kernels::devices::is_cpu;
 use finetune_kernels::weight::{PackedWeight, Weight, packed_rows};
 use finetune_kernels::{HeadRows, composed};
 use finetune_packed::{Scheme, Stored, quantize};
 use finetune_random::Stream;
 
-fn device() -> Device {
-    match std::env::var("FINETUNE_TEST_DEVICE").as_deref() {
-        Ok("gpu") => gpus(true).into_iter().next().expect("a GPU, or a software renderer").device,
-        _ => Device::flex(),
-    }
-}
+mod tested;
+
+use tested::device;
 
 fn normal<const D: usize>(seed: u64, dims: [usize; D]) -> Tensor<D> {
     let values = Stream::new(seed, 9, 0, 0).normal(dims.iter().product(), 1.0);

@@ -3,8 +3,8 @@
 //! The tests run on the CPU. With `FINETUNE_TEST_DEVICE=gpu` they run on the first GPU, a software
 //! renderer if there is no other.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -15,6 +15,8 @@ use finetune_kernels::{
 use finetune_random::Stream;
 use half::{bf16, f16};
 
+mod tested;
+
 const TOKENS: usize = 13;
 const EXPERTS: usize = 7;
 const CHOICES: usize = 3;
@@ -23,12 +25,7 @@ const OUTPUTS: usize = 9;
 const RANK: usize = 2;
 
 fn device() -> Device {
-    static DEVICE: OnceLock<Device> = OnceLock::new();
-    let choose = || match std::env::var("FINETUNE_TEST_DEVICE").as_deref() {
-        Ok("gpu") => gpus(true).into_iter().next().expect("a GPU, or a software renderer").device,
-        _ => Device::flex(),
-    };
-    DEVICE.get_or_init(choose).clone().autodiff()
+    tested::device().autodiff()
 }
 
 fn normal(seed: u64, count: usize) -> Vec<f32> {

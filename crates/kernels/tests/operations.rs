@@ -4,8 +4,6 @@
 //! The tests run on the CPU. With `FINETUNE_TEST_DEVICE=gpu` they run on the first GPU, a software
 //! renderer if there is no other.
 
-use std::sync::OnceLock;
-
 use burn::tensor::{DType, Device, Gradients, Tensor, TensorData};
 use finetune_kernels::devices::{gpus, is_cpu};
 use finetune_kernels::{
@@ -14,17 +12,10 @@ use finetune_kernels::{
 };
 use finetune_random::Stream;
 
+mod tested;
+
 fn device() -> Device {
-    static DEVICE: OnceLock<Device> = OnceLock::new();
-    let choose = || match std::env::var("FINETUNE_TEST_DEVICE").as_deref() {
-        Ok("gpu") => {
-            let gpu = gpus(true).into_iter().next().expect("a GPU, or a software renderer");
-            println!("on {} through {}", gpu.name, gpu.api);
-            gpu.device
-        }
-        _ => Device::flex(),
-    };
-    DEVICE.get_or_init(choose).clone().autodiff()
+    tested::device().autodiff()
 }
 
 /// The number types that a frozen weight is held in: on a GPU those that it computes in.

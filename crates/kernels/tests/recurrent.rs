@@ -4,20 +4,17 @@
 //! The tests run on the CPU. With `FINETUNE_TEST_DEVICE=gpu` they run on the first GPU, a software
 //! renderer if there is no other.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use finetune_kernels::devices::{gpus, is_cpu};
 use finetune_kernels::{DeltaShape, FloatType, composed, operations};
 use finetune_random::Stream;
 
+mod tested;
+
 fn device() -> Device {
-    static DEVICE: OnceLock<Device> = OnceLock::new();
-    let choose = || match std::env::var("FINETUNE_TEST_DEVICE").as_deref() {
-        Ok("gpu") => gpus(true).into_iter().next().expect("a GPU, or a software renderer").device,
-        _ => Device::flex(),
-    };
-    DEVICE.get_or_init(choose).clone().autodiff()
+    tested::device().autodiff()
 }
 
 fn cpu() -> Device {

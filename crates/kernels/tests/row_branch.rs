@@ -6,18 +6,15 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor, TensorData};
-use finetune_kernels::devices::{gpus, is_cpu};
+use burn::tensor::{Tensor, TensorData};
+use finetune_kernels::devices::is_cpu;
 use finetune_kernels::row_branch::add_low_rank;
 use finetune_kernels::{composed, operations};
 use finetune_random::Stream;
 
-fn device() -> Device {
-    match std::env::var("FINETUNE_TEST_DEVICE").as_deref() {
-        Ok("gpu") => gpus(true).into_iter().next().expect("a GPU, or a software renderer").device,
-        _ => Device::flex(),
-    }
-}
+mod tested;
+
+use tested::device;
 
 fn normal(seed: u64, dims: [usize; 2]) -> Tensor<2> {
     let values = Stream::new(seed, 9, 0, 0).normal(dims.iter().product(), 1.0);

@@ -1,12 +1,11 @@
 //! A file of flat values, such as those of an adapter or of moments: its tensors, and which elements of the flat
 //! vector each is made of. It is written and read tensor by tensor, so that one of them is in memory at a time.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use finetune_store::{Dtype, TensorFile, TensorSpec, encode_tensors};
+use finetune_store::{Dtype, TensorFile, TensorSpec};
 
 use crate::error::ModelError;
 use crate::files::floats::{from_f32, to_f32};
@@ -93,29 +92,6 @@ impl FlatFile {
         }
     }
 
-    /// The whole file, from all values. `frozen` gives the values of frozen matrices.
-    ///
-    /// # Errors
-    /// If safetensors cannot hold them, or a frozen matrix cannot be read from the device.
-    ///
-    /// # Panics
-    /// If there are fewer values than the layout has elements.
-    pub(crate) fn encode(
-        &self,
-        values: &[f32],
-        frozen: impl Fn(&str) -> Result<Vec<f32>, ModelError>,
-    ) -> Result<Vec<u8>, ModelError> {
-        let mut tensors = Vec::with_capacity(self.tensors.len());
-        for (n, FlatTensor { name, shape, parts, .. }) in self.tensors.iter().enumerate() {
-            let parts = match self.frozen(n) {
-                Some(module) => vec![frozen(module)?],
-                None => parts.iter().map(|part| values[part.clone()].to_vec()).collect(),
-            };
-            tensors.push((name.clone(), Dtype::F32, shape.clone(), Cow::Owned(self.bytes(n, &parts))));
-        }
-        Ok(encode_tensors(&tensors, &FlatFile::metadata())?)
-    }
-
     /// Opens such a file in a directory.
     ///
     /// # Errors
@@ -137,21 +113,6 @@ impl FlatFile {
             true => Ok(FlatReader { of: self, file, path }),
             false => keys("tensors that are no parameter of this run", extra),
         }
-    }
-
-    /// All values of such a file in a directory, `length` of them.
-    ///
-    /// # Errors
-    /// As [`FlatFile::open`].
-    pub(crate) fn read(&self, directory: &Path, length: usize) -> Result<Vec<f32>, ModelError> {
-        let (reader, mut values) = (self.open(directory)?, vec![0.0; length]);
-        for (n, tensor) in self.tensors.iter().enumerate().filter(|(_, tensor)| tensor.frozen.is_none()) {
-            let mut rest = reader.values(n)?.into_iter();
-            for part in &tensor.parts {
-                values[part.clone()].iter_mut().zip(&mut rest).for_each(|(value, from)| *value = from);
-            }
-        }
-        Ok(values)
     }
 }
 

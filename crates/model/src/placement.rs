@@ -68,19 +68,7 @@ impl Placement {
 
     /// On a GPU, held and computed in one number type.
     pub fn gpu(device: Device, compute: FloatType) -> Placement {
-        Placement {
-            device,
-            compute,
-            held: Some(compute),
-            quantization: None,
-            bf16_products: false,
-            reads_layers: false,
-            reads_experts: false,
-            host_memory: None,
-            stage: None,
-            slice: None,
-            ends_where_used: false,
-        }
+        Placement { device, compute, ..Placement::cpu(Some(compute)) }
     }
 
     /// The same held and computed in another number type, as GPUs do it.

@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 
 use finetune_model::adapter::Adapter;
 use finetune_model::merge::{MergedForm, compare, write_merged};
-use finetune_model::{Adaptation, Backward, BaseName, Batch, Coefficients, Model, Randomness, Sampling};
+use finetune_model::{Adaptation, Backward, BaseName, Batch, Coefficients, Model, Randomness};
 use finetune_store::{RealDisk, Staging, TensorFile};
 use serde_json::Value;
 
+mod checkpoint;
 mod golden;
 
 use golden::{
-    ANY, GRADIENTS, LOGITS, Rows, batch, floats, goldens, json, largest_difference, placement, relative_norm, rows,
+    ANY, GRADIENTS, LOGITS, Rows, batch, floats, goldens, greedy_as_in_whole_passes, json, largest_difference,
+    placement, relative_norm, rows,
 };
 
 /// Makes one test of a check for each case, `CHECK::CASE`. The second form names the cases.
@@ -215,7 +217,7 @@ fn files_are_read_again(name: &'static str) {
     let adapter = case.adapter(&model);
     assert!(adapter.values == values, "{name}");
     let made = tempfile::tempdir().expect("a directory");
-    for (file, bytes) in model.files(&values, &BaseName::default()).expect("files") {
+    for (file, bytes) in checkpoint::files(&model, &values, &BaseName::default()) {
         use std::io::Write as _;
         let file = std::fs::File::create_new(made.path().join(file));
         file.expect("a new file").write_all(&bytes).expect("written");
@@ -223,7 +225,7 @@ fn files_are_read_again(name: &'static str) {
     let again = Adapter::read(made.path(), &model.config).expect("what was written is read");
     assert_eq!((&again.targets, &again.saved), (&adapter.targets, &adapter.saved), "{name}");
     assert!(again.values == values && again.notices.is_empty(), "{name}: {:?}", again.notices);
-    assert!(model.read_values(made.path()).expect("values") == values, "{name}");
+    assert!(checkpoint::values(&model, made.path()) == values, "{name}");
     let read = |path: &Path| json(&path.join("adapter_config.json"));
     let (ours, theirs) = (read(made.path()), read(&case.directory.join("adapter")));
     for key in ["use_dora", "use_rslora"] {
@@ -255,19 +257,8 @@ fn a_fresh_adapter_gives_the_base(name: &'static str) {
 
 of_each_case!(a_fresh_adapter_gives_the_base);
 
-/// With a cache, each step must see what one pass over the whole row sees.
 fn greedy_generation_equals_whole_passes(name: &'static str) {
-    let model = Case::load(name).with_adapter();
-    let prompt = [5, 17, 42, 9, 33, 8, 61];
-    let got = model.generate(&prompt, 8, Sampling::GREEDY, &[], &mut |_| {}).expect("a generation").tokens;
-    let mut row = prompt.to_vec();
-    for (n, &token) in got.iter().enumerate() {
-        let logits = model.logits(&row).expect("logits");
-        let last = &logits[logits.len() - model.config.vocabulary..];
-        let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).expect("a vocabulary") as u32;
-        assert_eq!(token, best, "{name}: token {n} of {got:?}");
-        row.push(token);
-    }
+    greedy_as_in_whole_passes(name, &Case::load(name).with_adapter(), 8);
 }
 
 of_each_case!(greedy_generation_equals_whole_passes: dora saved_both vocabulary_untied);

@@ -6,11 +6,12 @@ use finetune_model::adapter::Adapter;
 use finetune_model::{
     Adaptation, BaseCheck, BaseName, LoraTarget, Model, ModelConfig, ModelError, Placement, base_digest,
 };
-use finetune_store::{Dtype, NewFile, RealDisk, commit_directory};
+use finetune_store::{Dtype, RealDisk, Staging};
 use serde_json::{Value, json};
 
 use crate::made::{Tensor, adapter, f32s, floats, golden, model, put, read_json, write, write_tensors};
 
+mod checkpoint;
 mod made;
 
 fn config(family: &str) -> ModelConfig {
@@ -413,14 +414,15 @@ fn an_adapter_knows_its_base() {
     let parent = tempfile::tempdir().expect("a directory");
     let digest = base_digest(&golden("llama")).expect("a digest");
     let write_adapter = |name: &str, about: Value, state: Option<Value>| {
-        let mut files: Vec<(&str, Vec<u8>)> = made::ADAPTER
-            .map(|name| (name, std::fs::read(golden("llama").join("adapter").join(name)).expect("a file")))
-            .to_vec();
-        files.extend(state.map(|state| ("trainer_state.json", state.to_string().into_bytes())));
-        let files: Vec<NewFile<'_>> =
-            files.iter().map(|(name, bytes)| NewFile { name, bytes: bytes.as_slice().into() }).collect();
-        let path = commit_directory(&RealDisk, parent.path(), name, &files, &about).expect("committed");
-        read(&path).expect("an adapter")
+        let mut staging = Staging::begin(&RealDisk, parent.path(), name).expect("a new directory");
+        for name in made::ADAPTER {
+            let bytes = std::fs::read(golden("llama").join("adapter").join(name)).expect("a file");
+            staging.write(name, &bytes).expect("written");
+        }
+        if let Some(state) = state {
+            staging.write("trainer_state.json", state.to_string().as_bytes()).expect("written");
+        }
+        read(&staging.publish(&about).expect("published")).expect("an adapter")
     };
     let manifest = write_adapter("one", json!({"kind": "adapter", "base_digest": digest}), None);
     let state = write_adapter("two", json!({"kind": "checkpoint"}), Some(json!({"identity": {"model": digest}})));
@@ -460,7 +462,7 @@ fn what_is_written_names_its_base() {
     let values = model.parameters().expect("values");
     let base = BaseName { name: "someone/base-7b".to_owned(), revision: Some("v2".to_owned()) };
     let made = tempfile::tempdir().expect("a directory");
-    for (name, bytes) in model.files(&values, &base).expect("files") {
+    for (name, bytes) in checkpoint::files(&model, &values, &base) {
         write(&made.path().join(name), bytes);
     }
     let again = read(made.path()).expect("what was written is read");

@@ -1,5 +1,6 @@
 //! Experts that a file holds in stacks: they are read as single ones.
 
+mod checkpoint;
 mod made;
 
 use std::collections::BTreeMap;
@@ -399,7 +400,7 @@ fn branches_of_gpt_oss_are_written_as_peft_has_them() {
         model.attach(&adapter).expect("an adapter of this model");
         let values = model.parameters().expect("values");
         let exported = adapter.peft_files(0.0, &model.config).expect("files");
-        let checkpoint = model.files(&values, &BaseName::default()).expect("files");
+        let checkpoint = checkpoint::files(&model, &values, &BaseName::default());
         for files in [exported, checkpoint] {
             let written = tempfile::tempdir().expect("a directory");
             for (name, bytes) in files {
@@ -414,7 +415,7 @@ fn branches_of_gpt_oss_are_written_as_peft_has_them() {
             assert_eq!(settings["target_parameters"], json!(parameters.collect::<Vec<_>>()));
             assert_eq!(settings["target_modules"], json!(["q_proj"]));
             assert_eq!((&settings["r"], &settings["rank_pattern"]), (&json!(4), &json!({})));
-            assert_eq!(model.read_values(written.path()).expect("values"), values);
+            assert_eq!(checkpoint::values(&model, written.path()), values);
             let again = Adapter::read(written.path(), &model.config).expect("an adapter");
             assert_eq!((again.targets, again.values), (adapter.targets.clone(), adapter.values.clone()));
         }

@@ -21,8 +21,8 @@ mod each_family;
 mod golden;
 
 use golden::{
-    ANY, GRADIENTS, LOGITS, Rows, batch, directory, families, floats, gpu, json, largest_difference, placement,
-    relative_norm, rows,
+    ANY, GRADIENTS, LOGITS, PROMPT, Rows, batch, directory, families, floats, gpu, greedy_as_in_whole_passes, json,
+    largest_difference, placement, relative_norm, rows,
 };
 
 struct Golden {
@@ -267,20 +267,10 @@ fn llama3_rope_frequencies() {
     }
 }
 
-/// With a cache, each step must see what one pass over the whole row sees.
 fn greedy_generation_equals_whole_passes(family: &'static str) {
     let model = Golden::load(family).with_adapter();
-    let prompt = [5, 17, 42, 9, 33, 8, 61];
-    let got = model.generate(&prompt, 12, Sampling::GREEDY, &[], &mut |_| {}).expect("a generation").tokens;
-    let mut row = prompt.to_vec();
-    for (n, &token) in got.iter().enumerate() {
-        let logits = model.logits(&row).expect("logits");
-        let last = &logits[logits.len() - model.config.vocabulary..];
-        let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).expect("a vocabulary") as u32;
-        assert_eq!(token, best, "{family}: token {n} of {got:?}");
-        row.push(token);
-    }
-    let stopped = model.generate(&prompt, 12, Sampling::GREEDY, &[got[3]], &mut |_| {}).expect("a generation");
+    let got = greedy_as_in_whole_passes(family, &model, 12);
+    let stopped = model.generate(&PROMPT, 12, Sampling::GREEDY, &[got[3]], &mut |_| {}).expect("a generation");
     let first = got.iter().position(|token| *token == got[3]).expect("it is there");
     assert_eq!((stopped.tokens.as_slice(), stopped.stopped_by), (&got[..=first], Some(got[3])), "{family}");
 }

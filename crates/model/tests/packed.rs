@@ -9,9 +9,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use finetune_model::adapter::Adapter;
-use finetune_model::{
-    Backward, Batch, Coefficients, Model, ModelConfig, Placement, Sampling, Scheme, expected_tensors,
-};
+use finetune_model::{Backward, Batch, Coefficients, Model, ModelConfig, Placement, Scheme, expected_tensors};
 use finetune_packed::files::{PackedConfig, find};
 use finetune_packed::{PackedMatrix, Stored, quantize};
 use finetune_store::{Dtype, TensorFile, TensorSet, TensorView};
@@ -22,7 +20,8 @@ mod golden;
 mod made;
 
 use golden::{
-    ANY, GRADIENTS, LOGITS, Rows, batch, floats, goldens, gpu, json, largest_difference, placement, relative_norm, rows,
+    ANY, GRADIENTS, LOGITS, Rows, batch, floats, goldens, gpu, greedy_as_in_whole_passes, json, largest_difference,
+    placement, relative_norm, rows,
 };
 
 /// Makes one test of a check for each case, `CHECK::CASE`. The second form names the cases.
@@ -280,20 +279,9 @@ fn quantized_while_loading(name: &'static str) {
 
 of_each_case!(quantized_while_loading: nf4 int8 mlx4 mlx8 mxfp4);
 
-/// With a cache, each step must see what one pass over the whole row sees.
 fn greedy_generation_equals_whole_passes(name: &'static str) {
     let case = Case::load(name);
-    let model = case.with_adapter(&case.path(), &placement());
-    let prompt = [5, 17, 42, 9, 33, 8, 61];
-    let got = model.generate(&prompt, 8, Sampling::GREEDY, &[], &mut |_| {}).expect("a generation").tokens;
-    let mut row = prompt.to_vec();
-    for (n, &token) in got.iter().enumerate() {
-        let logits = model.logits(&row).expect("logits");
-        let last = &logits[logits.len() - model.config.vocabulary..];
-        let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).expect("a vocabulary") as u32;
-        assert_eq!(token, best, "{name}: token {n} of {got:?}");
-        row.push(token);
-    }
+    greedy_as_in_whole_passes(name, &case.with_adapter(&case.path(), &placement()), 8);
 }
 
 of_each_case!(greedy_generation_equals_whole_passes: nf4 int8 mlx4 mlx3 mxfp4 fp8_blocks fp8_deepseek_v3

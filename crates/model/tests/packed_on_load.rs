@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use crate::golden::{ANY, batch};
 use crate::made::{Tensor, put, read_json, read_tensors, write, write_tensors};
 
+mod checkpoint;
 mod golden;
 mod made;
 
@@ -42,7 +43,7 @@ fn dense(tied: bool) -> TempDir {
     let mut model = Model::initialize(made.path(), 7, &Placement::cpu(None)).expect("a model");
     model.train_all();
     let values = model.parameters().expect("values");
-    for (name, bytes) in model.files(&values, &BaseName::default()).expect("files") {
+    for (name, bytes) in checkpoint::files(&model, &values, &BaseName::default()) {
         write(&made.path().join(name), bytes);
     }
     let mut tensors = read_tensors(&made.path().join("model.safetensors"));
@@ -192,7 +193,7 @@ fn trained(model: &mut Model, base: &Path, scheme: Option<Scheme>, parent: &Path
     values.iter_mut().zip(noise).for_each(|(value, noise)| *value += noise);
     model.set_parameters(&values);
     let mut staging = Staging::begin(&RealDisk, parent, "adapter").expect("a new directory");
-    for (name, bytes) in model.files(&values, &BaseName::default()).expect("files") {
+    for (name, bytes) in checkpoint::files(model, &values, &BaseName::default()) {
         staging.write(&name, &bytes).expect("written");
     }
     let mut about = json!({"kind": "adapter", "base_digest": finetune_model::base_digest(base).expect("a digest")});

@@ -1,6 +1,7 @@
 //! Layers whose names PEFT 0.21 takes for those of experts: dense layers, shared experts and routers beside
 //! experts that it puts together. An adapter names their weights in `target_parameters`, as PEFT finds them there.
 
+mod checkpoint;
 mod made;
 
 use std::path::Path;
@@ -34,7 +35,7 @@ fn settings(family: &str, lines: &str) -> ([Value; 2], Vec<String>) {
     let notices = adaptation.peft_notices(&model.config);
     model.add_adapter(adaptation.clone(), 7).expect("an adapter");
     let values = model.parameters().expect("values");
-    let checkpoint = directory(model.files(&values, &BaseName::default()).expect("files"));
+    let checkpoint = directory(checkpoint::files(&model, &values, &BaseName::default()));
     let adapter = Adapter::read(checkpoint.path(), &model.config).expect("an adapter");
     let export = directory(adapter.peft_files(adaptation.dropout, &model.config).expect("files"));
     for made in [&checkpoint, &export] {

@@ -1,5 +1,6 @@
 //! Multimodal models: the text model in them is read, trained and merged, and the rest stays as it is.
 
+mod checkpoint;
 mod made;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,7 +96,7 @@ fn an_adapter_names_modules_of_the_whole_model() {
     let adapter = Adapter::read(&golden(FAMILY).join("adapter"), &model.config).expect("an adapter");
     model.attach(&adapter).expect("attached");
     let values = model.parameters().expect("values");
-    let files = model.files(&values, &BaseName { name: "base".to_owned(), revision: None }).expect("files");
+    let files = checkpoint::files(&model, &values, &BaseName { name: "base".to_owned(), revision: None });
     let written = tempfile::tempdir().expect("a directory");
     for (name, bytes) in &files {
         made::write(&written.path().join(name), bytes);
@@ -112,7 +113,7 @@ fn an_adapter_names_modules_of_the_whole_model() {
     assert_eq!(names(written.path()), names(&golden(FAMILY).join("adapter")));
     let again = Adapter::read(written.path(), &model.config).expect("an adapter");
     assert_eq!(again.targets, adapter.targets);
-    assert_eq!(model.read_values(written.path()).expect("values"), values);
+    assert_eq!(checkpoint::values(&model, written.path()), values);
 }
 
 /// A text model as the hub has it in a wrapper.

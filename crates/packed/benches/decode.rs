@@ -13,9 +13,6 @@ use half::{bf16, f16};
 
 const SHAPE: [usize; 2] = [256, 4096];
 
-/// Rows that are transposed.
-const PANEL: usize = 16;
-
 /// The best of so many times.
 const TIMES: usize = 40;
 
@@ -108,10 +105,7 @@ fn main() {
     let [rows, columns] = SHAPE;
     // 64 KiB of values at a time, as the products take them.
     let mut out = vec![0f32; 16 * 1024];
-    println!(
-        "{:16} {:9} {:>8} {:>12} {:>8} {:>12}   ns a weight",
-        "", "", "rows", "transposed", "product", "of 8 rows"
-    );
+    println!("{:16} {:9} {:>8} {:>8} {:>12}   ns a weight", "", "", "rows", "product", "of 8 rows");
     let halves = vec![bf16::ONE; rows * columns];
     let widened = best(|| {
         for some in halves.chunks_exact(out.len()) {
@@ -128,8 +122,8 @@ fn main() {
         let of_f32 = best(|| {
             std::hint::black_box(floats.chunks_exact(columns).map(|row| set.dot_f32(x, row)).sum::<f32>());
         });
-        println!("{:16} {:9} {:8} {:12} {of_bf16:8.3}", "bf16", format!("{set:?}"), "", "");
-        println!("{:16} {:9} {:8} {:12} {of_f32:8.3}", "f32", format!("{set:?}"), "", "");
+        println!("{:16} {:9} {:8} {of_bf16:8.3}", "bf16", format!("{set:?}"), "");
+        println!("{:16} {:9} {:8} {of_f32:8.3}", "f32", format!("{set:?}"), "");
     }
     for (name, matrix) in matrices().into_iter().filter(|(name, _)| name.contains(&wanted)) {
         for set in InstructionSet::here() {
@@ -137,15 +131,6 @@ fn main() {
                 for row in 0..rows {
                     let out = &mut out[row % 4 * columns..][..columns];
                     matrix.decode_row_with(set, row, 0..columns, std::hint::black_box(out));
-                }
-            });
-            let some = out.len() / PANEL;
-            let transposed = best(|| {
-                for row in (0..rows).step_by(PANEL) {
-                    for column in (0..columns).step_by(some) {
-                        let out = std::hint::black_box(&mut out);
-                        matrix.decode_transposed_with(set, row..row + PANEL, column..column + some, out);
-                    }
                 }
             });
             let mut products = vec![0f32; rows];
@@ -158,7 +143,7 @@ fn main() {
                 });
             });
             let set = format!("{set:?}");
-            println!("{name:16} {set:9} {of_rows:8.3} {transposed:12.3} {product:8.3} {several:12.3}");
+            println!("{name:16} {set:9} {of_rows:8.3} {product:8.3} {several:12.3}");
         }
     }
     println!("\npacked by {} threads", rayon::current_num_threads());

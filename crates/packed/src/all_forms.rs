@@ -6,10 +6,10 @@ use half::{bf16, f16};
 use crate::numbers::e4m3;
 use crate::{Codes, Decoder, Groups, NibbleOrder, Numbers, PackedMatrix, Rounding, Zeros};
 
-/// Rows of each: more than are transposed at a time.
+/// Rows of each.
 pub(crate) const ROWS: usize = 27;
 
-/// Odd, even, and beyond the columns that are transposed at a time.
+/// Odd, even, narrow and wide.
 const WIDTHS: [usize; 4] = [37, 64, 177, 528];
 
 pub(crate) struct Random(pub(crate) Stream);

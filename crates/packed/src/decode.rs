@@ -1,5 +1,4 @@
-//! Decoding rows and blocks: [`PackedMatrix::value`] for many elements at a time, with the same
-//! bits.
+//! Decoding rows: [`PackedMatrix::value`] for many elements at a time, with the same bits.
 
 #[cfg(test)]
 mod tests;
@@ -14,16 +13,6 @@ use crate::values::{Each, Meaning, Piece};
 
 /// Groups whose scales are read at a time, to a buffer on the stack.
 const GROUPS: usize = 64;
-
-/// Columns that are decoded before they are transposed. With [`ROWS`] rows they take 32 KiB.
-const COLUMNS: usize = 512;
-
-/// From one of these rows to the next. A power of two would put all rows into the same places of a
-/// cache.
-const STRIDE: usize = COLUMNS + 16;
-
-/// Rows that are transposed at a time: a column of them is a cache line.
-const ROWS: usize = 16;
 
 /// Groups of a row that follow each other.
 struct Runs {
@@ -51,56 +40,6 @@ impl PackedMatrix {
     /// If the range is beyond the matrix, or `out` is not as long as it.
     pub fn decode_row(&self, row: usize, columns: Range<usize>, out: &mut [f32]) {
         self.decode_row_with(InstructionSet::best(), row, columns, out);
-    }
-
-    /// The values of a block, row after row: `out` is [rows, columns].
-    ///
-    /// # Panics
-    /// As [`PackedMatrix::decode_row`].
-    pub fn decode_block(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
-        assert_eq!(out.len(), rows.len() * columns.len(), "a buffer of the size of the block");
-        if columns.is_empty() {
-            return;
-        }
-        let set = InstructionSet::best();
-        for (row, out) in rows.zip(out.chunks_exact_mut(columns.len())) {
-            self.decode_row_with(set, row, columns.clone(), out);
-        }
-    }
-
-    /// The values of a block, column after column: `out` is [columns, rows].
-    ///
-    /// # Panics
-    /// As [`PackedMatrix::decode_row`].
-    pub fn decode_transposed(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
-        self.decode_transposed_with(InstructionSet::best(), rows, columns, out);
-    }
-
-    /// [`PackedMatrix::decode_transposed`] with one of [`InstructionSet::here`], for tests and
-    /// benchmarks.
-    ///
-    /// # Panics
-    /// As [`PackedMatrix::decode_row`].
-    pub fn decode_transposed_with(
-        &self,
-        set: InstructionSet,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        out: &mut [f32],
-    ) {
-        assert_eq!(out.len(), rows.len() * columns.len(), "a buffer of the size of the block");
-        let mut block = [0f32; ROWS * STRIDE];
-        for first in columns.clone().step_by(COLUMNS) {
-            let some = first..columns.end.min(first + COLUMNS);
-            let out = &mut out[(first - columns.start) * rows.len()..][..some.len() * rows.len()];
-            for row in rows.clone().step_by(ROWS) {
-                let here = row..rows.end.min(row + ROWS);
-                for (row, line) in here.clone().zip(block.chunks_exact_mut(STRIDE)) {
-                    self.decode_row_with(set, row, some.clone(), &mut line[..some.len()]);
-                }
-                set.transpose(&block, STRIDE, [here.len(), some.len()], &mut out[row - rows.start..], rows.len());
-            }
-        }
     }
 
     /// [`PackedMatrix::decode_row`] with one of [`InstructionSet::here`], for tests and benchmarks.

@@ -1,4 +1,4 @@
-//! Instruction sets, and what is written in their own instructions: looking values up, transposing.
+//! Instruction sets, and what is written in their own instructions: looking values up.
 
 use std::sync::OnceLock;
 
@@ -106,29 +106,6 @@ impl InstructionSet {
     }
 }
 
-impl InstructionSet {
-    for_each_set! {
-        pub(crate) fn transpose(self, block: &[f32], stride: usize, shape: [usize; 2], out: &mut [f32], out_stride: usize) {
-            avx512: transpose_avx2(block, stride, shape, out, out_stride),
-            avx2: transpose_avx2(block, stride, shape, out, out_stride),
-            baseline: transpose(block, stride, shape, [0, 0], out, out_stride),
-        }
-    }
-}
-
-/// `out[column · out_stride + row] = block[row · stride + column]` for `shape` rows and columns,
-/// except for the first `done` rows of the first `done` columns.
-#[inline(always)]
-fn transpose(block: &[f32], stride: usize, shape: [usize; 2], done: [usize; 2], out: &mut [f32], out_stride: usize) {
-    let [rows, columns] = shape;
-    for column in 0..columns {
-        let from = if column < done[1] { done[0] } else { 0 };
-        for (row, out) in (from..rows).zip(&mut out[column * out_stride..][from..rows]) {
-            *out = block[row * stride + column];
-        }
-    }
-}
-
 /// Values of codes of at most 4 bits, one by one.
 #[cold]
 fn look_up_some(codes: &Codes, bit: usize, values: &[f32; 16], out: &mut [f32]) {
@@ -204,7 +181,7 @@ fn look_up_eight(word: u32, shifts: &[i32; 8], values: &[f32; 16], out: &mut [f3
 }
 
 #[cfg(target_arch = "x86_64")]
-use x86::{long_avx2, long_avx512, short_avx2, short_avx512, transpose_avx2};
+use x86::{long_avx2, long_avx512, short_avx2, short_avx512};
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{round_avx2, round_avx512};
 
@@ -431,43 +408,6 @@ mod x86 {
                 }
                 piece.decode_some(group, codes_of_rest, rest);
                 bit += CODES * piece.codes.bits();
-            }
-        }
-    }
-
-    /// As [`transpose`], 8 × 8 elements at a time.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) fn transpose_avx2(block: &[f32], stride: usize, shape: [usize; 2], out: &mut [f32], out_stride: usize) {
-        let whole = shape.map(|length| length / 8 * 8);
-        for column in (0..whole[1]).step_by(8) {
-            for row in (0..whole[0]).step_by(8) {
-                let (block, out) = (&block[row * stride + column..], &mut out[column * out_stride + row..]);
-                transpose_eight(block, stride, out, out_stride);
-            }
-        }
-        transpose(block, stride, shape, whole, out, out_stride);
-    }
-
-    /// 8 × 8 elements.
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn transpose_eight(block: &[f32], stride: usize, out: &mut [f32], out_stride: usize) {
-        assert!(block.len() >= 7 * stride + 8 && out.len() >= 7 * out_stride + 8, "eight rows and columns");
-        // SAFETY: n is below 8, and the slice reaches to the end of the eighth row.
-        let row = |n: usize| unsafe { _mm256_loadu_ps(block.as_ptr().add(n * stride)) };
-        let pair = |n: usize| (_mm256_unpacklo_ps(row(n), row(n + 1)), _mm256_unpackhi_ps(row(n), row(n + 1)));
-        let four = |n: usize| {
-            let ((a, b), (c, d)) = (pair(n), pair(n + 2));
-            let (e, f) = (_mm256_shuffle_ps::<0x44>(a, c), _mm256_shuffle_ps::<0xee>(a, c));
-            [e, f, _mm256_shuffle_ps::<0x44>(b, d), _mm256_shuffle_ps::<0xee>(b, d)]
-        };
-        let (upper, lower) = (four(0), four(4));
-        for n in 0..4 {
-            let low = _mm256_permute2f128_ps::<0x20>(upper[n], lower[n]);
-            let high = _mm256_permute2f128_ps::<0x31>(upper[n], lower[n]);
-            for (column, values) in [(n, low), (n + 4, high)] {
-                // SAFETY: the column is below 8, and the slice reaches to the end of the eighth.
-                unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(column * out_stride), values) };
             }
         }
     }

@@ -16,7 +16,6 @@
 //! There is no pointer to the latest directory, which could be torn itself. The latest is the one
 //! with the highest number whose manifest verifies (`retention.rs`).
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -32,39 +31,9 @@ use crate::names::SafeName;
 use crate::own_names::{UNFINISHED, temporary_name};
 use crate::tensors::PIECE;
 
-/// A file to be written.
-#[derive(Debug, Clone)]
-pub struct NewFile<'a> {
-    /// Its name in the directory (see [`crate::SafeName`]).
-    pub name: &'a str,
-    /// What it will hold.
-    pub bytes: Cow<'a, [u8]>,
-}
-
-/// Writes `files` and a manifest into the new directory `parent/name` and returns its path.
-///
-/// `about` is a JSON object with the text `kind`; the rest of it comes back as
-/// [`Manifest::fields`]. Once this has returned `Ok`, the directory survives a power cut.
-///
-/// # Errors
-/// [`StoreError::AlreadyExists`], [`StoreError::UnsafeName`], or a failure of the disk. Then
-/// nothing stands under the name unless it is complete, and what was written is removed if it can
-/// be.
-pub fn commit_directory(
-    disk: &dyn Disk,
-    parent: &Path,
-    name: &str,
-    files: &[NewFile],
-    about: &serde_json::Value,
-) -> Result<PathBuf, StoreError> {
-    let mut staging = Staging::begin(disk, parent, name)?;
-    staging.write_all(files)?;
-    staging.publish(about)
-}
-
-/// A directory that is being written and is not visible yet. It is for exports that are too large
-/// for memory: write into [`Staging::directory`], [`Staging::record`] each file, then publish. A
-/// `Staging` that is dropped unpublished removes what it wrote.
+/// A directory that is being written and is not visible yet: begin it, [`Staging::write`] each file,
+/// publish. Another writer's files go into [`Staging::directory`], and [`Staging::record`] takes them
+/// into the manifest. A `Staging` that is dropped unpublished removes what it wrote.
 pub struct Staging<'disk> {
     pub(crate) disk: &'disk dyn Disk,
     pub(crate) parent: PathBuf,
@@ -118,11 +87,6 @@ impl<'disk> Staging<'disk> {
     /// Where the files are until they are published.
     pub fn directory(&self) -> &Path {
         &self.temporary
-    }
-
-    pub(crate) fn write_all(&mut self, files: &[NewFile]) -> Result<(), StoreError> {
-        self.needed_bytes = files.iter().map(|file| file.bytes.len() as u64).sum();
-        files.iter().try_for_each(|file| self.write(file.name, &file.bytes))
     }
 
     /// Writes and syncs one file.
@@ -213,7 +177,11 @@ impl<'disk> Staging<'disk> {
         Ok(())
     }
 
-    /// Makes the directory visible under its name, which must still not exist.
+    /// Writes the manifest and makes the directory visible under its name, which must still not exist.
+    /// Returns its path. Once this has returned `Ok`, the directory survives a power cut.
+    ///
+    /// `about` is a JSON object with the text `kind`; the rest of it comes back as
+    /// [`Manifest::fields`].
     ///
     /// # Errors
     /// [`StoreError::AlreadyExists`], [`StoreError::CannotWrite`] if `about` is no object with a

@@ -1,6 +1,6 @@
 //! Bytes on disk that can be trusted.
 //!
-//! **Owns:** directories that appear whole or not at all ([`commit_directory`]), manifests with
+//! **Owns:** directories that appear whole or not at all ([`Staging`]), manifests with
 //! the hash of every file, the lock of a run directory, bounded reading and deterministic writing
 //! of safetensors, names that cannot leave their directory, the kind of what lies at a path
 //! ([`recognize`]), the user's caches.
@@ -50,7 +50,7 @@ mod unique_map;
 
 pub use absent::{has_header, header_bytes, keep_header, missing_shards, no_shard};
 pub use cache::{Cache, EntryLock};
-pub use directory::{NewFile, Staging, commit_directory, ensure_directory};
+pub use directory::{Staging, ensure_directory};
 pub use disk::{Disk, RealDisk};
 pub use dtype::Dtype;
 pub use encode::{TensorSpec, bytes_of_tensors, encode_tensors};
@@ -66,7 +66,7 @@ pub use manifest::{FileRecord, MANIFEST_NAME, MAX_MANIFEST_BYTES, Manifest, veri
 pub use names::{SafeName, inside, stays_inside};
 pub use read_rate::read_rate;
 pub use recognition::{recognize, recognize_content, refuse_links_out, refuse_stand_ins};
-pub use replace::{check_replaceable, manifest_of, replace_directory, replace_file};
+pub use replace::{check_replaceable, manifest_of, replace_file};
 pub use retention::{Rejected, newest_verified, numbered, remove_directory, set_aside, sweep};
 pub use shards::write_shards;
 pub use size::human_bytes;

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::directory::{NewFile, Staging, ensure_directory};
+use crate::directory::{Staging, ensure_directory};
 use crate::disk::Disk;
 use crate::error::{Operation, StoreError};
 use crate::failpoint;
@@ -35,30 +35,15 @@ pub fn replace_file(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), St
     })
 }
 
-/// Like [`crate::commit_directory`], but replaces what stands at `path` once the new directory is
-/// complete. Only an empty directory is replaced, or one of the same kind that this program wrote.
-/// Everything in it must be in its manifest, except names with a leading dot, such as `.DS_Store`.
-///
-/// # Errors
-/// [`StoreError::NotOurs`], [`StoreError::OtherKind`], or as [`crate::commit_directory`].
-pub fn replace_directory(
-    disk: &dyn Disk,
-    path: &Path,
-    files: &[NewFile],
-    about: &serde_json::Value,
-) -> Result<PathBuf, StoreError> {
-    let kind = about.get("kind").and_then(serde_json::Value::as_str).unwrap_or_default();
-    let mut staging = Staging::begin_replacing(disk, path, kind)?;
-    staging.write_all(files)?;
-    staging.publish_replacing(about)
-}
-
 impl<'disk> Staging<'disk> {
     /// Starts a directory of this kind that will take the place of what is at `path`, if anything
     /// is. Removes what killed processes left beside it.
     ///
+    /// Only an empty directory is replaced, or one of the same kind that this program wrote.
+    /// Everything in it must be in its manifest, except names with a leading dot, such as `.DS_Store`.
+    ///
     /// # Errors
-    /// As [`replace_directory`].
+    /// [`StoreError::NotOurs`], [`StoreError::OtherKind`], or as [`Staging::begin`].
     pub fn begin_replacing(disk: &'disk dyn Disk, path: &Path, kind: &str) -> Result<Self, StoreError> {
         let (parent, name) = split(path)?;
         sweep_beside(disk, &parent, name);
@@ -67,10 +52,11 @@ impl<'disk> Staging<'disk> {
         Self::begin_any(disk, &parent, name)
     }
 
-    /// Makes the directory visible under its name, in the place of the one that had it.
+    /// Makes the directory visible under its name, in the place of the one that had it. `about` as in
+    /// [`Staging::publish`].
     ///
     /// # Errors
-    /// As [`replace_directory`].
+    /// As [`Staging::begin_replacing`] and [`Staging::publish`].
     pub fn publish_replacing(self, about: &serde_json::Value) -> Result<PathBuf, StoreError> {
         let kind = about.get("kind").and_then(serde_json::Value::as_str).unwrap_or_default();
         self.finish_files(about)?;
@@ -112,8 +98,8 @@ impl<'disk> Staging<'disk> {
     }
 }
 
-/// Refuses a path that [`replace_directory`] would refuse to replace, whatever its kind: this
-/// program did not write what is there, or there is more in it.
+/// Refuses a path that [`Staging::begin_replacing`] would refuse, whatever its kind: this program did
+/// not write what is there, or there is more in it.
 ///
 /// # Errors
 /// [`StoreError::NotOurs`], [`StoreError::Io`].

@@ -6,19 +6,26 @@ use std::path::{Path, PathBuf};
 
 use finetune_advice::Advice as _;
 use finetune_store::{
-    MANIFEST_NAME, Manifest, NewFile, RealDisk, StoreError, commit_directory, ensure_directory, newest_verified,
-    numbered, remove_directory, replace_directory, sweep, verify_directory,
+    MANIFEST_NAME, Manifest, RealDisk, Staging, StoreError, ensure_directory, newest_verified, numbered,
+    remove_directory, sweep, verify_directory,
 };
 use serde_json::json;
 
+mod filled;
+
+use filled::filled;
+
 fn committed(parent: &Path, number: u64) -> PathBuf {
     let payload: Vec<u8> = (0..4096_u32).map(|i| (i * 31 + i / 256) as u8).collect();
-    let files = [
-        NewFile { name: "adapter.safetensors", bytes: payload.into() },
-        NewFile { name: "note.txt", bytes: b"a short note"[..].into() },
-    ];
-    let about = json!({"kind": "checkpoint", "step": number, "loss": 0.1});
-    commit_directory(&RealDisk, parent, &format!("step-{number:06}"), &files, &about).unwrap()
+    let staging = Staging::begin(&RealDisk, parent, &format!("step-{number:06}")).unwrap();
+    let staging = filled(staging, &[("adapter.safetensors", &payload), ("note.txt", b"a short note")]).unwrap();
+    staging.publish(&json!({"kind": "checkpoint", "step": number, "loss": 0.1})).unwrap()
+}
+
+/// Puts a directory of this kind with one file into the place of what is at `path`.
+fn replace(path: &Path, kind: &str, bytes: &[u8]) -> Result<PathBuf, StoreError> {
+    let staging = Staging::begin_replacing(&RealDisk, path, kind)?;
+    filled(staging, &[("adapter_model.safetensors", bytes)])?.publish_replacing(&json!({"kind": kind}))
 }
 
 fn verify_error(path: &Path) -> StoreError {
@@ -175,9 +182,9 @@ fn an_export_sweeps_beside_itself() {
     let mine = directory.path().join(format!("merged.tmp-1-{nonce}"));
     fs::create_dir(&mine).unwrap();
     fs::write(mine.join("thesis.txt"), "years of work").unwrap();
-    let alive = finetune_store::Staging::begin_replacing(&RealDisk, &path, "merged").unwrap();
+    let alive = Staging::begin_replacing(&RealDisk, &path, "merged").unwrap();
     assert!(!dead.exists() && of_another.exists() && mine.exists());
-    let again = finetune_store::Staging::begin_replacing(&RealDisk, &path, "merged").unwrap();
+    let again = Staging::begin_replacing(&RealDisk, &path, "merged").unwrap();
     assert!(alive.directory().exists() && again.directory().exists());
     drop((alive, again));
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
@@ -187,13 +194,12 @@ fn an_export_sweeps_beside_itself() {
 fn only_an_earlier_one_of_the_same_kind_makes_way() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("step-000002");
-    let files = || [NewFile { name: "adapter_model.safetensors", bytes: b"one"[..].into() }];
-    commit_directory(&RealDisk, directory.path(), "step-000002", &files(), &json!({"kind": "checkpoint"})).unwrap();
-    let error = replace_directory(&RealDisk, &path, &files(), &json!({"kind": "adapter"})).unwrap_err();
+    committed(directory.path(), 2);
+    let error = replace(&path, "adapter", b"one").unwrap_err();
     assert!(matches!(error, StoreError::OtherKind { .. }), "{error}");
     assert!(error.to_string().contains("is a checkpoint of finetune"), "{error}");
     verify_directory(&RealDisk, &path).unwrap();
-    replace_directory(&RealDisk, &path, &files(), &json!({"kind": "checkpoint"})).unwrap();
+    replace(&path, "checkpoint", b"one").unwrap();
 }
 
 #[test]
@@ -201,8 +207,8 @@ fn what_cannot_be_committed_is_refused_and_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let parent = directory.path();
     let commit = |name: &str, files: &[&str], about: serde_json::Value| {
-        let files: Vec<_> = files.iter().map(|name| NewFile { name, bytes: b"x"[..].into() }).collect();
-        commit_directory(&RealDisk, parent, name, &files, &about)
+        let files: Vec<(&str, &[u8])> = files.iter().map(|name| (*name, b"x".as_slice())).collect();
+        filled(Staging::begin(&RealDisk, parent, name)?, &files)?.publish(&about)
     };
     let about = || json!({"kind": "checkpoint"});
     for (name, files, about) in [
@@ -226,10 +232,7 @@ fn what_cannot_be_committed_is_refused_and_leaves_nothing() {
 fn only_our_own_directories_are_replaced() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("My adapter");
-    let replace = |bytes: &[u8]| {
-        let files = [NewFile { name: "adapter_model.safetensors", bytes: bytes.into() }];
-        replace_directory(&RealDisk, &path, &files, &json!({"kind": "adapter"}))
-    };
+    let replace = |bytes: &[u8]| replace(&path, "adapter", bytes);
     ensure_directory(&RealDisk, &path).unwrap();
     replace(b"one").unwrap();
     fs::write(path.join(".DS_Store"), "").unwrap();

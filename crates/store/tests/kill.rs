@@ -3,14 +3,17 @@
 use std::path::Path;
 use std::process::Command;
 
-use finetune_store::{NewFile, RealDisk, commit_directory, newest_verified, numbered, remove_directory, sweep};
+use finetune_store::{RealDisk, Staging, newest_verified, numbered, remove_directory, sweep};
 use serde_json::json;
 
+mod filled;
+
+use filled::filled;
+
 fn save(parent: &Path, number: u64) {
-    let files =
-        [NewFile { name: "one", bytes: vec![1; 1000].into() }, NewFile { name: "two", bytes: vec![2; 1000].into() }];
-    let about = json!({"kind": "checkpoint"});
-    commit_directory(&RealDisk, parent, &format!("step-{number:06}"), &files, &about).unwrap();
+    let staging = Staging::begin(&RealDisk, parent, &format!("step-{number:06}")).unwrap();
+    let staging = filled(staging, &[("one", &[1; 1000]), ("two", &[2; 1000])]).unwrap();
+    staging.publish(&json!({"kind": "checkpoint"})).unwrap();
 }
 
 /// The work of the killed process, not a test of its own.

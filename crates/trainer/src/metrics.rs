@@ -13,7 +13,7 @@ use crate::names::free_name;
 pub(crate) const FILE: &str = "metrics.jsonl";
 
 /// A row of an optimizer step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepRow {
     /// The step, from 1.
     pub step: u64,
@@ -69,7 +69,7 @@ impl ExpertRow {
 }
 
 /// One rank's part in a step.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RankRow {
     /// The rank.
     pub rank: usize,
@@ -267,24 +267,7 @@ mod tests {
 
     #[test]
     fn steps_without_a_row() {
-        let step = |step| {
-            let (ranks, seconds) = (Vec::new(), 1.0);
-            Row::Step(StepRow {
-                step,
-                epoch: 1.0,
-                loss: 1.0,
-                trained_tokens: 1,
-                tokens: 1,
-                grad_norm: 1.0,
-                learning_rate: 1.0,
-                tokens_per_second: 1.0,
-                seconds,
-                objective: BTreeMap::new(),
-                reading_seconds: None,
-                experts: Vec::new(),
-                ranks,
-            })
-        };
+        let step = |step| Row::Step(StepRow { step, ..StepRow::default() });
         for (steps, last, gaps_are) in [
             (&[1, 2, 3][..], 3, None),
             (&[], 0, None),

@@ -304,11 +304,8 @@ mod tests {
     use super::*;
 
     fn step(step: u64, loss: f64) -> String {
-        format!(
-            "{{\"step\":{step},\"epoch\":{},\"loss\":{loss},\"trained_tokens\":1,\"tokens\":1,\"grad_norm\":1,\
-             \"learning_rate\":1,\"tokens_per_second\":1,\"seconds\":2,\"ranks\":[]}}\n",
-            step as f64 / 4.0
-        )
+        let row = StepRow { step, epoch: step as f64 / 4.0, loss, seconds: 2.0, ..StepRow::default() };
+        serde_json::to_string(&row).expect("JSON") + "\n"
     }
 
     fn eval(step: u64) -> String {

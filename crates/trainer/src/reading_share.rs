@@ -47,36 +47,28 @@ impl ReadingShare {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::RankRow;
 
-    fn row(reading: &str, ranks: &str) -> StepRow {
-        let text = format!(
-            "{{\"step\":1,\"epoch\":1,\"loss\":1,\"trained_tokens\":1,\"tokens\":1,\"grad_norm\":1,\
-             \"learning_rate\":1,\"tokens_per_second\":1,\"seconds\":2{reading}{ranks}}}"
-        );
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
-    }
-
-    fn ranks(reading: &[Option<f64>]) -> String {
-        let row = |(rank, reading): (usize, &Option<f64>)| {
-            let reading = reading.map_or(String::new(), |seconds| format!(",\"reading_seconds\":{seconds}"));
-            format!("{{\"rank\":{rank},\"seconds\":1,\"sent\":0,\"received\":0,\"waited_for\":[]{reading}}}")
-        };
-        format!(",\"ranks\":[{}]", reading.iter().enumerate().map(row).collect::<Vec<_>>().join(","))
+    /// A step of two seconds: how long rank 0 has waited, and each of several ranks.
+    fn row(reading_seconds: Option<f64>, ranks: &[Option<f64>]) -> StepRow {
+        let of_rank = |(rank, &reading_seconds)| RankRow { rank, reading_seconds, ..RankRow::default() };
+        let ranks = ranks.iter().enumerate().map(of_rank).collect();
+        StepRow { step: 1, seconds: 2.0, reading_seconds, ranks, ..StepRow::default() }
     }
 
     #[test]
     fn the_rank_that_waits_longest_counts() {
-        let alone = |seconds: &str| row(&format!(",\"reading_seconds\":{seconds}"), "");
-        let together = |reading: &[Option<f64>]| row(",\"reading_seconds\":0.1", &ranks(reading));
+        let alone = |seconds| row(Some(seconds), &[]);
+        let together = |reading: &[Option<f64>]| row(Some(0.1), reading);
         for (rows, want) in [
             (vec![], None),
-            (vec![row("", "")], None),
-            (vec![row("", &ranks(&[None, None]))], None),
-            (vec![alone("0.4"), alone("0.2")], Some("15 % of the time")),
-            (vec![alone("0")], Some("less than 1 % of the time")),
+            (vec![row(None, &[])], None),
+            (vec![row(None, &[None, None])], None),
+            (vec![alone(0.4), alone(0.2)], Some("15 % of the time")),
+            (vec![alone(0.0)], Some("less than 1 % of the time")),
             (vec![together(&[Some(0.1), None, Some(1.0)])], Some("50 % of the time (rank 2)")),
             // The first step was made by one rank.
-            (vec![alone("1"), together(&[Some(1.0), Some(1.5)])], Some("50 % of the time (rank 0)")),
+            (vec![alone(1.0), together(&[Some(1.0), Some(1.5)])], Some("50 % of the time (rank 0)")),
         ] {
             let mut share = ReadingShare::default();
             rows.iter().for_each(|row| share.add(row));

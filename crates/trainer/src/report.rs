@@ -13,6 +13,7 @@ use std::path::Path;
 use chrono::DateTime;
 use finetune_store::{RealDisk, replace_file};
 
+pub use self::chart::thinned;
 pub use self::compared::{Compared, compare_page};
 
 use self::chart::{Chart, Line};

@@ -62,17 +62,7 @@ pub(crate) fn check_argument(resume: &Resume, checkpoints: &Path) -> Result<(), 
 }
 
 /// The newest checkpoint of a run's folder of checkpoints that verifies and agrees with its name,
-/// with its step. The texts say why newer ones were passed over, a line for each.
-///
-/// # Errors
-/// If the folder cannot be read.
-#[expect(clippy::type_complexity, reason = "three things that are used once, together")]
-pub fn newest_checkpoint(checkpoints: &Path) -> Result<(Option<(u64, PathBuf)>, Vec<String>), TrainError> {
-    let mut passed_over = Vec::new();
-    let found = newest(&RealDisk, checkpoints, &mut passed_over)?;
-    Ok((found, passed_over))
-}
-
+/// with its step. Adds to `passed_over` why newer ones were passed over, a line for each.
 fn newest(
     disk: &dyn Disk,
     checkpoints: &Path,
@@ -225,7 +215,7 @@ fn present(checkpoints: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use finetune_advice::Advice as _;
-    use finetune_store::{NewFile, commit_directory, replace_file};
+    use finetune_store::{Staging, replace_file};
 
     use super::*;
 
@@ -237,13 +227,10 @@ mod tests {
             "format": 1, "version": "0", "step": state, "updates": state, "best": null,
             "evaluations_without_improvement": 0, "stopped_early": false, "identity": identity,
         });
-        let text = text.to_string();
-        let files = [
-            NewFile { name: STATE_FILE, bytes: text.as_bytes().into() },
-            NewFile { name: crate::state::OPTIMIZER_FILE, bytes: b"x".as_slice().into() },
-        ];
-        let about = serde_json::json!({"kind": kind, "step": step});
-        commit_directory(&RealDisk, parent, name, &files, &about).expect("a new directory")
+        let mut staging = Staging::begin(&RealDisk, parent, name).expect("a new directory");
+        staging.write(STATE_FILE, text.to_string().as_bytes()).expect("written");
+        staging.write(crate::state::OPTIMIZER_FILE, b"x").expect("written");
+        staging.publish(&serde_json::json!({"kind": kind, "step": step})).expect("published")
     }
 
     #[test]
@@ -257,7 +244,8 @@ mod tests {
             ("step-000005", "checkpoint", 5, 4, "trainer_state.json is of step 4"),
         ] {
             let path = commit(&checkpoints, name, kind, step, state);
-            let (found, passed_over) = newest_checkpoint(&checkpoints).expect("readable");
+            let mut passed_over = Vec::new();
+            let found = newest(&RealDisk, &checkpoints, &mut passed_over).expect("readable");
             assert_eq!(found, Some((2, good.clone())), "{name}");
             assert!(passed_over.iter().any(|line| line.contains(name) && line.contains(why)), "{passed_over:?}");
             // If the user names it, it is refused for the same reason.

@@ -35,31 +35,23 @@ pub(crate) fn before_and_after(rows: &[Row], step: u64) -> (Pair, Pair) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn rows(text: &str) -> Vec<Row> {
-        text.lines().map(|line| serde_json::from_str(line).expect("a row")).collect()
-    }
+    use crate::metrics::{EvalRow, StepRow};
 
     #[test]
     fn from_the_first_row_to_the_result() {
-        let step = |step: u64, loss: f64| {
-            format!(
-                "{{\"step\":{step},\"epoch\":1,\"loss\":{loss},\"trained_tokens\":1,\"tokens\":1,\"grad_norm\":1,\
-                 \"learning_rate\":1,\"tokens_per_second\":1,\"seconds\":1}}\n"
-            )
-        };
-        let eval = |step: u64, loss: f64| format!("{{\"step\":{step},\"eval_loss\":{loss},\"eval_tokens\":1}}\n");
-        let whole = [eval(0, 3.5), step(1, 3.0), step(2, 2.0), eval(2, 2.5), step(3, 1.0), eval(3, 2.75)].concat();
-        let cases: [(&str, u64, (Pair, Pair)); 5] = [
+        let step = |step, loss| Row::Step(StepRow { step, loss, ..StepRow::default() });
+        let eval = |step, eval_loss| Row::Eval(EvalRow { step, eval_loss, eval_tokens: 1 });
+        let whole = [eval(0, 3.5), step(1, 3.0), step(2, 2.0), eval(2, 2.5), step(3, 1.0), eval(3, 2.75)];
+        let cases: [(&[Row], u64, (Pair, Pair)); 5] = [
             (&whole, 3, (Some((3.0, 1.0)), Some((3.5, 2.75)))),
             (&whole, 2, (Some((3.0, 2.0)), Some((3.5, 2.5)))),
             // A version that did not evaluate before the first step.
-            (&[step(1, 3.0), step(2, 2.0), eval(2, 2.5)].concat(), 2, (Some((3.0, 2.0)), None)),
-            (&step(2, 2.0), 2, (None, None)),
-            ("", 0, (None, None)),
+            (&[step(1, 3.0), step(2, 2.0), eval(2, 2.5)], 2, (Some((3.0, 2.0)), None)),
+            (&[step(2, 2.0)], 2, (None, None)),
+            (&[], 0, (None, None)),
         ];
-        for (text, result, want) in cases {
-            assert_eq!(before_and_after(&rows(text), result), want, "{text}");
+        for (rows, result, want) in cases {
+            assert_eq!(before_and_after(rows, result), want, "{rows:?}");
         }
     }
 }

@@ -16,17 +16,17 @@ use finetune_advice::Advice as _;
 use finetune_allreduce::Group;
 use finetune_recipe::Recipe;
 use finetune_store::TensorFile;
-use finetune_trainer::{Event, Outcome, Ranks, Resume, StepRow, ThisHost, prepare, train};
+use finetune_trainer::{Event, Ranks, Resume, StepRow, ThisHost, prepare, train};
 use serde_json::Value;
+
+mod curve;
+
+use curve::{alone, json, run, variant_sets};
 
 fn goldens(family: &str) -> PathBuf {
     // The variable is read at run time, because the tests also travel to other machines.
     let here = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
     Path::new(&here).join("../../tests/goldens/models").join(family)
-}
-
-fn json(path: &Path) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(path).expect("a golden file")).expect("JSON")
 }
 
 /// A recipe on a golden model, with more keys given by `sets`.
@@ -41,23 +41,7 @@ fn recipe(family: &str, output: &Path, sets: &[String]) -> Recipe {
     Recipe::parse(&text, Path::new("golden.toml"), sets, Some(output)).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn alone() -> Arc<Ranks> {
-    Arc::new(Ranks::alone(None).expect("one rank"))
-}
-
-fn run(recipe: Recipe) -> (Vec<StepRow>, Outcome) {
-    let mut prepared =
-        prepare(recipe, &Resume::No, &alone(), &ThisHost::default(), &|_| {}).unwrap_or_else(|error| panic!("{error}"));
-    let mut rows = Vec::new();
-    let outcome = train(&mut prepared.run, &AtomicI32::new(0), &mut |event| {
-        if let Event::Step { row, .. } = event {
-            rows.push(row.clone());
-        }
-    });
-    (rows, outcome.unwrap_or_else(|error| panic!("{error}")))
-}
-
-/// The same on several ranks, each a thread. Gives the rows of rank 0.
+/// As [`run`] on several ranks, each a thread. Gives the rows of rank 0.
 fn run_on(world: usize, recipe: impl Fn() -> Recipe + Sync) -> Vec<StepRow> {
     std::thread::scope(|scope| {
         let recipe = &recipe;
@@ -96,20 +80,6 @@ fn adapter_sets(family: &str) -> Vec<String> {
         format!("lora.use_rslora={}", config["use_rslora"]),
         format!("lora.target_modules={}", config["target_modules"]),
         format!("lora.init_from={:?}", goldens(family).join("adapter")),
-    ]
-}
-
-fn variant_sets(curves: &Value, variant: &Value) -> Vec<String> {
-    vec![
-        format!("train.max_steps={}", variant["steps"]),
-        format!("train.global_batch_size={}", curves["global_batch_size"]),
-        format!("train.micro_batch_size={}", curves["micro_batch_size"]),
-        format!("train.max_grad_norm={}", variant["max_grad_norm"]),
-        format!("optimizer.learning_rate={}", variant["learning_rate"]),
-        format!("optimizer.weight_decay={}", variant["weight_decay"]),
-        format!("schedule.name={}", variant["schedule"]),
-        format!("schedule.warmup_steps={}", variant["warmup_steps"]),
-        format!("schedule.min_lr_ratio={}", variant["min_lr_ratio"]),
     ]
 }
 

@@ -2,12 +2,13 @@
 //! files).
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicI32;
 
 use finetune_recipe::Recipe;
-use finetune_trainer::{Event, Ranks, Resume, StepRow, ThisHost, prepare, train};
 use serde_json::Value;
+
+mod curve;
+
+use curve::{json, run, variant_sets};
 
 const CASES: [&str; 22] = [
     "nf4",
@@ -40,10 +41,6 @@ fn goldens() -> PathBuf {
     Path::new(&here).join("../../tests/goldens/packed")
 }
 
-fn json(path: &Path) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(path).expect("a golden file")).expect("JSON")
-}
-
 /// A recipe on a base, with the golden adapter to begin with and the settings of a curve.
 fn recipe(base: &Path, adapter_and_rows: &Path, curve: &Value, output: &Path, sets: &[&str]) -> Recipe {
     let device = std::env::var("FINETUNE_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
@@ -58,32 +55,10 @@ fn recipe(base: &Path, adapter_and_rows: &Path, curve: &Value, output: &Path, se
         format!("lora.alpha={}", config["lora_alpha"]),
         format!("lora.target_modules={}", config["target_modules"]),
         format!("lora.init_from={adapter:?}"),
-        format!("train.max_steps={}", curve["steps"]),
-        format!("train.global_batch_size={}", curve["global_batch_size"]),
-        format!("train.micro_batch_size={}", curve["micro_batch_size"]),
-        format!("train.max_grad_norm={}", curve["max_grad_norm"]),
-        format!("optimizer.learning_rate={}", curve["learning_rate"]),
-        format!("optimizer.weight_decay={}", curve["weight_decay"]),
-        format!("schedule.name={}", curve["schedule"]),
-        format!("schedule.warmup_steps={}", curve["warmup_steps"]),
-        format!("schedule.min_lr_ratio={}", curve["min_lr_ratio"]),
     ];
+    all.extend(variant_sets(curve, curve));
     all.extend(sets.iter().map(|set| (*set).to_owned()));
     Recipe::parse(&text, Path::new("golden.toml"), &all, Some(output)).unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn run(recipe: Recipe) -> Vec<StepRow> {
-    let alone = Arc::new(Ranks::alone(None).expect("one rank"));
-    let mut prepared =
-        prepare(recipe, &Resume::No, &alone, &ThisHost::default(), &|_| {}).unwrap_or_else(|error| panic!("{error}"));
-    let mut rows = Vec::new();
-    let outcome = train(&mut prepared.run, &AtomicI32::new(0), &mut |event| {
-        if let Event::Step { row, .. } = event {
-            rows.push(row.clone());
-        }
-    });
-    outcome.unwrap_or_else(|error| panic!("{error}"));
-    rows
 }
 
 /// The base, the folder of its adapter and rows, and the curve.
@@ -101,7 +76,7 @@ fn curves_over_packed_bases_equal_torch() {
     for name in CASES {
         let (path, base, curve) = case(name);
         let output = tempfile::tempdir().expect("a directory");
-        let rows = run(recipe(&path, &base, &curve, output.path(), &[]));
+        let (rows, _) = run(recipe(&path, &base, &curve, output.path(), &[]));
         let bound = 1e-5f64.max(10.0 * curve["noise"]["loss_relative"].as_f64().expect("a noise figure"));
         let steps = curve["curve"].as_array().expect("a curve");
         assert_eq!(rows.len(), steps.len(), "{name}");
@@ -124,8 +99,8 @@ fn quantized_while_loading_trains_as_over_the_references_file() {
         let trained = |path: &Path, sets: &[&str]| {
             let output = tempfile::tempdir().expect("a directory");
             let sets = [&["train.max_steps=5"], sets].concat();
-            let losses: Vec<u64> =
-                run(recipe(path, &base, &curve, output.path(), &sets)).iter().map(|row| row.loss.to_bits()).collect();
+            let (rows, _) = run(recipe(path, &base, &curve, output.path(), &sets));
+            let losses: Vec<u64> = rows.iter().map(|row| row.loss.to_bits()).collect();
             (losses, std::fs::read(output.path().join("adapter/adapter_model.safetensors")).expect("an adapter"))
         };
         let (ours, theirs) = (trained(&base, &[&format!("model.quantization={name}")]), trained(&path, &[]));

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::made_up::{CHATML, Model, VOCABULARY, data};
 
+/// A file that another program wrote (`scripts/make_data_fixtures.py`).
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }

@@ -69,9 +69,10 @@ pub(super) fn stacked(name: &str, layout: &Layout, config: &ModelConfig) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use std::borrow::Cow;
     use std::path::Path;
 
-    use finetune_store::{RealDisk, TensorFile, replace_file};
+    use finetune_store::{Dtype, RealDisk, TensorFile, encode_tensors, replace_file};
 
     use super::*;
     use crate::files::floats::to_f32;
@@ -104,14 +105,25 @@ mod tests {
         // Of expert 0 the elements 2 to 21, of expert 1 those from 22 on.
         let values: Vec<f32> = (0..42).map(|n| n as f32).collect();
         let folder = tempfile::tempdir().expect("a directory");
-        let bytes = file.encode(&values, |_| panic!("nothing is frozen")).expect("a file");
+        let tensors: Vec<_> = (0..)
+            .zip(&file.tensors)
+            .map(|(n, FlatTensor { name, shape, parts, .. })| {
+                let parts: Vec<Vec<f32>> = parts.iter().map(|part| values[part.clone()].to_vec()).collect();
+                (name.clone(), Dtype::F32, shape.clone(), Cow::Owned(file.bytes(n, &parts)))
+            })
+            .collect();
+        let bytes = encode_tensors(&tensors, &FlatFile::metadata()).expect("a file");
         replace_file(&RealDisk, &folder.path().join(&file.name), &bytes).expect("written");
         let whole = TensorFile::open(&folder.path().join(&file.name)).expect("a file");
         let in_file = |name: &str| to_f32(&whole.get(name).expect("a tensor")).expect("values");
         assert_eq!(in_file(&want[0].0), [0.0, 1.0]);
         assert_eq!(in_file(&want[1].0), [2.0, 3.0, 4.0, 5.0, 22.0, 23.0, 24.0, 25.0]);
         assert_eq!(in_file(&want[2].0)[..6], [6.0, 26.0, 7.0, 27.0, 8.0, 28.0]);
-        assert_eq!(file.read(folder.path(), values.len()).expect("values"), values);
+        let reader = file.open(folder.path()).expect("the file");
+        for (n, tensor) in file.tensors.iter().enumerate() {
+            let want: Vec<f32> = tensor.parts.iter().flat_map(|part| values[part.clone()].to_vec()).collect();
+            assert_eq!(reader.values(n).expect("values"), want, "{}", tensor.name);
+        }
         config.experts.as_mut().expect("experts").count = 3;
         let error =
             stacked("adapter.safetensors", &layout, &config).expect_err("an expert without a branch").to_string();

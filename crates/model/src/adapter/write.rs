@@ -1,7 +1,6 @@
-//! The files of a trained model or adapter, and reading them again bit by bit.
+//! The files of a trained model or adapter.
 
 use std::collections::{BTreeSet, HashSet};
-use std::path::Path;
 
 use finetune_store::Dtype;
 use serde_json::{Value, json};
@@ -21,25 +20,9 @@ use crate::model::{Model, Trained};
 const WEIGHTS_FILE: &str = "model.safetensors";
 
 impl Model {
-    /// The files of a checkpoint of these parameter values. They are a PEFT adapter, or with full
-    /// training the weights in f32 with their config and the base's companions. `base` is what
-    /// adapter_config.json calls the base model.
-    ///
-    /// # Errors
-    /// If the companions of the base cannot be read, or the device fails.
-    ///
-    /// # Panics
-    /// If `values` are not those of all parameters.
-    pub fn files(&self, values: &[f32], base: &BaseName) -> Result<Vec<(String, Vec<u8>)>, ModelError> {
-        let mut files = self.files_beside(base)?;
-        if let Some(file) = self.values_file()? {
-            let bytes = file.encode(values, |module| self.vocabulary_values(module))?;
-            files.push((file.name, bytes));
-        }
-        Ok(files)
-    }
-
-    /// The files of a checkpoint but for that of the parameter values.
+    /// The files of a checkpoint but for that of the parameter values. With that one they are a PEFT
+    /// adapter, or with full training the weights in f32 with their config and the base's companions.
+    /// `base` is what adapter_config.json calls the base model.
     ///
     /// # Errors
     /// If the companions of the base cannot be read.
@@ -85,17 +68,6 @@ impl Model {
         });
         file.tensors.extend(frozen);
         Ok(Some(file))
-    }
-
-    /// The values of all trained parameters, as [`Model::files`] wrote them.
-    ///
-    /// # Errors
-    /// If the file is missing, damaged, or has other tensors than the layout.
-    pub fn read_values(&self, directory: &Path) -> Result<Vec<f32>, ModelError> {
-        match self.values_file()? {
-            Some(file) => file.read(directory, self.spread.whole().len()),
-            None => Ok(Vec::new()),
-        }
     }
 }
 

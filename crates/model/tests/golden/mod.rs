@@ -7,7 +7,7 @@ pub(crate) mod families;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use finetune_model::{Batch, BatchRow, FloatType, FoundDevice, Placement, Randomness, gpus};
+use finetune_model::{Batch, BatchRow, FloatType, FoundDevice, Model, Placement, Randomness, Sampling, gpus};
 use finetune_store::TensorFile;
 use serde_json::Value;
 
@@ -71,6 +71,22 @@ pub(crate) fn gpu() -> Option<FoundDevice> {
     static GPU: OnceLock<Option<FoundDevice>> = OnceLock::new();
     let asked = || std::env::var("FINETUNE_TEST_DEVICE").as_deref() == Ok("gpu");
     GPU.get_or_init(|| asked().then(|| gpus(true).into_iter().next().expect("a GPU, or a software renderer"))).clone()
+}
+
+pub(crate) const PROMPT: [u32; 7] = [5, 17, 42, 9, 33, 8, 61];
+
+/// Greedy tokens after [`PROMPT`]. With a cache, each step must see what one pass over the whole row sees.
+pub(crate) fn greedy_as_in_whole_passes(name: &str, model: &Model, tokens: usize) -> Vec<u32> {
+    let got = model.generate(&PROMPT, tokens, Sampling::GREEDY, &[], &mut |_| {}).expect("a generation").tokens;
+    let mut row = PROMPT.to_vec();
+    for (n, &token) in got.iter().enumerate() {
+        let logits = model.logits(&row).expect("logits");
+        let last = &logits[logits.len() - model.config.vocabulary..];
+        let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b])).expect("a vocabulary") as u32;
+        assert_eq!(token, best, "{name}: token {n} of {got:?}");
+        row.push(token);
+    }
+    got
 }
 
 pub(crate) fn largest_difference(a: &[f32], b: &[f32]) -> f32 {

@@ -8,13 +8,16 @@ use std::path::Path;
 use finetune_advice::Advice as _;
 use finetune_store::fault::FaultDisk;
 use finetune_store::{
-    Disk, Dtype, NewFile, Staging, StoreError, TensorSpec, commit_directory, newest_verified, numbered,
-    remove_directory, replace_directory, replace_file, sweep, verify_directory,
+    Disk, Dtype, Staging, StoreError, TensorSpec, newest_verified, numbered, remove_directory, replace_file, sweep,
+    verify_directory,
 };
 use serde_json::json;
 
+#[path = "../filled/mod.rs"]
+mod filled;
 mod lying_disk;
 
+use filled::filled;
 use lying_disk::{Lie, LyingDisk, Wrapped};
 
 const PARENT: &str = "/run/checkpoints";
@@ -22,13 +25,9 @@ const SEEDS: u64 = 1000;
 
 fn save(disk: &dyn Disk, number: u64) -> Result<(), StoreError> {
     let (weights, moments) = contents(number);
-    let files = [
-        NewFile { name: "adapter.safetensors", bytes: weights.into() },
-        NewFile { name: "adam.safetensors", bytes: moments.into() },
-    ];
-    let about = json!({"kind": "checkpoint", "step": number});
-    commit_directory(disk, Path::new(PARENT), &format!("step-{number:06}"), &files, &about)?;
-    Ok(())
+    let staging = Staging::begin(disk, Path::new(PARENT), &format!("step-{number:06}"))?;
+    let staging = filled(staging, &[("adapter.safetensors", &weights), ("adam.safetensors", &moments)])?;
+    staging.publish(&json!({"kind": "checkpoint", "step": number})).map(drop)
 }
 
 fn contents(number: u64) -> (Vec<u8>, Vec<u8>) {
@@ -240,9 +239,9 @@ fn a_power_cut_while_replacing_a_directory_leaves_the_old_or_the_new() {
 fn check_replacing(empty: FaultDisk) {
     let path = Path::new("/exports/adapter");
     let replace = |disk: &FaultDisk, version: u64| {
-        let files = [NewFile { name: "adapter_model.safetensors", bytes: contents(version).0.into() }];
-        let about = json!({"kind": "adapter", "version": version});
-        replace_directory(disk, path, &files, &about).map(drop)
+        let staging = Staging::begin_replacing(disk, path, "adapter")?;
+        let staging = filled(staging, &[("adapter_model.safetensors", &contents(version).0)])?;
+        staging.publish_replacing(&json!({"kind": "adapter", "version": version})).map(drop)
     };
     let version = |disk: &FaultDisk| {
         let manifest = verify_directory(disk, path)?;

@@ -1,7 +1,5 @@
 //! Copies between two ranks of this process, each with a run directory of its own.
 
-use finetune_store::{NewFile, commit_directory};
-
 use super::*;
 
 fn identity(rows: &str) -> Identity {
@@ -22,14 +20,11 @@ fn save(run: &Path, folder: &str, step: u64, rows: &str) -> PathBuf {
         "format": 1, "version": "0.0.0", "step": step, "updates": step, "best": null,
         "evaluations_without_improvement": 0, "stopped_early": false, "identity": identity(rows),
     });
-    let weights = vec![step as u8; PIECE + 7];
-    let files = [
-        NewFile { name: "weights", bytes: weights.into() },
-        NewFile { name: "empty", bytes: Vec::new().into() },
-        NewFile { name: "trainer_state.json", bytes: state.to_string().into_bytes().into() },
-    ];
-    let about = serde_json::json!({"kind": "checkpoint", "step": step});
-    commit_directory(&RealDisk, &run.join(folder), &name(step), &files, &about).expect("a checkpoint")
+    let mut staging = Staging::begin(&RealDisk, &run.join(folder), &name(step)).expect("a new directory");
+    staging.write("weights", &vec![step as u8; PIECE + 7]).expect("written");
+    staging.write("empty", &[]).expect("written");
+    staging.write("trainer_state.json", state.to_string().as_bytes()).expect("written");
+    staging.publish(&serde_json::json!({"kind": "checkpoint", "step": step})).expect("published")
 }
 
 fn steps(run: &Path, folder: &str) -> Vec<u64> {

@@ -150,7 +150,8 @@ impl Chart<'_> {
     }
 
     fn line(&self, page: &mut String, area: &Area, line: &Line<'_>) {
-        let points = thin(&line.points, self.most_points);
+        let finite = line.points.iter().copied().filter(|point| point.1.is_finite());
+        let points = thinned(finite.collect(), self.most_points);
         let Line { class, name, .. } = line;
         let place = |(step, value): &(f64, f64)| format!("{step} {}", short(area.axis.scaled(*value)));
         let path: Vec<String> = points.iter().map(place).collect();
@@ -199,10 +200,10 @@ fn short(number: f64) -> String {
     format!("{number:.5e}").parse::<f64>().unwrap_or(number).to_string()
 }
 
-/// At most `most` points. Each stretch keeps its lowest and highest point, so spikes stay.
-fn thin(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
-    let points: Vec<_> = points.iter().copied().filter(|point| point.1.is_finite()).collect();
-    if points.len() <= most {
+/// At most `most` points of a curve, all of them if that is below 2. Each stretch keeps its lowest and highest point, so
+/// spikes stay.
+pub fn thinned(points: Vec<(f64, f64)>, most: usize) -> Vec<(f64, f64)> {
+    if points.len() <= most || most < 2 {
         return points;
     }
     let by_value = |a: &&(f64, f64), b: &&(f64, f64)| a.1.total_cmp(&b.1);
@@ -321,7 +322,7 @@ mod tests {
     fn thinning_keeps_spikes() {
         let mut points: Vec<(f64, f64)> = (0..10_000).map(|n| (f64::from(n), 1.0)).collect();
         points[5_003].1 = 50.0;
-        let kept = thin(&points, 700);
+        let kept = thinned(points, 700);
         assert!(kept.len() <= 700 && kept.contains(&(5_003.0, 50.0)));
     }
 }

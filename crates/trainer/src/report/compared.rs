@@ -84,11 +84,15 @@ mod tests {
     fn all_runs_are_in_each_chart_and_names_are_no_markup() {
         let record = |loss: f64| {
             let mut record = RunRecord::default();
-            let row = format!(
-                "{{\"step\":1,\"epoch\":1,\"loss\":{loss},\"trained_tokens\":1,\"tokens\":1,\"grad_norm\":1,\
-                 \"learning_rate\":1,\"tokens_per_second\":1,\"seconds\":2}}\n"
-            );
-            record.push(row.as_bytes());
+            let row = StepRow {
+                step: 1,
+                loss,
+                grad_norm: 1.0,
+                learning_rate: 1.0,
+                tokens_per_second: 1.0,
+                ..StepRow::default()
+            };
+            record.push((serde_json::to_string(&row).expect("JSON") + "\n").as_bytes());
             record
         };
         let names: Vec<String> = (0..10).map(|n| format!("</script><b>{n}")).collect();

@@ -99,7 +99,23 @@ fn object(run: &Watched) -> serde_json::Value {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use finetune_trainer::StepRow;
+
     use super::*;
+
+    /// The line of metrics.jsonl of a step.
+    pub(in super::super) fn line(step: u64, loss: f64) -> String {
+        let row = StepRow {
+            step,
+            loss,
+            grad_norm: 0.25,
+            learning_rate: 2e-4,
+            tokens_per_second: 9123.4,
+            seconds: 1.5,
+            ..StepRow::default()
+        };
+        serde_json::to_string(&row).expect("JSON") + "\n"
+    }
 
     /// A record with so many steps of a loss that halves every ten steps, and an evaluation before
     /// and after.
@@ -107,12 +123,7 @@ pub(super) mod tests {
         let mut record = RunRecord::default();
         record.push(b"{\"step\":0,\"eval_loss\":8.5,\"eval_tokens\":9}\n");
         for step in 1..=steps {
-            let loss = 8.0 * 0.5f64.powf(step as f64 / 10.0);
-            let row = format!(
-                "{{\"step\":{step},\"epoch\":1,\"loss\":{loss},\"trained_tokens\":1,\"tokens\":1,\"grad_norm\":0.25,\
-                 \"learning_rate\":2e-4,\"tokens_per_second\":9123.4,\"seconds\":1.5}}\n"
-            );
-            record.push(row.as_bytes());
+            record.push(line(step, 8.0 * 0.5f64.powf(step as f64 / 10.0)).as_bytes());
         }
         record.push(format!("{{\"step\":{steps},\"eval_loss\":1.25,\"eval_tokens\":9}}\n").as_bytes());
         let facts = finetune_trainer::RunFacts { steps: 100, ..finetune_trainer::RunFacts::default() };

@@ -1,6 +1,6 @@
 //! The numbers of a run as points of a chart.
 
-use finetune_trainer::{RunRecord, StepRow};
+use finetune_trainer::{RunRecord, StepRow, thinned};
 
 /// What a chart shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl Series {
         let smooth: Vec<(f64, f64)> = smooth.into_iter().map(point).filter(shown).collect();
         let evals = if look.quantity == Quantity::Loss { record.evals() } else { &[] };
         let evals = evals.iter().map(|row| point((row.step, row.eval_loss))).filter(shown).collect();
-        Series { raw: thin(raw, look.most), smooth: thin(smooth, look.most), evals }
+        Series { raw: thinned(raw, look.most), smooth: thinned(smooth, look.most), evals }
     }
 
     pub(super) fn points(&self) -> impl Iterator<Item = &(f64, f64)> {
@@ -105,25 +105,9 @@ fn mean(values: impl Iterator<Item = (u64, f64)>, smoothing: f64) -> Vec<(u64, f
     means.collect()
 }
 
-/// The lowest and highest point of each of `most / 2` stretches.
-fn thin(points: Vec<(f64, f64)>, most: usize) -> Vec<(f64, f64)> {
-    if points.len() <= most || most < 2 {
-        return points;
-    }
-    let by_value = |one: &&(f64, f64), other: &&(f64, f64)| one.1.total_cmp(&other.1);
-    let stretches = points.chunks(points.len().div_ceil(most / 2));
-    let pairs = stretches.flat_map(|stretch| {
-        let (low, high) = (stretch.iter().min_by(by_value), stretch.iter().max_by(by_value));
-        let mut pair: Vec<(f64, f64)> = low.into_iter().chain(high).copied().collect();
-        pair.sort_by(|one, other| one.0.total_cmp(&other.0));
-        pair
-    });
-    pairs.collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::once::tests::record;
+    use super::super::once::tests::{line, record};
     use super::*;
 
     const LOOK: Look = Look { quantity: Quantity::Loss, logarithmic: false, smoothing: 0.0, from: 0, most: 1000 };
@@ -145,10 +129,7 @@ mod tests {
     #[test]
     fn values_that_no_run_computes_are_not_drawn() {
         let mut bad = record(3);
-        bad.push(
-            b"{\"step\":4,\"epoch\":1,\"loss\":1e308,\"trained_tokens\":1,\"tokens\":1,\"grad_norm\":0.25,\
-             \"learning_rate\":2e-4,\"tokens_per_second\":1.0,\"seconds\":1.5}\n",
-        );
+        bad.push(line(4, 1e308).as_bytes());
         assert_eq!(bad.steps().len(), 4);
         assert_eq!(Series::new(&bad, LOOK).raw.len(), 3);
     }
