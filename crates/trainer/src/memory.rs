@@ -75,7 +75,7 @@ impl StepShape {
                 (row.tokens.len().min(limit), row.trained.iter().take(limit).filter(|&&trained| trained).count())
             })
             .collect();
-        let count = micro_batch_size.min(lengths.len());
+        let count = micro_batch_size.min(recipe.train.global_batch_size).min(lengths.len());
         if count < lengths.len() {
             lengths.select_nth_unstable_by(count, |a, b| b.cmp(a));
         }
@@ -196,6 +196,9 @@ fn ends_elsewhere(ends: &[LayerSizes; 2], is_tied: bool, held: FloatType, placem
 
 /// Bytes of an f32 number.
 const FLOAT: u64 = 4;
+/// Smaller blocks come from mimalloc's heaps, whose pages they share with what comes and goes around them. Kept inputs of
+/// that size were measured to take twice their bytes (8 micro-batches, 124 layers from the disk); larger ones take theirs.
+const SMALL_BLOCK: u64 = 256 << 10;
 
 /// What a step takes besides weights, trained parameters and the program, at its largest moment.
 struct Peak {
@@ -205,6 +208,8 @@ struct Peak {
     logits: u64,
     /// Bytes of the logits if they are not there at that moment, otherwise 0.
     unused_logits: u64,
+    /// Bytes that small blocks which stay leave unused between them.
+    scattered: u64,
 }
 
 /// What a model and its adaptation decide about memory. Counting takes longer than the estimate:
@@ -287,7 +292,8 @@ fn peak(config: &ModelConfig, layers: &[LayerKept], step: &StepShape, precision:
     let for_layers = if step.checkpointing { inputs } else { all_kept };
     let loss = for_layers + per_token(2 * hidden) + rows + logits;
     let (bytes, unused_logits) = if loss > backward { (loss, 0) } else { (backward, logits) };
-    Peak { bytes, logits, unused_logits }
+    let in_heaps = precision.cpu && step.checkpointing && per_token(hidden) < SMALL_BLOCK;
+    Peak { bytes, logits, unused_logits, scattered: if in_heaps { inputs } else { 0 } }
 }
 
 /// The estimate for a model of this shape at this step.
@@ -312,7 +318,7 @@ fn estimate_of(
     let cpu = precision.cpu;
     let Sizes { parameters, .. } = counted.sizes;
     let trained = counted.trained_on(stage);
-    let Peak { bytes: peak, logits, unused_logits } = peak(config, &counted.layers, step, precision);
+    let Peak { bytes: peak, logits, unused_logits, scattered } = peak(config, &counted.layers, step, precision);
     // While a matrix is packed, nothing of a step is there. On a GPU it is done in the host's memory.
     let peak = if cpu { peak.max(precision.loading) } else { peak };
     // Logits are reported apart. If the backward pass takes more than they do, they lie in memory
@@ -356,6 +362,7 @@ fn estimate_of(
     // What pools and heaps hold that the largest moment cannot use, such as the logits' block on
     // the CPU. There it is an eighth at most.
     let slack = if cpu { (peak / 16 + unused_logits).min((weights + trained_bytes + peak) / 8) } else { peak / 10 };
+    let slack = slack + scattered;
     Estimate {
         weights,
         trained: trained_bytes,

@@ -18,7 +18,11 @@ pub use finetune_store::human_bytes as bytes;
 /// A number with its noun: "1 row", "12,000 rows". `one` is the singular, whose plural ends in an
 /// s.
 pub fn counted(number: u64, one: &str) -> String {
-    let more = if number == 1 { "" } else { "s" };
+    let more = match number {
+        1 => "",
+        _ if one.ends_with("ch") => "es",
+        _ => "s",
+    };
     format!("{} {one}{more}", thousands(number))
 }
 
