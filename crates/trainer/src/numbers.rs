@@ -64,6 +64,7 @@ mod tests {
             (counted(1, "step"), "1 step"),
             (counted(0, "step"), "0 steps"),
             (counted(12_000, "row"), "12,000 rows"),
+            (counted(2, "micro-batch"), "2 micro-batches"),
             (bytes(1), "1 byte"),
             (bytes(58_791_147), "56.1 MiB"),
             (bytes(49_756 << 20), "48.6 GiB"),
