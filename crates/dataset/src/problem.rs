@@ -272,11 +272,7 @@ impl RowProblem {
             Self::Format { expected, .. } => expected.as_str(),
             Self::OtherFormat { wanted, .. } => return Some(format!("format {} in every row", wanted.as_str())),
             Self::NotRendered { what: Unrendered::BehindReasoningPrompt(tag), .. } => {
-                return Some(format!(
-                    "reasoning in front of the answer, in its content behind {tag} or as reasoning_content; or \
-                     \"chat_template_kwargs\": {{\"enable_thinking\": false}} in the row, if the template reads that; or \
-                     another template (data.chat_template)"
-                ));
+                return Some(reasoning_behind(tag));
             }
             Self::NotRendered { what: Unrendered::BehindClosedReasoning(_), .. } => {
                 "\"chat_template_kwargs\": {\"enable_thinking\": true} in the row, if the template reads that; or an \
@@ -341,6 +337,15 @@ impl RowProblem {
         };
         Some(text.to_owned())
     }
+}
+
+/// What is expected behind a prompt that opens reasoning with this tag.
+fn reasoning_behind(tag: &str) -> String {
+    format!(
+        "reasoning in front of the answer, in its content behind {tag} or as reasoning_content; or \
+         \"chat_template_kwargs\": {{\"enable_thinking\": false}} in the row, if the template reads that; or \
+         another template (data.chat_template)"
+    )
 }
 
 impl Advice for RowProblem {

@@ -21,15 +21,18 @@ pub(crate) fn text(value: &Value) -> String {
 pub(crate) const JOINED: &str = "_joined";
 
 /// The texts of values, one behind the other.
-pub(crate) fn joined(values: Rest<Value>) -> String {
+///
+/// # Errors
+/// One of them nests too deeply.
+pub(crate) fn joined(values: Rest<Value>) -> Result<String, Error> {
     let mut out = String::with_capacity(values.iter().filter_map(Value::as_str).map(str::len).sum());
     for value in values.iter() {
         match value.as_str() {
             Some(text) => out.push_str(text),
-            None => out.push_str(&text(value)),
+            None => out.push_str(&printed(value)?),
         }
     }
-    out
+    Ok(out)
 }
 
 /// `repr(value)`. A value that nests too deeply is cut with "...", as Python does for a list in

@@ -245,18 +245,29 @@ impl Advice for ModelError {
             ModelError::Unlike | ModelError::NotInSlices { .. } => {
                 vec!["`finetune launch --parallel stages` gives each rank whole layers".into()]
             }
-            ModelError::Device { .. } => {
-                vec!["a driver drops work that takes too long, or that there is no memory for: a smaller train.micro_batch_size makes it shorter".into(), "the driver's log may say more; `--resume` goes on from the last checkpoint, model.device = \"cpu\" does without it".into()]
-            }
-            ModelError::DiskHangs { .. } => vec![
-                "the disk, its cable or the server of a network file system does not answer: look at `dmesg`, and read the file with `cat FILE > /dev/null`".into(),
-                "once it answers again, a run goes on from its last checkpoint with `--resume`; FINETUNE_DISK_TIMEOUT=SECONDS waits longer".into(),
-            ],
+            ModelError::Device { .. } => device_hints(),
+            ModelError::DiskHangs { .. } => disk_hints(),
             ModelError::Packed(error) => error.hints(),
             ModelError::Store(error) => error.hints(),
             _ => vec![],
         }
     }
+}
+
+/// What to do about a device that failed.
+fn device_hints() -> Vec<String> {
+    vec![
+        "a driver drops work that takes too long, or that there is no memory for: a smaller train.micro_batch_size makes it shorter".into(),
+        "the driver's log may say more; `--resume` goes on from the last checkpoint, model.device = \"cpu\" does without it".into(),
+    ]
+}
+
+/// What to do about a disk that hangs.
+fn disk_hints() -> Vec<String> {
+    vec![
+        "the disk, its cable or the server of a network file system does not answer: look at `dmesg`, and read the file with `cat FILE > /dev/null`".into(),
+        "once it answers again, a run goes on from its last checkpoint with `--resume`; FINETUNE_DISK_TIMEOUT=SECONDS waits longer".into(),
+    ]
 }
 
 /// What to do about a setting that is not supported.

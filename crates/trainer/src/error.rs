@@ -1,6 +1,6 @@
 //! Why a run cannot start or go on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use finetune_advice::Advice;
 use finetune_allreduce::{Cause, GroupError, JoinError, Verdict};
@@ -410,16 +410,16 @@ impl Advice for TrainError {
                 vec![format!("write numbers that are {layers} together, or leave parallel.layers out")]
             }
             TrainError::Group { error, .. } if Fault::from_group(error) != Fault::Peers => error.hints(),
-            TrainError::Group { error, saved } => {
-                let resume = match saved {
-                    Some(path) => {
-                        format!("{} is safe; run the same command with --resume to go on from it", path.display())
-                    }
-                    None => "run the same command with --resume: it goes on from the newest checkpoint".to_owned(),
-                };
-                std::iter::once(resume).chain(error.hints()).collect()
-            }
+            TrainError::Group { error, saved } => resumed(saved.as_deref()).chain(error.hints()).collect(),
             error => error.fixed_hints().iter().map(|hint| (*hint).to_owned()).collect(),
         }
     }
+}
+
+/// How a run goes on whose group of ranks has failed.
+fn resumed(saved: Option<&Path>) -> std::iter::Once<String> {
+    std::iter::once(match saved {
+        Some(path) => format!("{} is safe; run the same command with --resume to go on from it", path.display()),
+        None => "run the same command with --resume: it goes on from the newest checkpoint".to_owned(),
+    })
 }
