@@ -29,7 +29,7 @@ pub(crate) fn dtype_of(kind: FloatType) -> Dtype {
 }
 
 /// Bytes of a tensor that are in memory beside its numbers.
-const AT_ONCE: usize = 4 << 20;
+const AT_ONCE: usize = 1 << 20;
 
 /// The elements of a tensor in this number type, which is that of its file. One that is not finite is an error.
 ///
