@@ -235,7 +235,7 @@ mod tests {
                 "{{ a ~ b[c ~ d] if e ~ f == g else h }}",
                 "{{ _joined(a, b[_joined(c, d)]) if _joined(e, f) == g else h }}",
             ),
-            ("{{ 'a' ~ '~' ~ b }}", "{{ 'a' ~ _joined('~', b) }}"),
+            ("{{ 'a' ~ '~' ~ b }}", "{{ _joined('a', _joined('~', b)) }}"),
             // Numbers, strings, and what cannot be told at a glance, stay.
             (
                 "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}",

@@ -259,6 +259,7 @@ fn a_damaged_layer_is_named() {
 
 /// A number in a file that is not finite is found when its expert is multiplied, and named, forward and in a step.
 #[test]
+#[expect(clippy::disallowed_methods, reason = "a test damages a file")]
 fn a_damaged_expert_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let source = golden::directory("qwen3_moe");

@@ -229,7 +229,6 @@ mod tests {
     /// (files of each rank, what each hashes)
     #[test]
     fn each_copy_of_a_file_that_is_needed_is_hashed_once() {
-        #[expect(clippy::type_complexity, reason = "a table of cases")]
         let cases: [(&[&str], &[&[usize]]); 7] = [
             (&["a@x b@x"], &[&[0, 1]]),
             // One machine with two ranks, which need everything.
