@@ -361,8 +361,8 @@ fn estimate_of(
     let program = if cpu { PROGRAM_BYTES + step.rows + widened + answering } else { 0 };
     // What pools and heaps hold that the largest moment cannot use, such as the logits' block on
     // the CPU. There it is an eighth at most.
-    let slack = if cpu { (peak / 16 + unused_logits).min((weights + trained_bytes + peak) / 8) } else { peak / 10 };
-    let slack = slack + scattered;
+    let unused = if cpu { (peak / 16 + unused_logits).min((weights + trained_bytes + peak) / 8) } else { peak / 10 };
+    let slack = unused + scattered;
     Estimate {
         weights,
         trained: trained_bytes,

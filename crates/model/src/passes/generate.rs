@@ -181,10 +181,8 @@ impl Model {
             return self.begin_read(&all, cache);
         }
         let logits = cache.read(tokens, self.weights.layers.len(), |past, layers| {
-            let all = past + tokens.len();
-            let positions: Vec<u32> = (past..all).map(|p| p as u32).collect();
-            let ropes = self.rope_tables(&positions, std::iter::once((tokens.len(), all)));
-            self.next_logits(tokens, ropes, Segments::cached(tokens.len(), all), layers, &[tokens.len() - 1], None)
+            let (ropes, segments) = self.behind(past, tokens.len());
+            self.next_logits(tokens, ropes, segments, layers, &[tokens.len() - 1], None)
         })?;
         cache.is_long = is_long;
         Ok(logits)
@@ -207,6 +205,13 @@ impl Model {
             let x = self.last_layer(tokens, &context, caches)?;
             self.logits_behind(x, wanted, &Context { branches: of_wanted, ..context.clone() })
         })
+    }
+
+    /// Places of so many tokens of one text behind those that were read, and what they attend to.
+    pub(crate) fn behind(&self, past: usize, count: usize) -> (Vec<RopeTable>, Segments) {
+        let all = past + count;
+        let positions: Vec<u32> = (past..all).map(|p| p as u32).collect();
+        (self.rope_tables(&positions, std::iter::once((count, all))), Segments::cached(count, all))
     }
 
     /// What all layers have to know of a pass that only reads.

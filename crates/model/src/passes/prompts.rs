@@ -4,7 +4,6 @@
 //! Each prompt has products and attention of its own, so that it has the bits that it has alone.
 
 use burn::tensor::Tensor;
-use finetune_kernels::Segments;
 use finetune_kernels::devices::submit;
 
 use crate::decoder;
@@ -65,10 +64,8 @@ impl Model {
     }
 
     fn before_layers(&self, prompt: &[u32]) -> Result<Pass, ModelError> {
-        let count = prompt.len();
-        let positions: Vec<u32> = (0..count as u32).collect();
-        let ropes = self.rope_tables(&positions, std::iter::once((count, count)));
-        let context = self.reading(ropes, Segments::cached(count, count), None);
+        let (ropes, segments) = self.behind(0, prompt.len());
+        let context = self.reading(ropes, segments, None);
         let (x, between) = decoder::begin(&self.weights, prompt, &context)?;
         Ok(Pass { context, x, between })
     }

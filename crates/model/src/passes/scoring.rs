@@ -1,7 +1,6 @@
 //! What the model thinks of the tokens of a prompt, while it reads them.
 
 use burn::tensor::Tensor;
-use finetune_kernels::Segments;
 use rayon::prelude::*;
 
 use crate::decoder::cache::KeyValueCache;
@@ -30,10 +29,8 @@ impl Model {
         let targets: Vec<u32> = tokens.iter().skip(1).copied().chain(next).collect();
         let is_long = self.config.is_long(cache.tokens().len() + tokens.len());
         let read = cache.read(tokens, self.weights.layers.len(), |past, layers| {
-            let all = past + tokens.len();
-            let positions: Vec<u32> = (past..all).map(|p| p as u32).collect();
-            let ropes = self.rope_tables(&positions, std::iter::once((tokens.len(), all)));
-            let context = self.reading(ropes, Segments::cached(tokens.len(), all), None);
+            let (ropes, segments) = self.behind(past, tokens.len());
+            let context = self.reading(ropes, segments, None);
             self.in_pool(|| {
                 let x = self.last_layer(tokens, &context, layers)?;
                 let scores = self.scores(&x, &targets, &context, top)?;
