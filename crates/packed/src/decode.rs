@@ -70,7 +70,8 @@ impl PackedMatrix {
     pub(crate) fn meaning(&self) -> (Meaning<'_>, f32) {
         match &self.decoder {
             Decoder::Affine { .. } => (Meaning::Affine, 1.0),
-            Decoder::Shifted { factor, .. } => (Meaning::Shifted, *factor),
+            Decoder::Shifted { zeros: Zeros::All(zero), factor } => (Meaning::Shifted { zero: Some(*zero) }, *factor),
+            Decoder::Shifted { zeros: Zeros::Each(_), factor } => (Meaning::Shifted { zero: None }, *factor),
             Decoder::Table { table } => (Meaning::of_table(table, self.codes.bits()), 1.0),
         }
     }

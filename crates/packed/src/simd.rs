@@ -339,7 +339,7 @@ mod x86 {
     pub(super) fn long_avx512(piece: &Piece, out: &mut [f32]) {
         match piece.meaning {
             Meaning::Affine => long_avx512_of::<true>(piece, out),
-            Meaning::Shifted => long_avx512_of::<false>(piece, out),
+            Meaning::Shifted { .. } => long_avx512_of::<false>(piece, out),
             Meaning::Table(_) | Meaning::E4M3 => decode_long(piece, out),
         }
     }
@@ -378,7 +378,7 @@ mod x86 {
     pub(super) fn long_avx2(piece: &Piece, out: &mut [f32]) {
         match piece.meaning {
             Meaning::Affine => long_avx2_of::<true>(piece, out),
-            Meaning::Shifted => long_avx2_of::<false>(piece, out),
+            Meaning::Shifted { .. } => long_avx2_of::<false>(piece, out),
             Meaning::Table(_) | Meaning::E4M3 => decode_long(piece, out),
         }
     }

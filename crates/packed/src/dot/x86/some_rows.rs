@@ -19,11 +19,15 @@ pub(super) const FOUR_ROUNDED: usize = 4;
 pub(super) const LAST_OF_FOUR_BITS: usize = FOUR_ROUNDED;
 /// Of 8 bits, `code · scale + bias`, ...
 pub(super) const EIGHT_AFFINE: usize = 5;
+/// ... or the same in one operation, where that has the same bits, ...
+pub(super) const EIGHT_AFFINE_AT_ONCE: usize = 6;
 /// ... `(code - zero) · scale · factor`, ...
-pub(super) const EIGHT_SHIFTED: usize = 6;
-/// ... or the same in one operation, where that has the same bits.
-pub(super) const EIGHT_AFFINE_AT_ONCE: usize = 7;
-pub(super) const EIGHT_SHIFTED_AT_ONCE: usize = 8;
+pub(super) const EIGHT_SHIFTED: usize = 7;
+/// ... or `code · scale` of codes with a sign.
+pub(super) const EIGHT_SIGNED: usize = 8;
+
+/// The zero point of numbers of 8 bits with a sign. Their codes have this bit the other way round.
+pub(super) const SIGN: u8 = 0x80;
 
 /// Calls a function that is compiled for each form.
 macro_rules! with_form {
@@ -47,8 +51,6 @@ pub(super) use with_form;
 fn form_of(piece: &Piece) -> usize {
     // Products of codes with scales are not rounded then.
     let are_exact = piece.has_short_scales;
-    // The difference of two such products is the product of the difference, but for the sign of a zero.
-    let are_positive = || piece.scales.iter().fold(true, |all, scale| all & (*scale > 0.0));
     match (piece.codes.bits(), piece.rounding, piece.meaning) {
         (4, Rounding::None, Meaning::Affine) if are_exact => FOUR_AFFINE_AT_ONCE,
         (4, Rounding::None, Meaning::Affine) => FOUR_AFFINE,
@@ -57,7 +59,7 @@ fn form_of(piece: &Piece) -> usize {
         (4, ..) => FOUR_ROUNDED,
         (_, _, Meaning::Affine) if are_exact => EIGHT_AFFINE_AT_ONCE,
         (_, _, Meaning::Affine) => EIGHT_AFFINE,
-        _ if piece.factor == 1.0 && are_exact && are_positive() => EIGHT_SHIFTED_AT_ONCE,
+        (.., Meaning::Shifted { zero: Some(SIGN) }) if piece.factor == 1.0 => EIGHT_SIGNED,
         _ => EIGHT_SHIFTED,
     }
 }
