@@ -159,11 +159,10 @@ fn pick(numbers: &[f32], places: &[u32], out: &mut [f32]) {
 impl Numbers {
     /// Numbers from the `start`th on.
     pub(crate) fn read(&self, start: usize, out: &mut [f32]) {
-        use half::slice::HalfFloatSliceExt;
         let end = start + out.len();
         match self {
             Numbers::F32(values) => out.copy_from_slice(&values[start..end]),
-            Numbers::F16(values) => values[start..end].convert_to_f32_slice(out),
+            Numbers::F16(values) => InstructionSet::best().widen_f16(&values[start..end], out),
             Numbers::BF16(values) => InstructionSet::best().widen(&values[start..end], out),
             Numbers::E8M0(values) => each(&values[start..end], out, |power| e8m0(*power)),
             Numbers::E4M3(values) => each(&values[start..end], out, |code| e4m3(*code)),

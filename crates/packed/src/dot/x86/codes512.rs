@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::avx512::Sums512;
 use super::some_rows::{
     EIGHT_AFFINE, EIGHT_SHIFTED, EIGHT_SIGNED, FOUR_AFFINE, FOUR_AFFINE_AT_ONCE, FOUR_ROUNDED, FOUR_SHIFTED,
-    LAST_OF_FOUR_BITS, SIGN, SomeRows, with_form,
+    FOUR_SIGNED, LAST_OF_FOUR_BITS, SIGN, SomeRows, with_form,
 };
 use crate::codes::NibbleOrder;
 use crate::dot::rows_of_codes::TOGETHER;
@@ -131,6 +131,9 @@ impl SomeRows<'_> {
         }
         if FORM == FOUR_AFFINE {
             return _mm512_add_ps(_mm512_mul_ps(factors, _mm512_set1_ps(scale)), _mm512_set1_ps(bias));
+        }
+        if FORM == FOUR_SIGNED {
+            return _mm512_mul_ps(factors, _mm512_set1_ps(scale));
         }
         let scaled = _mm512_mul_ps(_mm512_sub_ps(factors, _mm512_set1_ps(zero)), _mm512_set1_ps(scale));
         if FORM == FOUR_SHIFTED {
