@@ -147,7 +147,9 @@ fn with_residency(
     let mut largest: Vec<u64> = mine().map(|(_, layer)| layer.bytes(held)).collect();
     largest.sort_unstable_by(|a, b| b.cmp(a));
     let parts = placement.slice().map_or(1, |slice| slice.count as u64);
-    let two = largest.iter().take(2).sum::<u64>() / parts + form.ends.iter().map(|end| end.bytes(held)).sum::<u64>();
+    let [embedding, output] = form.ends.map(|end| end.bytes(held));
+    let ends = if form.embedding_by_row { output } else { embedding + output };
+    let two = largest.iter().take(2).sum::<u64>() / parts + ends;
     let is_too_large = available.is_some_and(|available| two > available - available / 5);
     let has_experts = mine().any(|(_, layer)| layer.experts.bytes(held) > 0) && one_by_one.reads_experts();
     // A token uses few of them: less is read than whole layers.
