@@ -13,8 +13,8 @@ Under OUTPUT/<family>.json:
     quantization    by form: what the other program adds to config.json
 
 What is converted is made of the same values: a file in the hub's spelling, experts one by one where the hub has
-them so. Of multimodal models mlx-lm has the text model, and bitsandbytes packs more than that: there is no golden of
-it. The versions are those of make_packed_goldens.py.
+them so. Of multimodal models mlx-lm has the text model. How bitsandbytes packs a whole one is in packed_multimodal.py. The
+versions are those of make_packed_goldens.py.
 """
 
 import argparse
@@ -34,12 +34,12 @@ import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import (
-    AutoModelForCausalLM, Gemma3TextConfig, Gemma4TextConfig, Glm4MoeConfig, GptOssConfig, Ministral3Config,
-    MuseGlimmerTextConfig, Qwen3_5MoeTextConfig, Qwen3_5TextConfig, Qwen3NextConfig,
+    AutoModelForCausalLM, Gemma3TextConfig, Gemma4TextConfig, Glm4MoeConfig, GptOssConfig, GraniteMoeHybridConfig,
+    Ministral3Config, MuseGlimmerTextConfig, Qwen3_5MoeTextConfig, Qwen3_5TextConfig, Qwen3NextConfig,
 )
 
 import packed_forms as forms
-from golden_families import PLAIN_ROPE, YARN_ROPE
+from golden_families import GRANITE4, PLAIN_ROPE, YARN_ROPE
 from hub_spelling import mlx_spelling
 from make_packed_goldens import BASES, NARROW, deepseek_v3, fnv
 
@@ -74,6 +74,8 @@ FAMILIES = {
     "gpt_oss": lambda: GptOssConfig(**{**NARROW, "intermediate_size": 64}, num_hidden_layers=1, num_local_experts=4,
                                     num_experts_per_tok=2, head_dim=16, sliding_window=8, tie_word_embeddings=False,
                                     rope_parameters=dict(PLAIN_ROPE), layer_types=["full_attention"]),
+    # Its dense part has other names in mlx-lm, and gate and up apart: 2 x 64 rows of 64 columns here.
+    "granitemoehybrid": lambda: GraniteMoeHybridConfig(**{**GRANITE4, **NARROW, "intermediate_size": 64, "shared_intermediate_size": 64}),
     "qwen3_next": lambda: Qwen3NextConfig(
         **{**NARROW, "intermediate_size": 80}, **DELTA, **SHARED, norm_topk_prob=True, rope_parameters=dict(PLAIN_ROPE)),
     "qwen3_5": lambda: Qwen3_5TextConfig(
