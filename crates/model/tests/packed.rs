@@ -289,7 +289,7 @@ of_each_case!(greedy_generation_equals_whole_passes: nf4 int8 mlx4 mlx3 mxfp4 fp
 
 /// Which shapes the tensors of a packed matrix tell by themselves: those of bitsandbytes, compressed-tensors and FP8
 /// those of all, those of the others none.
-fn shapes_that_tensors_tell(case: &str) {
+fn shapes_that_tensors_tell(case: &'static str) {
     let case = Case::load(case);
     let files = Files::open(&case.directory).set;
     let views = files.names().filter_map(|name| files.get(name));

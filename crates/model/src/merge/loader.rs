@@ -21,6 +21,7 @@ use crate::config::ModelConfig;
 use crate::config::family::{InMlx, OtherMixer};
 use crate::error::ModelError;
 use crate::files::base_files::{BaseFiles, is_linear};
+use crate::files::by_row::PER_LAYER_TABLE;
 use crate::files::load::part_names;
 
 /// Text models, by their `model_type`, that mlx-lm has inside of their multimodal ones alone.
@@ -97,7 +98,8 @@ impl<'a> Loader<'a> {
             (false, true) => self.config.family.has_stacks_only(),
             // mlx-lm makes two matrices of it for each head when it loads it, of plain numbers only without a loss.
             (true, false) => !module.ends_with(".kv_b_proj"),
-            (false, false) => !is_expert(module),
+            // A table that is read row by row is no linear layer.
+            (false, false) => !is_expert(module) && name != PER_LAYER_TABLE,
         };
         let scheme = if self.has_own_bits(module) { Scheme::Mlx8 } else { self.scheme };
         // mlx-lm asks first whether columns fill the groups of the other matrices.
