@@ -56,7 +56,7 @@ import packed_forms as forms
 from check_interchange import Failure, Report, load_model, our_loss, run_finetune
 from golden_rows import IGNORED, mean_loss, token_losses, trained_tokens
 from interchange_logits import compare_logits, missing, torch_logits
-from make_expert_goldens import BITSANDBYTES, FAMILIES, MLX, WRAPPERS, forms_of, write_base
+from make_expert_goldens import BITSANDBYTES, FAMILIES, MLX, WITHOUT_CLASS, WRAPPERS, forms_of, write_base
 from packed_multimodal import check_multimodal
 
 GOLDENS = Path(__file__).resolve().parent.parent / "tests" / "goldens" / "packed"
@@ -353,11 +353,15 @@ def check_experts(binary, family, work, report):
 
 
 def check_read(binary, directory, family, report):
-    """What mlx-lm wrote is a base: the loss over it is mlx-lm's."""
+    """What mlx-lm wrote is a base: the loss over it is mlx-lm's. In plain numbers transformers loads it as a text model."""
     path = GOLDENS / "bases" / "deepseek_v3" / "rows.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     theirs = quietly(lambda: mlx_loss(mlx_model(directory), rows))
     report.compare(family, "read", "mlx4", theirs, our_loss(binary, directory, (path, rows)))
+    if family not in WITHOUT_CLASS:
+        output = directory.parent / "merged"
+        run_finetune(binary, "export", directory, "--format", "merged", "--output", output)
+        report.compare(family, "merged", "mlx4", mean_loss(load_model(output), rows), our_loss(binary, output, (path, rows)))
 
 
 # --- SmolLM2 --------------------------------------------------------------------------------------
