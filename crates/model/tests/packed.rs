@@ -301,5 +301,5 @@ fn shapes_that_tensors_tell(case: &'static str) {
     assert_eq!(tells, !told.is_empty(), "{}", case.name);
 }
 
-of_each_case!(shapes_that_tensors_tell: nf4 nf4_double fp4 int8 mlx4 mlx_experts mxfp4 fp8_blocks fp8_channels
+of_each_case!(shapes_that_tensors_tell: nf4 nf4_double fp4 int8 mlx4 mxfp4 fp8_blocks fp8_channels
     fp8_deepseek_v3 compressed_int4 int4_kimi_k2 gptq awq);
