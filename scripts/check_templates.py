@@ -324,6 +324,17 @@ def shown(text, spans):
     return out + rest[place:].decode()
 
 
+def thinks_twice(before, upto):
+    """Whether an answer has reasoning behind reasoning that the prompt or the template has closed.
+
+    The definition has nothing for it: the empty block is none of the answer's.
+    """
+    rest = upto[len(before) :]
+    empty = re.match(r"\s*(<think>)?\s*</think>", rest)
+    is_closed = re.search(r"(</think>|<channel\|>)\s*$", before)
+    return bool((empty or is_closed) and re.match(r"\s*<think>", rest if is_closed else rest[empty.end() :]))
+
+
 def mask(template, messages, tools, train_on):
     """The rows of a conversation as `shown`, or None if the definition has no answer for it.
 
@@ -344,6 +355,8 @@ def mask(template, messages, tools, train_on):
             pairs.append(None)
         else:
             pairs.append((before, upto))
+    if any(pair is not None and thinks_twice(*pair) for pair in pairs):
+        return None
     if all(pair is not None and full["text"].startswith(pair[1]) for pair in pairs):
         spans = [[len(before.encode()), len(upto.encode())] for before, upto in pairs]
         return [shown(full["text"], spans)]

@@ -74,7 +74,7 @@ impl ChatReader<'_> {
         let prompted = Prompted::at_end(&before);
         let closed = prompted.filter(|prompted| prompted.is_closed);
         if let Some(closed) = closed
-            && thought::apart(&self.messages[turn]).is_some()
+            && thought::has_reasoning(&self.messages[turn])
         {
             return Err(mask::not_rendered(turn, Unrendered::BehindClosedReasoning(closed.tags.1)).into());
         }
@@ -123,6 +123,7 @@ impl ChatReader<'_> {
         {
             return Ok(Some(answer.to_owned()));
         }
+        // Else in the place where the template has an empty block, or the prompt opens one.
         let Some((reasoning, without)) = thought::apart(message) else { return Ok(None) };
         let Some((hidden, found)) = self.with_hidden_tags(turn, &without)? else { return Ok(None) };
         let start = prompted.map_or(before.len(), |prompted| prompted.start);

@@ -119,8 +119,13 @@ pub(crate) fn filled<'r>(reasoning: &str, prompt: &str, rest: &'r str) -> Option
     Some((answer + body, body))
 }
 
-/// The reasoning of an assistant's message and the message without it. `None`: it has none, or its
-/// content does not begin with it.
+/// Whether an assistant's message has reasoning, under a key or at the beginning of its content.
+pub(crate) fn has_reasoning(message: &Value) -> bool {
+    apart(message).is_some_and(|(reasoning, _)| !reasoning.trim().is_empty())
+}
+
+/// The reasoning of an assistant's message and the message without it. It is empty if the content
+/// begins with an empty block. `None`: the message has neither.
 pub(crate) fn apart(message: &Value) -> Option<(String, Value)> {
     let object = message.as_object()?;
     let mut without = object.clone();
@@ -129,9 +134,6 @@ pub(crate) fn apart(message: &Value) -> Option<(String, Value)> {
         return Some((reasoning.to_owned(), Value::Object(without)));
     }
     let (reasoning, answer) = leading(object.get("content")?.as_str()?)?;
-    if reasoning.trim().is_empty() {
-        return None;
-    }
     without.insert("content".to_owned(), answer.trim_start().into());
     Some((reasoning.to_owned(), Value::Object(without)))
 }
@@ -218,9 +220,11 @@ mod tests {
             (json!({"content": "4", "reasoning": "so"}), Some(("so", json!({"content": "4"})))),
             (json!({"content": "<think>\nso\n</think>\n\n4"}), Some(("\nso\n", json!({"content": "4"})))),
             (json!({"content": "so</think>4"}), Some(("so", json!({"content": "4"})))),
-            (json!({"content": "<think>\n\n</think>\n\n4"}), None),
+            (json!({"content": "<think>\n\n</think>\n\n4"}), Some(("\n\n", json!({"content": "4"})))),
             (json!({"content": "Write <think>so</think>."}), None),
         ] {
+            let has_any = want.as_ref().is_some_and(|(reasoning, _)| !reasoning.trim().is_empty());
+            assert_eq!(has_reasoning(&message), has_any, "{message}");
             let want = want.map(|(reasoning, message)| (reasoning.to_owned(), message));
             assert_eq!(apart(&message), want, "{message}");
         }

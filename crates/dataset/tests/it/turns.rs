@@ -148,6 +148,7 @@ const REASONING: [Reasoning; 6] = [
             (PLAIN, true, OPENED),
             (KEY, true, "<U>1<A><think>⟦so</think>4;⟧"),
             (WITHIN, true, "<U>1<A><think>⟦so</think>4;⟧"),
+            (EMPTY, true, "<U>1<A><think>⟦</think>4;⟧"),
             (KEY, false, CLOSED),
             (WITHIN, false, CLOSED),
         ],
@@ -172,6 +173,7 @@ const REASONING: [Reasoning; 6] = [
             (PLAIN, true, "<U>1<A>⟦<think></think>4;⟧"),
             (KEY, true, "<U>1<A>⟦<think>so</think>4;⟧"),
             (WITHIN, true, "<U>1<A>⟦<think>so</think>4;⟧"),
+            (EMPTY, true, "<U>1<A>⟦<think></think>4;⟧"),
         ],
     },
 ];
