@@ -56,7 +56,7 @@ pub(crate) struct Reading {
     /// `None`: only rows of tokens can be read.
     tokenizer: Option<ChatTokenizer>,
     affixes: Affixes,
-    /// Looked for at the first answer without an end of its own.
+    /// Looked for at the first answer that ends with none of the model's ends.
     next_turn: OnceLock<Option<NextTurn>>,
     /// Rows of the model's embedding.
     vocab_size: usize,
@@ -180,7 +180,7 @@ impl Reading {
         for answer in &answers {
             let tokens = tokens_of(&encoded.spans, answer);
             let mut end = tokenizer.end_of(&encoded.ids[tokens.clone()])?;
-            if end.is_none()
+            if end.is_none_or(|end| !tokenizer.eos_ids().contains(&end))
                 && let Some(id) = self.next_turn_end(answer, tokens.end, ends_with_call, &encoded)?
             {
                 if tokens.end == encoded.ids.len() {
@@ -215,8 +215,8 @@ impl Reading {
         })
     }
 
-    /// The token of the next turn that an answer ends with, if its own last token is no end. It
-    /// stands at `place`, behind the answer, or has to be added at the end of the sequence.
+    /// The token of the next turn that an answer ends with, if the template writes no end. It stands
+    /// at `place`, behind the answer, or has to be added at the end of the sequence.
     fn next_turn_end(
         &self,
         answer: &Range<usize>,
