@@ -8,6 +8,7 @@
 
 use std::ops::Range;
 
+use minijinja::Value as TemplateValue;
 use serde_json::Value;
 
 use crate::chat_reader::{ChatReader, Sequence, Sequences, Turns, marked_rendering};
@@ -128,10 +129,33 @@ impl ChatReader<'_> {
         let Some((hidden, found)) = self.with_hidden_tags(turn, &without)? else { return Ok(None) };
         let start = prompted.map_or(before.len(), |prompted| prompted.start);
         let Some(rest) = found.text.strip_prefix(&before[..start]) else { return Ok(None) };
-        let Some((answer, body)) = thought::filled(&reasoning, &before[start..], rest) else { return Ok(None) };
+        let with_block;
+        let filled = match thought::filled(&reasoning, &before[start..], rest) {
+            None if !reasoning.trim().is_empty() => {
+                with_block = self.closed_block(turn)? + rest;
+                thought::filled(&reasoning, "", &with_block)
+            }
+            filled => filled,
+        };
+        let Some((answer, body)) = filled else { return Ok(None) };
         let marks = marks_from(&found, found.text.len() - body.len());
         let is_whole = hidden.left_out(body, Some(marks), &|_| true).is_none();
         Ok(is_whole.then_some(answer))
+    }
+
+    /// The empty block with which the prompt of a turn closes reasoning once that is switched off.
+    /// It shows how a model writes reasoning whose template leaves it out (Gemma 4).
+    fn closed_block(&self, turn: usize) -> Result<String, Failure> {
+        let off = ["enable_thinking", "thinking"].map(|name| (name.to_owned(), TemplateValue::from(false)));
+        let variables: Vec<_> = self.variables.iter().cloned().chain(off).collect();
+        match (Conversation { variables: &variables, ..self.conversation() }).prefix(turn, true) {
+            Ok(rendered) => {
+                let closed = Prompted::at_end(&rendered.text).filter(|prompted| prompted.is_closed);
+                Ok(closed.map_or_else(String::new, |closed| rendered.text[closed.start..].to_owned()))
+            }
+            Err(DatasetError::Template(_)) => Ok(String::new()),
+            Err(other) => Err(Failure::All(other)),
+        }
     }
 
     /// What the template writes up to a turn if this message stands there, with tags of reasoning

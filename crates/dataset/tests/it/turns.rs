@@ -106,11 +106,12 @@ const REASONING: [Reasoning; 6] = [
     Reasoning {
         name: "Gemma 4",
         answer: "{{ m.content }}",
-        prompt: "{{ '' if thinks else '<|channel>thought\n<channel|>' }}",
+        prompt: "{{ '' if enable_thinking else '<|channel>thought\n<channel|>' }}",
         cases: &[
             (PLAIN, false, "<U>1<A><|channel>thought\n<channel|>⟦4;⟧"),
             (PLAIN, true, "<U>1<A>⟦4;⟧"),
             (EMPTY, false, "<U>1<A><|channel>thought\n<channel|>⟦4;⟧"),
+            (KEY, true, "<U>1<A>⟦<|channel>thought\nso\n<channel|>4;⟧"),
             (KEY, false, "that ends with <channel|>, and the answer has reasoning"),
             (WITHIN, false, "that ends with <channel|>, and the answer has reasoning"),
         ],
@@ -193,7 +194,7 @@ fn reasoning_stands_once_and_behind_the_prompt_of_its_turn() {
             let mut message: Value = serde_json::from_str(message).expect("a message");
             message["role"] = json!("assistant");
             let row = json!({"messages": [{"role": "user", "content": "1"}, message],
-                "chat_template_kwargs": {"thinks": thinks}});
+                "chat_template_kwargs": {"thinks": thinks, "enable_thinking": thinks}});
             let rows = read(&template_of(family), &row);
             let is_told = rows[0].starts_with("refused: ") && rows[0].ends_with(want);
             assert!(rows == [*want] || is_told, "{}, {message}, thinks {thinks}: {rows:?}", family.name);
