@@ -324,6 +324,23 @@ def shown(text, spans):
     return out + rest[place:].decode()
 
 
+def thinks_twice(before, upto):
+    """Whether an answer has reasoning behind reasoning that the prompt or the template has closed.
+
+    The definition has nothing for it: the empty block is none of the answer's.
+    """
+    rest = upto[len(before) :]
+    empty = re.match(r"\s*(<think>)?\s*</think>", rest)
+    is_closed = re.search(r"(</think>|<channel\|>)\s*$", before)
+    return bool((empty or is_closed) and re.match(r"\s*<think>", rest if is_closed else rest[empty.end() :]))
+
+
+def loses_reasoning(message, before, upto):
+    """Whether the template leaves out the reasoning of an answer, which the definition knows from no other place."""
+    reasoning = next((message[key] for key in ("reasoning_content", "thinking", "reasoning") if message.get(key)), "")
+    return reasoning.strip() not in upto[len(before) :]
+
+
 def mask(template, messages, tools, train_on):
     """The rows of a conversation as `shown`, or None if the definition has no answer for it.
 
@@ -344,6 +361,12 @@ def mask(template, messages, tools, train_on):
             pairs.append(None)
         else:
             pairs.append((before, upto))
+    if any(pair is not None and thinks_twice(*pair) for pair in pairs):
+        return None
+    if not full["generation_spans"] and any(
+        pair is not None and loses_reasoning(messages[turn], *pair) for turn, pair in zip(wanted, pairs)
+    ):
+        return None
     if all(pair is not None and full["text"].startswith(pair[1]) for pair in pairs):
         spans = [[len(before.encode()), len(upto.encode())] for before, upto in pairs]
         return [shown(full["text"], spans)]

@@ -1,12 +1,14 @@
 //! A conversation to one sequence for each answer, as the model will meet it at that turn.
 //!
 //! A sequence is the messages before the answer, rendered with the generation prompt, and then the
-//! answer as the template writes it while nothing follows. Two kinds of templates need this: those
+//! answer as the template writes it while nothing follows. Three kinds of templates need this: those
 //! that write earlier turns in another way once later ones follow (Qwen3, gpt-oss, Mistral's with a
-//! system message), and those that cut the reasoning off every answer (R1's).
+//! system message), those that cut the reasoning off every answer (R1's), and those whose prompt
+//! ends with an empty block of reasoning that no answer has (Gemma 4's).
 
 use std::ops::Range;
 
+use minijinja::Value as TemplateValue;
 use serde_json::Value;
 
 use crate::chat_reader::{ChatReader, Sequence, Sequences, Turns, marked_rendering};
@@ -17,6 +19,7 @@ use crate::problem::RowProblem;
 use crate::template;
 use crate::template_problem::{TemplateProblem, Unrendered};
 use crate::texts::{self, Found, Marked, Text, TextKind};
+use crate::thought::{self, Prompted};
 
 /// The most bytes of text of all sequences of one conversation.
 const LONGEST_SEQUENCES: usize = 256 << 20;
@@ -44,7 +47,7 @@ impl ChatReader<'_> {
             }
             let answers = vec![part];
             let parts = Some(self.without_holes(&text, &answers, &[*turn])?);
-            list.push(Sequence { text, parts, answers, answer: Some(*turn) });
+            list.push(Sequence { text, parts, answers, answer: Some(*turn), last: *turn });
         }
         Ok(Sequences { list, by_turn: true, without_reasoning: 0 })
     }
@@ -69,9 +72,20 @@ impl ChatReader<'_> {
         let found_with = marked_rendering(with_marks, turn + 1, false, &with)?;
         self.check_context(turn, marked, with_marks, &before, found_before.as_ref())?;
 
+        let prompted = Prompted::at_end(&before);
+        let closed = prompted.filter(|prompted| prompted.is_closed);
+        if let Some(closed) = closed
+            && thought::has_reasoning(&self.messages[turn])
+        {
+            return Err(mask::not_rendered(turn, Unrendered::BehindClosedReasoning(closed.tags.1)).into());
+        }
         let answer = match with.strip_prefix(before.as_str()) {
+            // The row may bring an empty block of its own.
+            Some(answer) if closed.is_some() => Some(thought::without_empty(answer)),
             Some(answer) => Some(answer),
-            None => behind_context(turn, marked, &with, found_before.as_ref(), found_with.as_ref()),
+            None => closed
+                .and_then(|closed| behind_closed(&before, &with, closed))
+                .or_else(|| behind_context(turn, marked, &with, found_before.as_ref(), found_with.as_ref())),
         };
         let own = |text: &Text| text.message == Some(turn);
         let mut problem = None;
@@ -79,51 +93,83 @@ impl ChatReader<'_> {
             let from = with.len() - answer.len();
             let marks = found_with.as_ref().map(|found| marks_from(found, from));
             match self.check(marked, answer, marks, turn..turn + 1, &own) {
+                Ok(()) if thought::is_twice(&before, answer) => {
+                    problem = Some(mask::not_rendered(turn, Unrendered::ReasoningTwice));
+                }
                 Ok(()) => return Ok(put_together(before, answer)),
                 Err(Failure::Row(left_out)) => problem = Some(left_out),
                 Err(other) => return Err(other),
             }
         }
-        // Some templates cut the reasoning off every answer, also off the one that is trained on.
-        // They are kept from recognizing it.
-        for in_content in [false, true] {
-            if let Some(answer) = self.with_hidden_reasoning(turn, &before, in_content)? {
-                return Ok(put_together(before, &answer));
-            }
+        if closed.is_none()
+            && let Some(answer) = self.with_reasoning(turn, &before, prompted)?
+        {
+            return Ok(put_together(before, &answer));
         }
         Err(problem.unwrap_or_else(|| self.behind_another_prompt(turn, &before)).into())
     }
 
-    /// The answer of a turn with reasoning that the template cannot recognize. The reasoning is
-    /// within the content already, or with `in_content` it is put there from a key of its own.
+    /// The answer of a turn with reasoning that the template would cut off, or would write behind an
+    /// empty block.
     ///
     /// `None`: there is no such reasoning, or it does not come out whole behind the prompt.
-    fn with_hidden_reasoning(&self, turn: usize, before: &str, in_content: bool) -> Result<Option<String>, Failure> {
+    fn with_reasoning(&self, turn: usize, before: &str, prompted: Option<Prompted>) -> Result<Option<String>, Failure> {
         let message = &self.messages[turn];
-        let Some(object) = message.as_object() else { return Ok(None) };
-        let has_key = texts::reasoning(object).is_some();
-        let has_tags = object.get("content").and_then(Value::as_str).is_some_and(texts::has_reasoning);
-        // A key becomes part of the content only if the prompt asks the model to begin with
-        // reasoning.
-        let prompted = before.trim_end().ends_with("<think>");
-        let applies = if in_content { has_key && !has_tags && prompted } else { has_tags };
-        if !applies {
-            return Ok(None);
+        // The reasoning as the row writes it, if the template is kept from recognizing it.
+        if message["content"].as_str().is_some_and(texts::has_reasoning)
+            && let Some((hidden, found)) = self.with_hidden_tags(turn, message)?
+            && let Some(answer) = found.text.strip_prefix(before)
+            && hidden.left_out(answer, Some(marks_from(&found, before.len())), &|_| true).is_none()
+            && !thought::is_twice(before, answer)
+        {
+            return Ok(Some(answer.to_owned()));
         }
-        let hidden = Marked::hidden(message, turn, in_content);
+        // Else in the place where the template has an empty block, or the prompt opens one.
+        let Some((reasoning, without)) = thought::apart(message) else { return Ok(None) };
+        let Some((hidden, found)) = self.with_hidden_tags(turn, &without)? else { return Ok(None) };
+        let start = prompted.map_or(before.len(), |prompted| prompted.start);
+        let Some(rest) = found.text.strip_prefix(&before[..start]) else { return Ok(None) };
+        let with_block;
+        let filled = match thought::filled(&reasoning, &before[start..], rest) {
+            None if !reasoning.trim().is_empty() => {
+                with_block = self.closed_block(turn)? + rest;
+                thought::filled(&reasoning, "", &with_block)
+            }
+            filled => filled,
+        };
+        let Some((answer, body)) = filled else { return Ok(None) };
+        let marks = marks_from(&found, found.text.len() - body.len());
+        let is_whole = hidden.left_out(body, Some(marks), &|_| true).is_none();
+        Ok(is_whole.then_some(answer))
+    }
+
+    /// The empty block with which the prompt of a turn closes reasoning once that is switched off.
+    /// It shows how a model writes reasoning whose template leaves it out (Gemma 4).
+    fn closed_block(&self, turn: usize) -> Result<String, Failure> {
+        let off = ["enable_thinking", "thinking"].map(|name| (name.to_owned(), TemplateValue::from(false)));
+        let variables: Vec<_> = self.variables.iter().cloned().chain(off).collect();
+        match (Conversation { variables: &variables, ..self.conversation() }).prefix(turn, true) {
+            Ok(rendered) => {
+                let closed = Prompted::at_end(&rendered.text).filter(|prompted| prompted.is_closed);
+                Ok(closed.map_or_else(String::new, |closed| rendered.text[closed.start..].to_owned()))
+            }
+            Err(DatasetError::Template(_)) => Ok(String::new()),
+            Err(other) => Err(Failure::All(other)),
+        }
+    }
+
+    /// What the template writes up to a turn if this message stands there, with tags of reasoning
+    /// that it does not recognize. `None`: it does not take it.
+    fn with_hidden_tags(&self, turn: usize, message: &Value) -> Result<Option<(Marked, Found)>, Failure> {
+        let hidden = Marked::hidden(message, turn);
         let mut values = self.values[..turn].to_vec();
         values.extend(template::to_values(&hidden.messages)?);
         let conversation = Conversation { messages: &values, ..self.conversation() };
-        let rendered = match conversation.prefix(turn + 1, false) {
-            Ok(rendered) => rendered.text,
-            Err(DatasetError::Template(_)) => return Ok(None),
-            Err(other) => return Err(Failure::All(other)),
-        };
-        let found = texts::take_marks(&rendered);
-        let Some(answer) = found.text.strip_prefix(before) else { return Ok(None) };
-        let marks = marks_from(&found, before.len());
-        let is_whole = hidden.left_out(answer, Some(marks), &|_| true).is_none();
-        Ok(is_whole.then(|| answer.to_owned()))
+        match conversation.prefix(turn + 1, false) {
+            Ok(rendered) => Ok(Some((hidden, texts::take_marks(&rendered.text)))),
+            Err(DatasetError::Template(_)) => Ok(None),
+            Err(other) => Err(Failure::All(other)),
+        }
     }
 
     /// Refuses the row if a text before a turn is not in what the model is given at that turn.
@@ -180,30 +226,22 @@ impl ChatReader<'_> {
         if self.begins(turn) {
             return RowProblem::BeginsWithAssistant(turn + 1);
         }
-        let end = before.trim_end();
-        let opening = OPENING_TAGS.into_iter().find(|tag| end.ends_with(tag)).map(Unrendered::BehindReasoningPrompt);
-        let closing = || {
-            let (_, tag) = texts::REASONING.into_iter().find(|(_, tag)| end.ends_with(tag))?;
-            self.has_reasoning(turn).then_some(Unrendered::BehindClosedReasoning(tag))
-        };
-        mask::not_rendered(turn, opening.or_else(closing).unwrap_or(Unrendered::BehindPrompt))
-    }
-
-    /// Whether a message has reasoning, under a key of its own or within its content.
-    fn has_reasoning(&self, turn: usize) -> bool {
-        let message = &self.messages[turn];
-        message.as_object().is_some_and(|object| texts::reasoning(object).is_some())
-            || message["content"].as_str().is_some_and(texts::has_reasoning)
+        let opened = Prompted::at_end(before).filter(|prompted| !prompted.is_closed);
+        let what = opened.map_or(Unrendered::BehindPrompt, |it| Unrendered::BehindReasoningPrompt(it.tags.0));
+        mask::not_rendered(turn, what)
     }
 }
-
-/// Tags by which a generation prompt opens the reasoning of an answer.
-const OPENING_TAGS: [&str; 4] = ["<think>", "<thinking>", "[THINK]", "<|START_THINKING|>"];
 
 /// The marks that stand at a byte of the text or behind it.
 fn marks_from(found: &Found, place: usize) -> &[(usize, usize)] {
     let first = found.marks.partition_point(|(at, _)| *at < place);
     &found.marks[first..]
+}
+
+/// The answer of a turn in `with`, the rendering up to it, if the rendered turn does not have the
+/// closed reasoning that the prompt ends with: none at all, or an empty block of another form.
+fn behind_closed<'w>(before: &str, with: &'w str, closed: Prompted) -> Option<&'w str> {
+    with.strip_prefix(&before[..closed.start]).map(thought::without_empty)
 }
 
 /// The answer of a turn in `with`, the rendering up to it, if `with` does not begin with what the

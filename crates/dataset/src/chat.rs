@@ -7,19 +7,49 @@ use std::cell::OnceCell;
 use std::ops::Range;
 
 use finetune_recipe::TrainOn;
+use serde_json::Value;
 
 use crate::chat_reader::{ChatReader, Sequence, Sequences, Turns, marked_rendering};
 use crate::failure::Failure;
 use crate::mask::{self, Conversation};
 use crate::problem::RowProblem;
-use crate::row::Chat;
+use crate::row::{Chat, DOCUMENTS};
 use crate::template::{self, ChatTemplate, Rendered};
+use crate::template_problem::Unrendered;
 use crate::texts::{self, Found, Marked, Text, TextKind};
+use crate::thought::{self, Prompted};
 use crate::variants;
 
-/// The sequences of a conversation. If the template does not take the messages as they are written,
-/// the other forms of the same messages are tried (`variants.rs`).
+/// The sequences of a conversation, with its documents in them.
 pub(crate) fn sequences(template: &ChatTemplate, chat: &Chat, train_on: TrainOn) -> Result<Sequences, Failure> {
+    let sequences = in_some_form(template, chat, train_on)?;
+    match document_left_out(template, chat, &sequences.list) {
+        Some(document) => Err(RowProblem::DocumentLeftOut(document).into()),
+        None => Ok(sequences),
+    }
+}
+
+/// The first document without a text in the sequences, if the template reads documents.
+fn document_left_out(template: &ChatTemplate, chat: &Chat, sequences: &[Sequence]) -> Option<usize> {
+    let documents = chat.documents()?.as_array()?;
+    if !template.mentions(DOCUMENTS) {
+        return None;
+    }
+    // A shorter text, such as a number, may stand there by chance.
+    const LONG: usize = 12;
+    documents.iter().position(|document| {
+        let texts = document.as_object().into_iter().flat_map(|document| document.values()).chain([document]);
+        let texts: Vec<&str> = texts.filter_map(Value::as_str).map(str::trim).filter(|text| !text.is_empty()).collect();
+        let has_long = texts.iter().any(|text| text.len() >= LONG);
+        let is_there = |text: &&str| sequences.iter().any(|sequence| texts::occurs(&sequence.text, text));
+        let mut looked_for = texts.iter().filter(|text| !has_long || text.len() >= LONG);
+        !texts.is_empty() && !looked_for.any(is_there)
+    })
+}
+
+/// If the template does not take the messages as they are written, the other forms of the same
+/// messages are tried (`variants.rs`).
+fn in_some_form(template: &ChatTemplate, chat: &Chat, train_on: TrainOn) -> Result<Sequences, Failure> {
     let turns = Turns::choose(chat, train_on)?;
     let mut problem = None;
     for messages in variants::of(&chat.messages) {
@@ -78,12 +108,14 @@ impl<'a> ChatReader<'a> {
             (self.all_but_muted(&full, turns)?, answers)
         } else {
             let spans = spans(&turns.trained)?;
+            refuse_twice(&full.text, &spans, &turns.trained)?;
             (Some(self.without_holes(&full.text, &spans, &turns.trained)?), spans)
         };
         let by_blocks = self.template.has_generation;
         let without_reasoning = self.check_whole(&full, &marked, turns, by_blocks || train_on == TrainOn::All)?;
         let answer = turns.trained.first().copied();
-        let list = vec![Sequence { text: full.text, parts, answers, answer }];
+        let last = self.messages.len().saturating_sub(1);
+        let list = vec![Sequence { text: full.text, parts, answers, answer, last }];
         Ok(Sequences { list, by_turn: false, without_reasoning })
     }
 
@@ -149,6 +181,18 @@ impl<'a> ChatReader<'a> {
         };
         Ok(turns.trained.iter().filter(lost).count())
     }
+}
+
+/// Refuses answers whose reasoning stands behind reasoning that has ended: that of the generation
+/// prompt, or an empty block.
+fn refuse_twice(text: &str, spans: &[Range<usize>], turns: &[usize]) -> Result<(), RowProblem> {
+    let twice = |span: &Range<usize>| thought::is_twice(&text[..span.start], &text[span.clone()]);
+    let Some(index) = spans.iter().position(twice) else { return Ok(()) };
+    let closed = Prompted::at_end(&text[..spans[index].start]).filter(|prompted| prompted.is_closed);
+    let what = closed.map_or(Unrendered::ReasoningTwice, |it| Unrendered::BehindClosedReasoning(it.tags.1));
+    // Generation blocks may be more than the turns.
+    let turn = turns.get(index).or(turns.last()).copied().unwrap_or(0);
+    Err(mask::not_rendered(turn, what))
 }
 
 /// No parts, if the failure is one of the row.

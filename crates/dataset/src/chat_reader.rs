@@ -28,6 +28,8 @@ pub(crate) struct Sequence {
     pub(crate) answers: Vec<Range<usize>>,
     /// Index of the first message that is trained on.
     pub(crate) answer: Option<usize>,
+    /// Index of the last message in it.
+    pub(crate) last: usize,
 }
 
 /// What a conversation became.

@@ -18,6 +18,14 @@ pub struct Ends {
     pub parts: usize,
 }
 
+/// Tokens that open the next turn, where answers end with them: GLM's templates write nothing
+/// behind an answer, and the model stops when it comes to `<|user|>` or `<|observation|>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NextTurn {
+    pub(crate) behind_answer: u32,
+    pub(crate) behind_call: Option<u32>,
+}
+
 /// The most tokens of an end that a notice shows.
 const SHOWN: usize = 12;
 
@@ -32,21 +40,14 @@ pub(crate) struct EndCounts {
 }
 
 impl EndCounts {
-    /// Counts a trained part. White space may follow its end, as in most templates.
-    pub(crate) fn add(&mut self, part: &[u32], tokenizer: &ChatTokenizer) -> Result<(), DatasetError> {
+    /// Counts a trained part with its end.
+    pub(crate) fn add(
+        &mut self,
+        part: &[u32],
+        end: Option<u32>,
+        tokenizer: &ChatTokenizer,
+    ) -> Result<(), DatasetError> {
         self.parts += 1;
-        let mut end = None;
-        for id in part.iter().rev() {
-            if tokenizer.is_special(*id) {
-                // Of several, the first that the model's own files name as an end. If they name
-                // none of them, the last.
-                if tokenizer.eos_ids().contains(id) || end.is_none() {
-                    end = Some(*id);
-                }
-            } else if !tokenizer.decode(&[*id], false)?.trim().is_empty() {
-                break;
-            }
-        }
         match end {
             Some(id) => {
                 self.tokens.insert(id);
@@ -76,15 +77,9 @@ impl EndCounts {
         let mut notices = Vec::new();
         if self.without > 0 {
             let shown = self.first_without.as_deref().unwrap_or_default();
-            let opening = tokenizer.and_then(ChatTokenizer::next_turn_end).map_or_else(String::new, |name| {
-                format!(
-                    ". The chat template ends an answer with {name} of the next turn, which is no part of the answer; \
-                     train_on = \"all\" trains it where another turn follows"
-                )
-            });
             notices.push(format!(
                 "{} of {} answers end in no special token of this tokenizer, the first with {shown:?}: the model does not \
-                 learn to stop there{opening}",
+                 learn to stop there",
                 self.without, self.parts
             ));
         }
@@ -114,12 +109,44 @@ impl ChatTokenizer {
         self.behind_answer(&[])
     }
 
-    /// The token that opens the turn behind an answer, where the model's files name it as an end and the
-    /// template writes none of its own (GLM-4).
-    fn next_turn_end(&self) -> Option<String> {
-        let next = self.behind_answer(&[message("user", "Bye")]).filter(|id| self.eos_ids().contains(id))?;
-        let is_own = self.template_end().is_some_and(|end| self.eos_ids().contains(&end));
-        if is_own { None } else { self.id_to_token(next) }
+    /// The special token that a trained part ends with. White space may follow it, as in most
+    /// templates.
+    pub(crate) fn end_of(&self, part: &[u32]) -> Result<Option<u32>, DatasetError> {
+        let mut end = None;
+        for id in part.iter().rev() {
+            if self.is_special(*id) {
+                // Of several, the first that the model's own files name as an end. If they name
+                // none of them, the last.
+                if self.eos_ids().contains(id) || end.is_none() {
+                    end = Some(*id);
+                }
+            } else if !self.decode(&[*id], false)?.trim().is_empty() {
+                break;
+            }
+        }
+        Ok(end)
+    }
+
+    /// The tokens of the next turn that answers end with. `None`: the template writes an end of its
+    /// own behind an answer, or the model's files do not name that token as an end.
+    pub(crate) fn next_turn(&self) -> Option<NextTurn> {
+        let is_end = |id: &u32| self.eos_ids().contains(id);
+        let has_own = self.template_end().is_some_and(|end| is_end(&end));
+        let behind_answer = self.behind_answer(&[message("user", "Bye")]).filter(is_end).filter(|_| !has_own)?;
+        Some(NextTurn { behind_answer, behind_call: self.behind_call().filter(is_end) })
+    }
+
+    /// The special token that the template writes behind a call whose result follows.
+    fn behind_call(&self) -> Option<u32> {
+        const ID: &str = "call00001";
+        let function = json!({"name": "look", "arguments": {"at": "it"}});
+        let calls = json!([{"type": "function", "id": ID, "function": function}]);
+        let call = json!({"role": "assistant", "content": "", "tool_calls": calls});
+        let result = json!({"role": "tool", "content": "Hello", "tool_call_id": ID, "name": "look"});
+        let messages = [message("user", "Hi"), call, result];
+        let text = self.render(&messages[..2], None, false).ok()?.text;
+        let with_result = self.render(&messages, None, false).ok()?.text;
+        self.first_special(with_result.strip_prefix(&text)?)
     }
 
     /// The special token that the template writes behind an answer which these messages follow.
@@ -128,7 +155,12 @@ impl ChatTokenizer {
         let messages = [&[message("user", "Hi"), message("assistant", ANSWER)], next].concat();
         let text = self.render(&messages, None, false).ok()?.text;
         let behind = text.get(text.rfind(ANSWER)? + ANSWER.len()..)?;
-        self.encode_chat(behind).ok()?.first().copied().filter(|id| self.is_special(*id))
+        self.first_special(behind)
+    }
+
+    /// The special token that a text begins with.
+    fn first_special(&self, text: &str) -> Option<u32> {
+        self.encode_chat(text).ok()?.first().copied().filter(|id| self.is_special(*id))
     }
 }
 

@@ -35,6 +35,9 @@ pub enum FormatProblem {
     /// `chat_template_kwargs` sets a variable that the template gets from elsewhere: its name.
     #[error("chat_template_kwargs has the key {0}, which is not a template's own")]
     ReservedVariable(String),
+    /// The row has documents under two keys, and not the same.
+    #[error("documents and chat_template_kwargs.documents are not the same")]
+    TwoDocuments,
     /// The row holds images, video or audio: the key.
     #[error("the row has {0}: only text can be trained on")]
     NotText(&'static str),
@@ -185,7 +188,7 @@ impl FormatProblem {
             Self::Wrong { wanted, .. } => *wanted,
             Self::ReservedVariable(_) => "variables of the chat template, as enable_thinking",
             Self::OldTools => "\"tools\": [{\"type\": \"function\", \"function\": {...}}]",
-            Self::TwoSystemMessages(_) => "one of them",
+            Self::TwoSystemMessages(_) | Self::TwoDocuments => "one of them",
             Self::StringAndList => "two strings, or two lists of messages",
             Self::NoCall(_) => "{\"name\", \"arguments\"} as JSON text, or a list of them",
             Self::Python(_) => "JSON, as json.dumps writes it, in the cell",

@@ -13,8 +13,8 @@
 //!   `array.rs`, `table.rs`, `parquet_rows.rs`; `json.rs`;
 //! - under our names: `columns.rs`; which of them are held back: `shares.rs`;
 //! - row formats: `row.rs`, `sharegpt.rs`, `messages.rs`, `calls.rs`, `row_of_tokens.rs`;
-//! - conversations to sequences: `chat.rs`, `chat_reader.rs`, `by_turn.rs`; what a row says must
-//!   reach its text: `texts.rs`, `variants.rs`; plain text: `plain_text.rs`;
+//! - conversations to sequences: `chat.rs`, `chat_reader.rs`, `by_turn.rs`, `thought.rs`; what a row
+//!   says must reach its text: `texts.rs`, `variants.rs`; plain text: `plain_text.rs`;
 //! - chat templates: `template.rs`. `template_rewrite.rs`, `template_tags.rs`, `percent*.rs`,
 //!   `generation.rs`, `integers.rs` and `python*.rs` make minijinja behave as transformers' jinja2;
 //! - the tokenizer: `tokenizer.rs`, `text_source.rs` (from which files), `added_tokens.rs`,
@@ -91,6 +91,7 @@ mod template_rewrite;
 mod template_tags;
 mod text_source;
 mod texts;
+mod thought;
 mod tiktoken;
 mod token_bytes;
 mod token_row;

@@ -195,6 +195,9 @@ pub enum RowProblem {
     /// The tools of the row are not in the rendered conversation.
     #[error("tools: the chat template leaves them out")]
     ToolsLeftOut,
+    /// The template reads documents, and leaves one out: its index.
+    #[error("documents[{0}]: the chat template leaves it out")]
+    DocumentLeftOut(usize),
     /// The template prints the text parts of a message as Python or JSON: the path of the message.
     #[error("{0}.content is no string, and the chat template writes it as code")]
     WrittenAsCode(String),
@@ -275,8 +278,11 @@ impl RowProblem {
                 return Some(reasoning_behind(tag));
             }
             Self::NotRendered { what: Unrendered::BehindClosedReasoning(_), .. } => {
-                "\"chat_template_kwargs\": {\"enable_thinking\": true} in the row, if the template reads that; or an \
-                 answer without reasoning"
+                "data.chat_template_kwargs = { enable_thinking = true } (DeepSeek: thinking), or the same in \
+                 chat_template_kwargs of the row, if the template reads that; or an answer without reasoning"
+            }
+            Self::NotRendered { what: Unrendered::ReasoningTwice, .. } => {
+                "the reasoning as reasoning_content, or another template (data.chat_template)"
             }
             Self::NotJson { expected, .. } => (*expected)?,
             Self::Utf16 | Self::NotUtf8(_) => "UTF-8 text",
@@ -308,6 +314,9 @@ impl RowProblem {
             Self::ToolsLeftOut => {
                 "a template that renders tools (data.chat_template), tools in chat_template_kwargs under the name \
                  that it reads, or rows without them"
+            }
+            Self::DocumentLeftOut(_) => {
+                "documents with the keys that the template reads, mostly title and text; or rows without them"
             }
             Self::QuotedArguments { .. } => "an object, or the text of one",
             Self::ManyAnswers(_) | Self::LongSequences { .. } => "shorter conversations, or data.train_on = \"last\"",
@@ -343,8 +352,8 @@ impl RowProblem {
 fn reasoning_behind(tag: &str) -> String {
     format!(
         "reasoning in front of the answer, in its content behind {tag} or as reasoning_content; or \
-         \"chat_template_kwargs\": {{\"enable_thinking\": false}} in the row, if the template reads that; or \
-         another template (data.chat_template)"
+         data.chat_template_kwargs = {{ enable_thinking = false }} (DeepSeek: thinking), or the same in \
+         chat_template_kwargs of the row, if the template reads that; or another template (data.chat_template)"
     )
 }
 

@@ -2,6 +2,7 @@
 //! takes a sequence for each answer or several sequences were packed into the line.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use finetune_recipe::{Data, Format, Overlong, TrainOn};
@@ -9,6 +10,7 @@ use finetune_recipe::{Data, Format, Overlong, TrainOn};
 use crate::chat;
 use crate::chat_reader::Sequence;
 use crate::columns::Columns;
+use crate::ends::NextTurn;
 use crate::error::DatasetError;
 use crate::failure::Failure;
 use crate::mask;
@@ -20,7 +22,7 @@ use crate::row::{self, Chat, Example, Parsed};
 use crate::row_of_tokens::Tokens;
 use crate::shares::Part;
 use crate::token_row::{Origin, Row};
-use crate::tokenizer::ChatTokenizer;
+use crate::tokenizer::{ChatTokenizer, Encoded};
 
 /// What became of a line.
 pub(crate) struct Outcome {
@@ -54,6 +56,8 @@ pub(crate) struct Reading {
     /// `None`: only rows of tokens can be read.
     tokenizer: Option<ChatTokenizer>,
     affixes: Affixes,
+    /// Looked for at the first answer that ends with none of the model's ends.
+    next_turn: OnceLock<Option<NextTurn>>,
     /// Rows of the model's embedding.
     vocab_size: usize,
     /// Whether rows keep the texts that people read.
@@ -82,7 +86,8 @@ impl Reading {
         let affixes = tokenizer.as_ref().map(Affixes::of).transpose()?.unwrap_or_default();
         let (keeps_text, stopped) = (AtomicBool::new(true), AtomicBool::new(false));
         let columns = Columns::new(&data.columns);
-        Ok(Self { data, columns, part, tokenizer, affixes, vocab_size, keeps_text, stopped })
+        let next_turn = OnceLock::new();
+        Ok(Self { data, columns, part, tokenizer, affixes, next_turn, vocab_size, keeps_text, stopped })
     }
 
     /// Sets whether the next rows keep the texts that people read.
@@ -151,6 +156,9 @@ impl Reading {
     fn chat(&self, chat: &Chat, notes: &mut Notes) -> Result<Vec<Fitted>, Failure> {
         let tokenizer = self.tokenizer()?;
         let sequences = chat::sequences(tokenizer.template()?, chat, self.data.train_on)?;
+        if chat.documents().is_some() && !tokenizer.template_has(row::DOCUMENTS) {
+            notes.unused(vec![row::DOCUMENTS.to_owned()]);
+        }
         if sequences.by_turn {
             notes.by_turn += 1;
             notes.sequences += sequences.list.len();
@@ -162,14 +170,31 @@ impl Reading {
 
     fn sequence(&self, chat: &Chat, sequence: Sequence, notes: &mut Notes) -> Result<Masked, Failure> {
         let tokenizer = self.tokenizer()?;
-        let Sequence { text, parts, answers, answer } = sequence;
-        let encoded = tokenizer.encode_with_spans(&text)?;
-        let trained = match &parts {
+        let Sequence { text, parts, answers, answer, last } = sequence;
+        let mut encoded = tokenizer.encode_with_spans(&text)?;
+        let mut trained = match &parts {
             Some(parts) => mask::trained_tokens(&encoded.spans, parts),
             None => all_but_first(encoded.ids.len()),
         };
+        let ends_with_call = chat.messages.get(last).is_some_and(|message| message.get("tool_calls").is_some());
         for answer in &answers {
-            notes.ends.add(&encoded.ids[tokens_of(&encoded.spans, answer)], tokenizer)?;
+            let tokens = tokens_of(&encoded.spans, answer);
+            let mut end = tokenizer.end_of(&encoded.ids[tokens.clone()])?;
+            if end.is_none_or(|end| !tokenizer.eos_ids().contains(&end))
+                && let Some(id) = self.next_turn_end(answer, tokens.end, ends_with_call, &encoded)?
+            {
+                if tokens.end == encoded.ids.len() {
+                    encoded.ids.push(id);
+                    encoded.spans.push(answer.end..answer.end);
+                    trained.push(false);
+                }
+                // Not if a flag keeps the end of the answer from being trained on.
+                let ends_there = |part: &Range<usize>| part.end == answer.end;
+                let is_trained = parts.as_ref().is_none_or(|parts| parts.iter().any(ends_there));
+                trained[tokens.end] |= is_trained && tokens.end > 0;
+                end = Some(id);
+            }
+            notes.ends.add(&encoded.ids[tokens], end, tokenizer)?;
         }
         let answer_start = match self.data.train_on {
             TrainOn::All => mask::trained_tokens(&encoded.spans, &answers).iter().position(|trained| *trained),
@@ -187,6 +212,27 @@ impl Reading {
             answer_start,
             prompt_text: text_of(asked),
             answer_text: text_of(Some(answered)),
+        })
+    }
+
+    /// The token of the next turn that an answer ends with, if the template writes no end. It stands
+    /// at `place`, behind the answer, or has to be added at the end of the sequence.
+    fn next_turn_end(
+        &self,
+        answer: &Range<usize>,
+        place: usize,
+        ends_with_call: bool,
+        encoded: &Encoded,
+    ) -> Result<Option<u32>, DatasetError> {
+        let tokenizer = self.tokenizer()?;
+        let Some(next) = self.next_turn.get_or_init(|| tokenizer.next_turn()) else { return Ok(None) };
+        Ok(match encoded.ids.get(place) {
+            Some(id) => {
+                let follows = encoded.spans[place].start == answer.end && tokenizer.is_special(*id);
+                Some(*id).filter(|id| follows && tokenizer.eos_ids().contains(id))
+            }
+            None if ends_with_call => next.behind_call,
+            None => Some(next.behind_answer),
         })
     }
 

@@ -1,7 +1,7 @@
 //! Row formats: a JSON object in, one of four kinds of example out. The messages of a chat are
 //! checked in `messages.rs`, rows of tokens are read in `row_of_tokens.rs`.
 
-use finetune_recipe::Format;
+use finetune_recipe::{Format, RESERVED_VARIABLES};
 use serde_json::{Map, Value, json};
 
 use crate::calls;
@@ -36,13 +36,18 @@ pub(crate) struct Chat {
     /// Errors name places by them.
     pub(crate) lists: Vec<(&'static str, usize)>,
     pub(crate) tools: Option<Value>,
-    /// Further variables of the template, from `chat_template_kwargs`.
+    /// Further variables of the template, from `chat_template_kwargs` and `documents`.
     pub(crate) variables: Vec<(String, Value)>,
     /// Assistant turns before this one are context.
     pub(crate) trained_from: usize,
 }
 
 impl Chat {
+    /// What the template gets as `documents`.
+    pub(crate) fn documents(&self) -> Option<&Value> {
+        self.variables.iter().find(|(name, _)| name == DOCUMENTS).map(|(_, documents)| documents)
+    }
+
     /// Where a message stands in its row: `messages[2]`.
     pub(crate) fn path(&self, message: usize) -> String {
         let mut index = message;
@@ -140,10 +145,10 @@ pub(crate) fn read(mut row: Map<String, Value>, format: Format) -> Result<Parsed
 /// The keys that a format reads.
 pub(crate) fn used(format: Format) -> &'static [&'static str] {
     match format {
-        Format::Messages => &["messages", "tools", "functions", "system", "parallel_tool_calls", VARIABLES],
-        Format::Sharegpt => &["conversations", "tools", "functions", "system", VARIABLES],
-        Format::Alpaca => &["instruction", "input", "output", "system", "history", "tools", VARIABLES],
-        Format::PromptCompletion => &["prompt", "completion", "tools", "functions", "system", VARIABLES],
+        Format::Messages => &["messages", "tools", "functions", "system", "parallel_tool_calls", DOCUMENTS, VARIABLES],
+        Format::Sharegpt => &["conversations", "tools", "functions", "system", DOCUMENTS, VARIABLES],
+        Format::Alpaca => &["instruction", "input", "output", "system", "history", "tools", DOCUMENTS, VARIABLES],
+        Format::PromptCompletion => &["prompt", "completion", "tools", "functions", "system", DOCUMENTS, VARIABLES],
         Format::Text => &["text"],
         Format::Tokens => &row_of_tokens::KEYS,
         Format::Auto => &[],
@@ -152,7 +157,11 @@ pub(crate) fn used(format: Format) -> &'static [&'static str] {
 
 fn unused(row: &Map<String, Value>, format: Format) -> Vec<String> {
     let used = used(format);
-    let without_use = row.iter().filter(|(key, value)| !value.is_null() && !used.contains(&key.as_str()));
+    // Under this key some data sets have what is no list for a template.
+    let is_read = |key: &str, value: &Value| {
+        used.contains(&key) && (key != DOCUMENTS || value.is_array() || value == "" || documents(value).is_some())
+    };
+    let without_use = row.iter().filter(|(key, value)| !value.is_null() && !is_read(key, value));
     without_use.map(|(key, _)| shortened(key)).collect()
 }
 
@@ -219,22 +228,15 @@ fn json_text(text: &str, path: &str) -> Result<Value, FormatProblem> {
 /// The key of further variables of the template, as TRL reads it.
 const VARIABLES: &str = "chat_template_kwargs";
 
-/// Variables that every template is given, and arguments of `apply_chat_template` itself.
-const RESERVED: [&str; 7] = [
-    "messages",
-    "conversation",
-    "tools",
-    "add_generation_prompt",
-    "continue_final_message",
-    "tokenize",
-    "chat_template",
-];
+/// The key of documents that answers are taken from, as `apply_chat_template` has it.
+pub(crate) const DOCUMENTS: &str = "documents";
 
-/// `chat_template_kwargs`: an object, or a string that holds one. Keys that are null are left out,
-/// as in TRL: Arrow gives each row the keys of all rows.
+/// `chat_template_kwargs`: an object, or a string that holds one; and the documents of the row,
+/// which are a variable too. Keys that are null are left out, as in TRL: Arrow gives each row the
+/// keys of all rows.
 pub(crate) fn variables(row: &mut Map<String, Value>) -> Result<Vec<(String, Value)>, FormatProblem> {
     let given = match row.remove(VARIABLES) {
-        None | Some(Value::Null) => return Ok(Vec::new()),
+        None | Some(Value::Null) => Value::Object(Map::new()),
         Some(Value::String(text)) => json_text(&text, VARIABLES)?,
         Some(other) => other,
     };
@@ -242,10 +244,27 @@ pub(crate) fn variables(row: &mut Map<String, Value>) -> Result<Vec<(String, Val
         Value::Object(given) => given,
         other => return Err(FormatProblem::wrong(VARIABLES, &other, "an object")),
     };
-    if let Some(key) = given.keys().find(|key| RESERVED.contains(&key.as_str())) {
+    if let Some(key) = given.keys().find(|key| RESERVED_VARIABLES.contains(&key.as_str())) {
         return Err(FormatProblem::ReservedVariable(key.clone()));
     }
-    Ok(given.into_iter().filter(|(_, value)| !value.is_null()).collect())
+    let mut variables: Vec<(String, Value)> = given.into_iter().filter(|(_, value)| !value.is_null()).collect();
+    if let Some(documents) = row.remove(DOCUMENTS).as_ref().and_then(documents) {
+        match variables.iter().find(|(name, _)| name == DOCUMENTS) {
+            Some((_, others)) if *others != documents => return Err(FormatProblem::TwoDocuments),
+            Some(_) => {}
+            None => variables.push((DOCUMENTS.to_owned(), documents)),
+        }
+    }
+    Ok(variables)
+}
+
+/// A list of documents, or a string that holds one.
+fn documents(value: &Value) -> Option<Value> {
+    let list = match value {
+        Value::String(text) => json::value(text).ok()?,
+        other => other.clone(),
+    };
+    list.as_array().is_some_and(|items| !items.is_empty()).then_some(list)
 }
 
 /// Keys of a row that hold images, video or audio.
@@ -330,7 +349,11 @@ fn prompt_completion_row(row: &mut Map<String, Value>, unused: &mut Vec<String>)
             let beside = match (optional(row, "system")?, tools(row)?) {
                 (Some(_), _) => "system",
                 (None, Some(_)) => "tools",
-                (None, None) => return Ok(example),
+                (None, None) => {
+                    // No template sees them.
+                    unused.extend(row.get(DOCUMENTS).and_then(documents).map(|_| DOCUMENTS.to_owned()));
+                    return Ok(example);
+                }
             };
             Err(FormatProblem::BesidePlainStrings(beside))
         }

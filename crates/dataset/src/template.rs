@@ -5,12 +5,14 @@
 //! source (`template_rewrite.rs`), the number of its steps and the size of its text. `guard.rs`
 //! bounds its time, memory and stack.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::NaiveDateTime;
+use finetune_recipe::Variable;
 use minijinja::{Environment, Error, ErrorKind, Value};
 
 use crate::error::DatasetError;
@@ -54,8 +56,9 @@ pub(crate) struct ChatTemplate {
     default: Option<Arc<Compiled>>,
     tool_use: Option<Arc<Compiled>>,
     sources: Vec<TemplateSource>,
-    /// `bos_token` and the like, as the templates see them: (name, text).
-    special_tokens: Vec<(String, String)>,
+    /// What every rendering gets: `documents`, `bos_token` and the like, then the variables of the
+    /// recipe. Those of a row come behind, and replace them.
+    variables: Vec<(String, Value)>,
     /// Whether every template has `{% generation %}` blocks.
     pub(crate) has_generation: bool,
 }
@@ -70,15 +73,16 @@ struct Compiled {
 }
 
 impl ChatTemplate {
-    /// Compiles templates. `sources`: at least one. `now`: what a template is told when it asks for
-    /// the time.
+    /// Compiles templates. `sources`: at least one. `special_tokens`: (name, text). `variables`:
+    /// those of every rendering. `now`: what a template is told when it asks for the time.
     ///
     /// # Errors
     /// [`DatasetError::TemplateSyntax`], [`DatasetError::TemplateBounds`],
-    /// [`DatasetError::NoThreads`].
+    /// [`DatasetError::NoThreads`]. [`DatasetError::Template`] if a variable cannot be given.
     pub(crate) fn compile(
         sources: Vec<TemplateSource>,
         special_tokens: Vec<(String, String)>,
+        variables: Option<&BTreeMap<String, Variable>>,
         now: NaiveDateTime,
     ) -> Result<Self, DatasetError> {
         let named = |name: &str| {
@@ -87,7 +91,11 @@ impl ChatTemplate {
         };
         let (default, tool_use) = (named("default")?, named("tool_use")?);
         let has_generation = [&default, &tool_use].into_iter().flatten().all(|compiled| compiled.has_generation);
-        Ok(Self { default, tool_use, sources, special_tokens, has_generation })
+        let given = variables.into_iter().flatten().map(|(name, value)| Ok((name.clone(), to_value(&json(value))?)));
+        let given = given.collect::<Result<Vec<_>, DatasetError>>()?;
+        let special_tokens = special_tokens.into_iter().map(|(name, text)| (name, Value::from(text)));
+        let variables = [("documents".to_owned(), Value::from(()))].into_iter().chain(special_tokens).chain(given);
+        Ok(Self { default, tool_use, sources, variables: variables.collect(), has_generation })
     }
 
     /// The sources, as they were read.
@@ -95,9 +103,14 @@ impl ChatTemplate {
         &self.sources
     }
 
+    /// Whether the source of a template has a text in it.
+    pub(crate) fn mentions(&self, text: &str) -> bool {
+        self.sources.iter().any(|source| source.source.contains(text))
+    }
+
     /// Whether a template asks for the time.
     pub(crate) fn uses_date(&self) -> bool {
-        self.sources.iter().any(|source| source.source.contains(python_methods::STRFTIME))
+        self.mentions(python_methods::STRFTIME)
     }
 
     /// The template for a conversation, chosen as transformers does: the one for tools if there are
@@ -111,7 +124,7 @@ impl ChatTemplate {
     }
 
     /// Renders a conversation. `tools`: the list, or none. `extra`: variables of the row
-    /// (`chat_template_kwargs`). The marks of `generation.rs` must not occur in any of them.
+    /// (`chat_template_kwargs`, `documents`). The marks of `generation.rs` must not occur in any of them.
     ///
     /// # Errors
     /// [`DatasetError::Template`] if the template does not take this conversation.
@@ -124,14 +137,11 @@ impl ChatTemplate {
         extra: &[(String, Value)],
         add_generation_prompt: bool,
     ) -> Result<Rendered, DatasetError> {
-        let special_tokens = self.special_tokens.iter().map(|(name, text)| (name.as_str(), Value::from(text.as_str())));
-        let extra = extra.iter().map(|(name, value)| (name.as_str(), value.clone()));
-        let variables: Value = special_tokens
-            .chain(extra)
+        let given = self.variables.iter().chain(extra).map(|(name, value)| (name.as_str(), value.clone()));
+        let variables: Value = given
             .chain([
                 ("messages", Value::from(messages.to_vec())),
                 ("tools", tools.clone()),
-                ("documents", Value::from(())),
                 ("add_generation_prompt", Value::from(add_generation_prompt)),
             ])
             .collect();
@@ -307,6 +317,20 @@ pub(crate) fn to_value(value: &serde_json::Value) -> Result<Value, DatasetError>
             entries.collect::<Result<Vec<(Value, Value)>, DatasetError>>()?.into_iter().collect()
         }
     })
+}
+
+/// A variable of a recipe as JSON.
+fn json(variable: &Variable) -> serde_json::Value {
+    match variable {
+        Variable::Switch(flag) => (*flag).into(),
+        Variable::Integer(number) => (*number).into(),
+        Variable::Number(number) => (*number).into(),
+        Variable::Text(text) => text.as_str().into(),
+        Variable::List(items) => items.iter().map(json).collect(),
+        Variable::Table(entries) => {
+            serde_json::Value::Object(entries.iter().map(|(name, value)| (name.clone(), json(value))).collect())
+        }
+    }
 }
 
 fn unmarked(text: &str) -> Result<&str, DatasetError> {

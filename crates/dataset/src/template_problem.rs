@@ -37,6 +37,9 @@ pub enum Unrendered {
     /// The generation prompt closes the reasoning with this tag, and the answer has some.
     #[error("it behind its own generation prompt: that ends with {0}, and the answer has reasoning")]
     BehindClosedReasoning(&'static str),
+    /// The reasoning of the answer stands behind an empty block of reasoning.
+    #[error("its reasoning alone: an empty block of reasoning comes first")]
+    ReasoningTwice,
     /// The turn is written in another way once later messages follow.
     #[error("it the same once later messages follow")]
     SameLater,

@@ -1,10 +1,13 @@
 //! The files of a model that its tokenizer and templates are made of: which directory each is taken
 //! from, and what it holds.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use chrono::{Local, NaiveDate, NaiveDateTime, NaiveTime};
+use finetune_recipe::Variable;
 use finetune_store::Holding;
 use serde_json::Value;
 
@@ -36,12 +39,22 @@ pub struct TextSource<'a> {
     /// YYYY-MM-DD. A template that asks for the time is told this day at 00:00:00. `None`: it is
     /// told the moment of opening, which is the same for all rows.
     pub date: Option<&'a str>,
+    /// Variables of every rendering, as `data.chat_template_kwargs` of a recipe has them. Those of a
+    /// row or a request replace them.
+    pub variables: Option<&'a BTreeMap<String, Variable>>,
 }
 
 impl<'a> TextSource<'a> {
     /// The source of a model without an adapter.
     pub fn of(model_dir: &'a Path, chat_template: Option<&'a Path>) -> Self {
-        Self { model_dir, adapter: None, chat_template, date: None }
+        Self { model_dir, adapter: None, chat_template, date: None, variables: None }
+    }
+
+    /// The time that a template is told: 00:00 of the date, or now.
+    pub(crate) fn moment(&self) -> Result<NaiveDateTime, DatasetError> {
+        let Some(date) = self.date else { return Ok(Local::now().naive_local()) };
+        let day = NaiveDate::parse_from_str(date, "%Y-%m-%d");
+        Ok(day.map_err(|_| DatasetError::BadDate { date: date.to_owned() })?.and_time(NaiveTime::MIN))
     }
 
     /// The adapter's directory, then the model's.

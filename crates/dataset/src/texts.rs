@@ -99,14 +99,9 @@ impl Marked {
     }
 
     /// A message whose reasoning the template does not recognize. Its texts are numbered from 0.
-    /// With `in_content`, reasoning under a key of its own becomes part of the content.
-    pub(crate) fn hidden(message: &Value, index: usize, in_content: bool) -> Self {
+    pub(crate) fn hidden(message: &Value, index: usize) -> Self {
         let mut marked = Self::default();
-        let mut message = message.clone();
-        if in_content && let Some(object) = message.as_object_mut() {
-            reasoning_into_content(object);
-        }
-        let copy = marked.message(&message, index, true);
+        let copy = marked.message(message, index, true);
         marked.messages.push(copy);
         marked
     }
@@ -319,14 +314,6 @@ pub(crate) fn reasoning(message: &Map<String, Value>) -> Option<&str> {
     first.as_str().filter(|text| !text.trim().is_empty())
 }
 
-/// Puts the reasoning under a key at the beginning of the content, between the tags of most models.
-fn reasoning_into_content(message: &mut Map<String, Value>) {
-    let Some(thought) = reasoning(message).map(|text| text.trim_matches('\n').to_owned()) else { return };
-    let answer = message.get("content").and_then(Value::as_str).unwrap_or_default().trim_start_matches('\n').to_owned();
-    message.retain(|key, _| !REASONING_KEYS.contains(&key.as_str()));
-    message.insert("content".to_owned(), Value::String(format!("<think>\n{thought}\n</think>\n\n{answer}")));
-}
-
 /// The object with the name of a call or tool. In OpenAI's form it is under `function`, in others
 /// it is the value itself.
 fn function_of(value: &mut Value) -> Option<&mut Map<String, Value>> {
@@ -440,7 +427,7 @@ pub(crate) fn take_marks(marked: &str) -> Found {
 }
 
 /// Whether a text stands in a rendering, as it is or within a JSON string.
-fn occurs(rendering: &str, text: &str) -> bool {
+pub(crate) fn occurs(rendering: &str, text: &str) -> bool {
     if rendering.contains(text) {
         return true;
     }

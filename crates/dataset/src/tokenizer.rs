@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{Local, NaiveDate, NaiveDateTime, NaiveTime};
 use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::{PostProcessor, PostProcessorWrapper, Tokenizer};
@@ -128,7 +127,7 @@ impl ChatTokenizer {
         new_tokens: &[String],
         known: Option<&ChatTokenizer>,
     ) -> Result<Option<Self>, DatasetError> {
-        let now = moment(source.date)?;
+        let now = source.moment()?;
         let Some(directory) = source.tokenizer_dir() else { return Ok(None) };
         let path = directory.join(TOKENIZER);
         let foreign = Foreign::Tokenizer(path.display().to_string());
@@ -160,13 +159,14 @@ impl ChatTokenizer {
         let templates = text_source::templates(source)?;
         let template = match templates.is_empty() {
             true => None,
-            false => Some(Arc::new(ChatTemplate::compile(templates, special_tokens, now)?)),
+            false => Some(Arc::new(ChatTemplate::compile(templates, special_tokens, source.variables, now)?)),
         };
         let added: BTreeMap<_, _> = loaded.tokenizer.get_added_tokens_decoder().into_iter().collect();
         let templates = template.iter().flat_map(|template| template.sources());
         let texts: Vec<_> = templates.map(|source| (&source.name, &source.source)).collect();
         let day = template.as_ref().filter(|template| template.uses_date()).map(|_| now);
-        let rest = format!("{added:?} {special:?} {texts:?} {day:?} {bos_id:?} {eos_ids:?} {end:?}");
+        let given = source.variables;
+        let rest = format!("{added:?} {special:?} {texts:?} {given:?} {day:?} {bos_id:?} {eos_ids:?} {end:?}");
         fingerprint.update(rest.as_bytes());
         Ok(Some(Self {
             loaded,
@@ -324,7 +324,7 @@ impl ChatTokenizer {
 
     /// Whether the source of a chat template has a text in it.
     pub fn template_has(&self, text: &str) -> bool {
-        self.template.iter().flat_map(|template| template.sources()).any(|source| source.source.contains(text))
+        self.template.as_ref().is_some_and(|template| template.mentions(text))
     }
 
     /// The file of the chat template that conversations without tools go through.
@@ -454,13 +454,6 @@ fn grown(bounds: Bounds, length: usize, bytes: usize) -> Bounds {
         time: bounds.time + Duration::from_secs((length / PER_SECOND) as u64),
         bytes: bounds.bytes.saturating_add(length.saturating_mul(bytes)),
     }
-}
-
-/// The time that a template is told: 00:00 of `date`, or now.
-fn moment(date: Option<&str>) -> Result<NaiveDateTime, DatasetError> {
-    let Some(date) = date else { return Ok(Local::now().naive_local()) };
-    let day = NaiveDate::parse_from_str(date, "%Y-%m-%d");
-    Ok(day.map_err(|_| DatasetError::BadDate { date: date.to_owned() })?.and_time(NaiveTime::MIN))
 }
 
 fn failed(error: tokenizers::Error) -> DatasetError {

@@ -25,6 +25,7 @@ mod overflow;
 mod progress;
 mod prometheus;
 mod rank_event;
+mod row_text;
 mod signals;
 mod size;
 mod sleep_inhibitor;

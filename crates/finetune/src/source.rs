@@ -35,7 +35,7 @@ pub(crate) struct Source {
     pub(crate) model: PathBuf,
     pub(crate) adapter: Option<PathBuf>,
     chat_template: Option<PathBuf>,
-    /// How the run read its rows, if the model or adapter is a run's. Templates get its date.
+    /// How the run read its rows, if the model or adapter is a run's. Templates get its date and variables.
     pub(crate) of_run: Option<Data>,
     /// What the user should know about what was chosen.
     pub(crate) notices: Vec<String>,
@@ -104,6 +104,7 @@ impl Source {
             adapter: self.adapter.as_deref(),
             chat_template: self.chat_template.as_deref(),
             date: self.of_run.as_ref().and_then(|data| data.date.as_deref()),
+            variables: self.of_run.as_ref().map(|data| &data.chat_template_kwargs),
         }
     }
 }

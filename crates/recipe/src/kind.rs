@@ -15,6 +15,7 @@ mod modules;
 mod numbers;
 mod paths;
 mod texts;
+mod variables;
 mod words;
 
 pub use columns::COLUMN_KEYS;
@@ -25,6 +26,8 @@ pub(crate) use numbers::Bounds::{BelowOne, Between, NotNegative, Positive, Share
 pub(crate) use numbers::{Count, CountOrAuto, Counts, Epochs, Integer, Number, NumberPair, Numbers};
 pub(crate) use paths::{ModelPath, OnePath, RowPaths};
 pub(crate) use texts::{Address, Day, Period, Ports};
+pub(crate) use variables::Variables;
+pub use variables::{RESERVED_VARIABLES, Variable};
 pub(crate) use words::{Switch, word};
 
 /// What a key takes.

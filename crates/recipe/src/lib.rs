@@ -43,7 +43,7 @@ pub use choices::{
     Quantization, ResidencyChoice, ResultChoice, ScheduleName, SharesChoice, StagesChoice, TopologyChoice, TrainOn,
     WireChoice,
 };
-pub use kind::COLUMN_KEYS;
+pub use kind::{COLUMN_KEYS, RESERVED_VARIABLES, Variable};
 pub use path::{HUB_ROWS, is_hub_rows};
 pub use problem::{Location, Problem, Problems, RecipeError};
 pub use tables::{

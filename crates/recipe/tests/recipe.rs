@@ -175,6 +175,22 @@ fn columns_are_set_one_by_one_or_all_at_once() {
 }
 
 #[test]
+fn variables_of_the_template_are_set_one_by_one_or_all_at_once() {
+    let inline = parse(&format!("{MINIMAL}chat_template_kwargs = {{ enable_thinking = false, effort = \"low\" }}\n"));
+    let header = parse(&format!("{MINIMAL}[data.chat_template_kwargs]\nenable_thinking = false\neffort = \"low\"\n"));
+    let sets = ["data.chat_template_kwargs.enable_thinking=false", "data.chat_template_kwargs.effort=low"];
+    assert_eq!(inline, header);
+    assert_eq!(inline, parse_with(MINIMAL, &sets).unwrap());
+    let more =
+        "chat_template_kwargs = { n = -3, x = 0.5, day = 2026-11-27, list = [1, [\"a\"]], in = { \"é\" = true } }";
+    let recipe = parse(&format!("{MINIMAL}{more}\n"));
+    let again = parse(&recipe.to_toml());
+    assert_eq!(again.data.chat_template_kwargs, recipe.data.chat_template_kwargs);
+    let day = &recipe.data.chat_template_kwargs["day"];
+    assert_eq!(day, &finetune_recipe::Variable::Text("2026-11-27".to_owned()));
+}
+
+#[test]
 fn a_share_takes_the_place_of_held_back_files() {
     let recipe = parse_with(CONTRACT, &["data.eval_share=0.1"]).unwrap();
     assert_eq!((recipe.data.eval.len(), recipe.data.eval_share), (0, Some(0.1)));
@@ -227,6 +243,23 @@ fn set_is_checked_like_the_file() {
         ("data.columns.question=prompt", "`data.columns` has no key `question` | write it as prompt = \"question\""),
         ("data.columns.response=b", "`data.columns` has no key `response` | ours is `completion`"),
         ("data.columns.prompt=1", "expected a string, found an integer | write it in quotes"),
+        (
+            "data.chat_template_kwargs=false",
+            "expected a table of variables, found a boolean | for example { enable_thinking = false }",
+        ),
+        (
+            "data.chat_template_kwargs.messages=[]",
+            "`data.chat_template_kwargs` has the key `messages`, which is not a template's own | the variables that a template reads by itself, such as enable_thinking",
+        ),
+        (
+            "data.chat_template_kwargs.enable_thinking=False",
+            "`data.chat_template_kwargs` has the text \"False\" | write it without quotes: false",
+        ),
+        ("data.chat_template_kwargs.x=nan", "`data.chat_template_kwargs` has a number that is not finite"),
+        (
+            "data.enable_thinking=false",
+            "unknown key `enable_thinking` in [data] | ours is `chat_template_kwargs`; chat_template_kwargs = { enable_thinking = … }",
+        ),
         (
             "schedule.name=cosin",
             "`schedule.name` must be one of \"constant\", \"linear\", \"cosine\", found \"cosin\" | did you mean \"cosine\"?",

@@ -97,6 +97,7 @@ fn the_digest_follows_the_numbers_only() {
         "model.quantization=nf4",
         "lora.target_modules=[\"q_proj\"]",
         "data.chat_template=x.jinja",
+        "data.chat_template_kwargs.enable_thinking=true",
         "train.micro_batch_size=2",
     ];
     for set in other {

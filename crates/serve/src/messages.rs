@@ -27,7 +27,10 @@ impl Conversation {
         };
         let messages = messages.iter().enumerate();
         let messages = messages.map(|(n, message)| read_message(message, &format!("messages[{n}]")));
-        let variables = fields.object("chat_template_kwargs")?.cloned().unwrap_or_default();
+        let mut variables = fields.object("chat_template_kwargs")?.cloned().unwrap_or_default();
+        if let Some(documents) = fields.list("documents")? {
+            variables.entry("documents").or_insert_with(|| documents.to_vec().into());
+        }
         let choice = ToolChoice::read(fields)?;
         Ok(Conversation {
             messages: messages.collect::<Result<_, _>>()?,

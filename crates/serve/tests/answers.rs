@@ -240,6 +240,7 @@ fn conversations_in_their_forms_are_taken() {
         json!({"tools": [tool], "tool_choice": "none"}),
         json!({"messages": parts}),
         json!({"chat_template_kwargs": {"enable_thinking": false}}),
+        json!({"documents": [{"title": "Tower", "text": "It has 7 floors."}]}),
         json!({"user": "somebody", "metadata": {"a": 1}, "n": 1, "response_format": {"type": "text"}}),
     ] {
         let answer = server.post(CHAT, &with(question("Hi"), with(json!({"max_tokens": 2}), more.clone())));

@@ -99,4 +99,4 @@ pub use state::{Best, TrainState};
 pub use summary::Summary;
 pub use together::{OnRank, Parallel, Replies, Sizes, Together};
 pub use train::{Outcome, train};
-pub use validate::{DataSummary, Problem, Validation, validate};
+pub use validate::{DataSummary, FirstRow, Problem, Validation, validate};

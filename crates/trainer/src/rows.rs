@@ -57,10 +57,11 @@ pub fn load_data(
     Ok(Data { train, eval, tokenizer })
 }
 
-/// The tokenizer of the recipe's model with the recipe's template and date.
+/// The tokenizer of the recipe's model with the recipe's template, its variables and date.
 pub(crate) fn open_tokenizer(recipe: &Recipe, model: &Path) -> Result<Option<ChatTokenizer>, TrainError> {
     let (chat_template, date) = (recipe.data.chat_template.as_deref(), recipe.data.date.as_deref());
-    let source = TextSource { model_dir: model, adapter: None, chat_template, date };
+    let variables = Some(&recipe.data.chat_template_kwargs);
+    let source = TextSource { model_dir: model, adapter: None, chat_template, date, variables };
     let tokenizer = ChatTokenizer::open_with(&source, &recipe.data.add_tokens)?;
     match tokenizer {
         None if !recipe.data.add_tokens.is_empty() => Err(ChatTokenizer::missing(model).into()),

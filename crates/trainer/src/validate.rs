@@ -2,10 +2,11 @@
 //! lengths, an estimate of memory, disk and time. To what [`examine`] finds it adds the run
 //! directory, the disk, and every weight's value.
 
+use std::fmt;
 use std::path::Path;
 
 use finetune_advice::Advice as _;
-use finetune_dataset::Dataset;
+use finetune_dataset::{ChatTokenizer, Dataset, Row};
 use finetune_recipe::Recipe;
 use finetune_store::RealDisk;
 use serde::Serialize;
@@ -47,10 +48,45 @@ pub struct Validation {
     pub estimate: Option<Estimate>,
     /// Bytes on the disk.
     pub disk: Option<DiskNeed>,
+    /// The first row to train on.
+    #[serde(skip)]
+    pub first_row: Option<FirstRow>,
     /// What a user should know.
     pub notices: Vec<String>,
     /// What `run` would refuse. If it is empty, nothing prevents the run.
     pub problems: Vec<Problem>,
+}
+
+/// A row, and what shows it to a person.
+#[derive(Clone)]
+pub struct FirstRow {
+    /// Where the row came from: `file:line`.
+    pub origin: String,
+    /// Its tokens, and which of them are trained on.
+    pub row: Row,
+    /// `None`: the model has none.
+    pub tokenizer: Option<ChatTokenizer>,
+    /// The tokens that the answers of all rows end with.
+    pub ends: Vec<u32>,
+}
+
+impl fmt::Debug for FirstRow {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("FirstRow").field("origin", &self.origin).finish_non_exhaustive()
+    }
+}
+
+impl FirstRow {
+    fn of(found: &Examined) -> Option<FirstRow> {
+        let rows = found.train.as_ref()?;
+        let tokenizer = found.tokenizer.clone().flatten();
+        Some(FirstRow {
+            origin: rows.origin(0),
+            row: rows.rows.first()?.clone(),
+            tokenizer,
+            ends: rows.ends.tokens.clone(),
+        })
+    }
 }
 
 /// One thing that would end a run.
@@ -148,6 +184,7 @@ pub fn validate(recipe: &Recipe, host: &ThisHost, progress: &dyn Fn(u64)) -> Val
         device: found.device_plan.as_ref().map(DevicePlan::describe),
         estimate,
         disk,
+        first_row: FirstRow::of(&found),
         notices: found.assumptions.into_iter().chain(found.notices).collect(),
         problems: found.problems.into_iter().map(Problem::from).collect(),
     }

@@ -73,3 +73,28 @@ fn rows_are_measured_with_the_columns_of_the_run() {
     let ended = folder.finetune(&["generate", "run", "--data", "rows.csv", "--max-new-tokens", "2"]).expect(0);
     assert!(ended.stdout.contains("who?"), "{}", ended.stdout);
 }
+
+/// `data.chat_template_kwargs` counts in training, in what the run answers, and at a resume.
+#[test]
+fn variables_of_the_template_stay_with_the_run() {
+    let folder = Folder::with_chat_model(CHAT_RECIPE);
+    let template = "{{ mood | default('') }}{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>{% endfor %}\
+                    {% if add_generation_prompt %}<|assistant|>\n{% endif %}";
+    folder.write("model/chat_template.jinja", template.as_bytes());
+    let messages = r#""messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]"#;
+    let rows = format!("{{{messages}}}\n{{{messages}, \"chat_template_kwargs\": {{\"mood\": \"loud\"}}}}\n");
+    folder.write("train.jsonl", rows.as_bytes());
+    let mood = ["--set", "data.chat_template_kwargs.mood=soft"];
+    for (row, text) in [("1", "soft<|user|>\nHi"), ("2", "loud<|user|>\nHi")] {
+        let shown = json_of(&folder, &[&["inspect", "recipe.toml", "--row", row, "--json"], &mood[..]].concat());
+        assert!(shown["text"].as_str().expect("text").starts_with(text), "{shown}");
+    }
+    folder.finetune(&[&["run", "recipe.toml"], &mood[..]].concat()).expect(0);
+    let answer = json_of(&folder, &["generate", "run", "--prompt", "Hi", "--max-new-tokens", "2", "--json"]);
+    let ids: Vec<u32> = serde_json::from_value(answer["prompt_token_ids"].clone()).expect("ids");
+    let tokenizer = finetune_dataset::ChatTokenizer::load(&folder.path("model"), None).expect("a tokenizer");
+    let prompt = tokenizer.decode(&ids, false).expect("text");
+    assert!(prompt.starts_with("soft<|user|>\nHi"), "{prompt}");
+    let ended = folder.finetune(&["run", "recipe.toml", "--resume", "--set", "train.max_steps=5"]).expect(2);
+    ended.says("data.chat_template_kwargs: the checkpoint has { \"mood\" = \"soft\" }, the recipe none");
+}

@@ -122,3 +122,32 @@ fn validate_and_run_say_the_same_notices() {
         assert!(ended.stderr.contains(notice), "`run` does not say {notice:?}:\n{}", ended.stderr);
     }
 }
+
+/// The text that `inspect` shows, and the token that ends an answer. A long row is shortened.
+#[test]
+fn validate_shows_the_first_row_as_the_model_will_see_it() {
+    let folder = Folder::with_chat_model(CHAT_RECIPE);
+    let row = |question: &str| {
+        format!(
+            "{}\n",
+            json!({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "Hello there."}]})
+        )
+    };
+    folder.write("train.jsonl", row("Hi").as_bytes());
+    let found = folder.finetune(&["validate", "recipe.toml"]).expect(0).stdout;
+    let text = "            <|user|>\n            Hi<|end|><|assistant|>\n            ⟦Hello there.<|end|>⟧\n";
+    assert!(found.contains("train.jsonl:1: ") && found.contains(text), "{found}");
+    assert!(found.contains("ends at     <|end|> (taught by the rows)"), "{found}");
+    let shown = folder.finetune(&["inspect", "recipe.toml"]).expect(0).stdout;
+    assert!(shown.contains("an answer ends at <|end|> (taught by the rows)"), "{shown}");
+
+    let question = "So many words. ".repeat(40);
+    folder.write("train.jsonl", row(question.trim()).as_bytes());
+    let short = folder.finetune(&["validate", "recipe.toml"]).expect(0).stdout;
+    assert!(
+        short.contains("[…]") && !short.contains(question.trim()) && short.contains("⟦Hello there.<|end|>⟧"),
+        "{short}"
+    );
+    let whole = folder.finetune(&["validate", "recipe.toml", "--verbose"]).expect(0).stdout;
+    assert!(whole.contains(question.trim()), "{whole}");
+}

@@ -56,7 +56,7 @@ fn reasoning_is_told_from_the_answer() {
     assert_eq!(parts("<think>\nb\n</think>c"), [part(false, ""), part(true, "\nb\n"), part(false, "c")]);
     assert_eq!(parts("b</think>c</think>d"), [part(true, "b"), part(false, "c</think>d")]);
     assert_eq!(sections("b</think>c", TextKind::Content, false).len(), 1);
-    let hidden = Marked::hidden(&json!({"role": "assistant", "content": "4", "reasoning_content": "so"}), 1, true);
+    let hidden = Marked::hidden(&json!({"role": "assistant", "content": "<think>\nso\n</think>\n\n4"}), 1);
     let content = hidden.messages[0]["content"].as_str().expect("text");
     assert!(!content.contains("</think>") && !content.contains("<think>"));
     assert_eq!(take_marks(content).text, "<think>\nso\n</think>\n\n4");

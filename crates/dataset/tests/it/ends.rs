@@ -1,10 +1,11 @@
 //! The tokens that end answers and calls, as families of models write them.
 
 use finetune_dataset::{ChatTokenizer, Dataset, Ends, TextSource};
-use finetune_recipe::Format;
+use finetune_recipe::{Format, TrainOn};
 use serde_json::{Value, json};
 
 use crate::made_up::{Model, data};
+use crate::reaching::read_through;
 
 /// How a family writes what an assistant says.
 struct Family {
@@ -57,7 +58,7 @@ const FAMILIES: [Family; 5] = [
         ends: &["<|end_of_sentence|>"],
         trained: &["<|end_of_sentence|>"],
     },
-    // Its answers end where the next turn begins. Its template writes nothing there.
+    // Its answers end where the next turn begins. Its template writes nothing there of its own.
     Family {
         name: "GLM",
         answer: "<|assistant|>{{ m.content }}{% if 'tool_calls' in m %}\
@@ -65,7 +66,7 @@ const FAMILIES: [Family; 5] = [
                  {{ m.tool_calls[0].function.arguments | tojson }}{% endif %}",
         generation_prompt: "<|assistant|>",
         ends: &["<|endoftext|>", "<|user|>", "<|observation|>"],
-        trained: &[],
+        trained: &["<|user|>", "<|observation|>"],
     },
 ];
 
@@ -95,34 +96,78 @@ fn rows() -> String {
     row(json!([user, answer("a"), user, answer("")])) + &row(json!([user, call, result, answer("b")]))
 }
 
+/// A model of a family, and its tokenizer, which knows all tokens of the template.
+fn model(family: &Family) -> (Model, ChatTokenizer) {
+    let template = template(family);
+    let model = Model::with_tokens(Some(&template), json!({}));
+    let tokens = special_tokens(&template, family);
+    let source = TextSource::of(model.path(), None);
+    let open = || ChatTokenizer::open_with(&source, &tokens).expect("files").expect("a tokenizer");
+    let ids = ids(&open(), family.ends);
+    model.write("generation_config.json", json!({"eos_token_id": ids}).to_string());
+    let tokenizer = open();
+    (model, tokenizer)
+}
+
+fn ids(tokenizer: &ChatTokenizer, tokens: &[&str]) -> Vec<u32> {
+    tokens.iter().map(|token| tokenizer.encode_chat(token).expect("a token")[0]).collect()
+}
+
 #[test]
 fn the_ends_of_families_are_recognized() {
     for family in &FAMILIES {
         let name = family.name;
-        let template = template(family);
-        let model = Model::with_tokens(Some(&template), json!({}));
-        let tokens = special_tokens(&template, family);
-        let source = TextSource::of(model.path(), None);
-        let open = || ChatTokenizer::open_with(&source, &tokens).expect("files").expect("a tokenizer");
-        let unnamed = open();
-        let id = |token: &&str| unnamed.encode_chat(token).expect("a token")[0];
-        let ids: Vec<u32> = family.ends.iter().map(id).collect();
-        model.write("generation_config.json", json!({"eos_token_id": ids}).to_string());
-        let tokenizer = open();
-        assert_eq!(tokenizer.eos_ids(), ids, "{name}");
+        let (model, tokenizer) = model(family);
+        let ends = ids(&tokenizer, family.ends);
+        assert_eq!(tokenizer.eos_ids(), ends, "{name}");
 
         let file = model.write("rows.jsonl", rows());
         let read = Dataset::load(&[file], &data(Format::Auto), &tokenizer, 512, usize::MAX, &|_| {}).expect("rows");
-        let mut trained: Vec<u32> = family.trained.iter().map(id).collect();
+        let mut trained = ids(&tokenizer, family.trained);
         trained.sort_unstable();
-        let without = if trained.is_empty() { 4 } else { 0 };
-        assert_eq!(read.ends, Ends { tokens: trained, without, parts: 4 }, "{name}");
+        assert_eq!(read.ends, Ends { tokens: trained, without: 0, parts: 4 }, "{name}");
         let is_told = |text: &str| read.notices.iter().any(|notice| notice.contains(text));
-        assert_eq!(is_told("end in no special token"), without > 0, "{name}: {:?}", read.notices);
-        // What a GLM stops at is the next turn's.
-        assert_eq!(is_told("with <|user|> of the next turn"), name == "GLM", "{name}: {:?}", read.notices);
-        assert!(!is_told("answers end with"), "{name}: {:?}", read.notices);
+        assert!(!is_told("end in no special token") && !is_told("answers end with"), "{name}: {:?}", read.notices);
         let end = tokenizer.template_end();
-        assert_eq!(end.is_some_and(|end| ids.contains(&end)), without == 0, "{name}");
+        assert_eq!(end.is_some_and(|end| ends.contains(&end)), name != "GLM", "{name}");
+    }
+}
+
+/// What a GLM stops at is the next turn's. So that is trained on, and put behind the last answer.
+#[test]
+fn the_token_of_the_next_turn_is_learned_if_answers_end_with_it() {
+    let glm = FAMILIES.iter().find(|family| family.name == "GLM").expect("it is in the table");
+    let (model, tokenizer) = model(glm);
+    let user = json!({"role": "user", "content": "1"});
+    let answer = |content: &str, weight: u32| json!({"role": "assistant", "content": content, "weight": weight});
+    let call = json!({"role": "assistant", "content": "", "tool_calls": [
+        {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]});
+    let result = json!({"role": "tool", "content": "t"});
+    for (messages, train_on, want) in [
+        (
+            json!([user, answer("a", 1), user, answer("b", 1)]),
+            TrainOn::Assistant,
+            "<|user|>1<|assistant|>⟦a<|user|>⟧1<|assistant|>⟦b<|user|>⟧",
+        ),
+        (
+            json!([user, answer("a", 1), user, answer("b", 1)]),
+            TrainOn::Last,
+            "<|user|>1<|assistant|>a<|user|>1<|assistant|>⟦b<|user|>⟧",
+        ),
+        (
+            json!([user, answer("a", 0), user, answer("b", 1)]),
+            TrainOn::Assistant,
+            "<|user|>1<|assistant|>a<|user|>1<|assistant|>⟦b<|user|>⟧",
+        ),
+        (
+            json!([user, call, result, answer("", 1)]),
+            TrainOn::Assistant,
+            "<|user|>1<|assistant|>⟦f {\"x\": 1}<|observation|>⟧t<|assistant|>⟦<|user|>⟧",
+        ),
+        (json!([user, call]), TrainOn::Assistant, "<|user|>1<|assistant|>⟦f {\"x\": 1}<|observation|>⟧"),
+        (json!([user, answer("a", 1), user]), TrainOn::All, "<|user|>⟦1<|assistant|>a<|user|>1⟧"),
+        (json!([user, answer("a", 1)]), TrainOn::All, "<|user|>⟦1<|assistant|>a<|user|>⟧"),
+    ] {
+        assert_eq!(read_through(&model, &tokenizer, &json!({"messages": messages}), train_on), [want], "{messages}");
     }
 }

@@ -118,6 +118,7 @@ pub(crate) fn data(format: Format) -> Data {
         train_on: TrainOn::Assistant,
         shuffle: true,
         chat_template: None,
+        chat_template_kwargs: std::collections::BTreeMap::new(),
         add_tokens: Vec::new(),
         date: None,
     }

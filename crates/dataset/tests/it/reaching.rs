@@ -16,7 +16,7 @@ pub(crate) fn read_with(model: &Model, row: &Value, train_on: TrainOn) -> Vec<St
 pub(crate) fn read_through(model: &Model, tokenizer: &ChatTokenizer, row: &Value, train_on: TrainOn) -> Vec<String> {
     let file = model.write("rows.jsonl", format!("{row}\n"));
     let data = Data { train_on, max_seq_len: 1 << 16, ..data(Format::Auto) };
-    match Dataset::load(&[file], &data, tokenizer, VOCABULARY, usize::MAX, &|_| {}) {
+    match Dataset::load(&[file], &data, tokenizer, tokenizer.vocab_size(), usize::MAX, &|_| {}) {
         Ok(dataset) => dataset.rows.iter().map(|row| shown(tokenizer, row)).collect(),
         Err(DatasetError::BadRows(rows)) => vec![format!("refused: {}", rows.first[0].problem)],
         Err(error) => panic!("{error}"),
@@ -350,6 +350,51 @@ fn keys_beside_the_messages_reach_the_template() {
         read(template, &json!({"system": "S", "prompt": "a", "completion": "b"})),
         ["refused: system stands beside plain strings, which no chat template sees"]
     );
+}
+
+#[test]
+fn documents_reach_the_template() {
+    let template = "{% for d in documents or [] %}[{{ d.title }}: {{ d.text }}]{% endfor %}{% for m in messages %}\
+        {{ m.role | first }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}";
+    let messages = json!([{"role": "user", "content": "1"}, {"role": "assistant", "content": "a"}]);
+    let documents = json!([{"title": "T", "text": "The tower has 7 floors."}]);
+    let others = json!([{"title": "T", "text": "Nothing is known of it."}]);
+    let with = "[T: The tower has 7 floors.]u:1;a:⟦a;⟧";
+    for (keys, expected) in [
+        (json!({"documents": documents}), with),
+        (json!({"documents": documents.to_string()}), with),
+        (json!({"chat_template_kwargs": {"documents": documents}}), with),
+        (json!({"documents": documents, "chat_template_kwargs": {"documents": documents}}), with),
+        (
+            json!({"documents": others, "chat_template_kwargs": {"documents": documents}}),
+            "refused: documents and chat_template_kwargs.documents are not the same",
+        ),
+        (json!({"documents": []}), "u:1;a:⟦a;⟧"),
+        (json!({"documents": null}), "u:1;a:⟦a;⟧"),
+        // No list: it is not meant for a template.
+        (json!({"documents": "tower.txt"}), "u:1;a:⟦a;⟧"),
+        (
+            json!({"documents": [documents[0], {"body": "The bridge is old and grey."}]}),
+            "refused: documents[1]: the chat template leaves it out",
+        ),
+    ] {
+        let mut row = keys.clone();
+        row["messages"] = messages.clone();
+        assert_eq!(read(template, &row), [expected], "{keys}");
+    }
+    // A template that reads none, and rows that no template sees.
+    let model = Model::new(Some(CHATML));
+    for row in [
+        json!({"messages": messages, "documents": documents}),
+        json!({"prompt": "1", "completion": "a", "documents": documents}),
+    ] {
+        let file = model.write("rows.jsonl", format!("{row}\n"));
+        let tokenizer = model.tokenizer();
+        let data = data(Format::Auto);
+        let dataset = Dataset::load(&[file], &data, &tokenizer, VOCABULARY, usize::MAX, &|_| {}).expect("a row");
+        let is_told = dataset.notices.iter().any(|notice| notice.ends_with("no use for: documents (1 row)"));
+        assert!(is_told, "{:?}", dataset.notices);
+    }
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Chat templates against transformers: goldens of our own templates, and the published ones where
 //! they are at hand.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 
 use finetune_advice::Advice as _;
 use finetune_dataset::{ChatTokenizer, TextSource};
-use finetune_recipe::TrainOn;
+use finetune_recipe::{TrainOn, Variable};
 use serde_json::{Value, json};
 
 use crate::made_up::Model;
@@ -186,5 +187,30 @@ fn variables_of_a_request_reach_the_template() {
     ] {
         let text = tokenizer.render_with(&messages, None, &variables, false).expect("a text").text;
         assert_eq!(text, want, "{variables:?}");
+    }
+}
+
+/// Those of a recipe are there in every rendering, and those of a row or request come first.
+#[test]
+fn variables_of_a_recipe_reach_the_template() {
+    let template = "{{ effort }}, {{ thinks }}, {{ names | join('+') }}, {{ at.x }}";
+    let model = Model::with_tokens(Some(template), json!({}));
+    let names = Variable::List(vec![Variable::Text("a".to_owned()), Variable::Integer(2)]);
+    let at = Variable::Table(BTreeMap::from([("x".to_owned(), Variable::Number(0.5))]));
+    let variables = BTreeMap::from([
+        ("effort".to_owned(), Variable::Text("low".to_owned())),
+        ("thinks".to_owned(), Variable::Switch(false)),
+        ("names".to_owned(), names),
+        ("at".to_owned(), at),
+    ]);
+    let source = TextSource { variables: Some(&variables), ..TextSource::of(model.path(), None) };
+    let tokenizer = ChatTokenizer::open(&source).expect("files").expect("a tokenizer");
+    let messages = [json!({"role": "user", "content": "Hi"})];
+    for (given, want) in [
+        (vec![], "low, False, a+2, 0.5"),
+        (vec![("effort".to_owned(), json!("high")), ("thinks".to_owned(), json!(true))], "high, True, a+2, 0.5"),
+    ] {
+        let text = tokenizer.render_with(&messages, None, &given, false).expect("a text").text;
+        assert_eq!(text, want, "{given:?}");
     }
 }

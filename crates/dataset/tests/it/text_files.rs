@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::made_up::{CHATML, Model, SPECIAL, VOCABULARY, tokenizer_json};
 
 fn opened(model: &Model, adapter: Option<&Path>, date: Option<&str>) -> Result<ChatTokenizer, DatasetError> {
-    let source = TextSource { model_dir: model.path(), adapter, chat_template: None, date };
+    let source = TextSource { adapter, date, ..TextSource::of(model.path(), None) };
     ChatTokenizer::open(&source).map(|tokenizer| tokenizer.expect("a tokenizer"))
 }
 
@@ -56,7 +56,7 @@ fn named_templates_are_chosen_as_transformers_does() {
 fn new_tokens_are_in_every_file_of_the_tokenizer() {
     let model = Model::new(Some("chat"));
     let known = SPECIAL[0].to_owned();
-    let source = TextSource { model_dir: model.path(), adapter: None, chat_template: None, date: None };
+    let source = TextSource::of(model.path(), None);
     let new = ["<tool>".to_owned(), known.clone(), "<tool>".to_owned(), "<end tool>".to_owned()];
     let tokenizer = ChatTokenizer::open_with(&source, &new).expect("readable").expect("a tokenizer");
     let (first, second) = (VOCABULARY as u32, VOCABULARY as u32 + 1);
@@ -95,8 +95,7 @@ fn an_adapter_s_files_come_first() {
     let tokenizer = opened(&model, Some(bare.path()), None).expect("a tokenizer");
     assert_eq!((text(&tokenizer, None).as_str(), tokenizer.eos_ids()), ("model", &[259][..]));
     let chosen = model.write("chosen.jinja", "chosen");
-    let source =
-        TextSource { model_dir: model.path(), adapter: Some(adapter.path()), chat_template: Some(&chosen), date: None };
+    let source = TextSource { adapter: Some(adapter.path()), ..TextSource::of(model.path(), Some(&chosen)) };
     assert_eq!(text(&ChatTokenizer::open(&source).expect("files").expect("a tokenizer"), None), "chosen");
 }
 

@@ -81,6 +81,151 @@ fn reasoning_behind_a_prompt_that_closes_it_is_refused() {
     assert!(told[0].ends_with("that ends with </think>, and the answer has reasoning"), "{told:?}");
 }
 
+/// How a family writes reasoning.
+struct Reasoning {
+    name: &'static str,
+    /// The template's part for the content of a message `m` of the assistant.
+    answer: &'static str,
+    /// What the generation prompt ends with.
+    prompt: &'static str,
+    /// (the assistant's message, whether it is to think, the row or the end of what is told)
+    cases: &'static [(&'static str, bool, &'static str)],
+}
+
+const PLAIN: &str = r#"{"content": "4"}"#;
+const KEY: &str = r#"{"content": "4", "reasoning_content": "so"}"#;
+const WITHIN: &str = r#"{"content": "<think>\nso\n</think>\n\n4"}"#;
+const EMPTY: &str = r#"{"content": "<think>\n\n</think>\n\n4"}"#;
+
+const OPENED: &str = "that ends with <think>, and the answer has no reasoning";
+const CLOSED: &str = "that ends with </think>, and the answer has reasoning";
+
+/// The prompt ends as the model is asked for an answer alone, or for reasoning first; the rendered
+/// answer often has something else there.
+const REASONING: [Reasoning; 6] = [
+    Reasoning {
+        name: "Gemma 4",
+        answer: "{{ m.content }}",
+        prompt: "{{ '' if enable_thinking else '<|channel>thought\n<channel|>' }}",
+        cases: &[
+            (PLAIN, false, "<U>1<A><|channel>thought\n<channel|>⟦4;⟧"),
+            (PLAIN, true, "<U>1<A>⟦4;⟧"),
+            (EMPTY, false, "<U>1<A><|channel>thought\n<channel|>⟦4;⟧"),
+            (KEY, true, "<U>1<A>⟦<|channel>thought\nso\n<channel|>4;⟧"),
+            (KEY, false, "that ends with <channel|>, and the answer has reasoning"),
+            (WITHIN, false, "that ends with <channel|>, and the answer has reasoning"),
+        ],
+    },
+    Reasoning {
+        name: "SmolLM3",
+        answer: "{{ '' if thinks else '<think>\n\n</think>\n' }}{{ m.content }}",
+        prompt: "{{ '' if thinks else '<think>\n\n</think>\n' }}",
+        cases: &[
+            (PLAIN, false, "<U>1<A><think>\n\n</think>\n⟦4;⟧"),
+            (PLAIN, true, "<U>1<A>⟦4;⟧"),
+            (EMPTY, false, "<U>1<A><think>\n\n</think>\n⟦4;⟧"),
+            (WITHIN, false, CLOSED),
+            (WITHIN, true, "<U>1<A>⟦<think>\nso\n</think>\n\n4;⟧"),
+        ],
+    },
+    Reasoning {
+        name: "GLM-4.7",
+        answer: "{{ '<think>' + m.reasoning_content if m.reasoning_content else '' }}</think>{{ m.content }}",
+        prompt: "{{ '<think>' if thinks else '</think>' }}",
+        cases: &[
+            (PLAIN, false, "<U>1<A></think>⟦4;⟧"),
+            (PLAIN, true, OPENED),
+            (KEY, true, "<U>1<A><think>⟦so</think>4;⟧"),
+            (KEY, false, CLOSED),
+            (WITHIN, false, CLOSED),
+        ],
+    },
+    Reasoning {
+        name: "DeepSeek-V3.1",
+        answer: "</think>{{ m.content.split('</think>')[-1] }}",
+        prompt: "{{ '<think>' if thinks else '</think>' }}",
+        cases: &[
+            (PLAIN, false, "<U>1<A></think>⟦4;⟧"),
+            (PLAIN, true, OPENED),
+            (KEY, true, "<U>1<A><think>⟦so</think>4;⟧"),
+            (WITHIN, true, "<U>1<A><think>⟦so</think>4;⟧"),
+            (EMPTY, true, "<U>1<A><think>⟦</think>4;⟧"),
+            (KEY, false, CLOSED),
+            (WITHIN, false, CLOSED),
+        ],
+    },
+    Reasoning {
+        name: "an empty block in each answer",
+        answer: "<think></think>{{ m.content.split('</think>')[-1] }}",
+        prompt: "{{ '<think>' if thinks else '<think></think>' }}",
+        cases: &[
+            (PLAIN, false, "<U>1<A><think></think>⟦4;⟧"),
+            (PLAIN, true, "<U>1<A><think>⟦</think>4;⟧"),
+            (KEY, true, "<U>1<A><think>⟦so</think>4;⟧"),
+            (WITHIN, true, "<U>1<A><think>⟦so</think>4;⟧"),
+            (WITHIN, false, CLOSED),
+        ],
+    },
+    Reasoning {
+        name: "Kimi-K2-Thinking",
+        answer: "<think></think>{{ m.content }}",
+        prompt: "",
+        cases: &[
+            (PLAIN, true, "<U>1<A>⟦<think></think>4;⟧"),
+            (KEY, true, "<U>1<A>⟦<think>so</think>4;⟧"),
+            (WITHIN, true, "<U>1<A>⟦<think>so</think>4;⟧"),
+            (EMPTY, true, "<U>1<A>⟦<think></think>4;⟧"),
+        ],
+    },
+];
+
+fn template_of(family: &Reasoning) -> String {
+    let Reasoning { answer, prompt, .. } = family;
+    format!(
+        "{{% for m in messages %}}{{% if m.role == 'user' %}}<U>{{{{ m.content }}}}{{% else %}}<A>{answer};{{% endif %}}\
+         {{% endfor %}}{{% if add_generation_prompt %}}<A>{prompt}{{% endif %}}"
+    )
+}
+
+#[test]
+fn reasoning_stands_once_and_behind_the_prompt_of_its_turn() {
+    for family in &REASONING {
+        for (message, thinks, want) in family.cases {
+            let mut message: Value = serde_json::from_str(message).expect("a message");
+            message["role"] = json!("assistant");
+            let row = json!({"messages": [{"role": "user", "content": "1"}, message],
+                "chat_template_kwargs": {"thinks": thinks, "enable_thinking": thinks}});
+            let rows = read(&template_of(family), &row);
+            let is_told = rows[0].starts_with("refused: ") && rows[0].ends_with(want);
+            assert!(rows == [*want] || is_told, "{}, {message}, thinks {thinks}: {rows:?}", family.name);
+        }
+    }
+}
+
+#[test]
+fn each_turn_has_the_empty_reasoning_of_its_own_prompt() {
+    let row = chat(&[("user", "1"), ("assistant", "a"), ("user", "2"), ("assistant", "b")]);
+    let gemma = template_of(&REASONING[0]);
+    assert_eq!(
+        read(&gemma, &row),
+        ["<U>1<A><|channel>thought\n<channel|>⟦a;⟧", "<U>1<A>a;<U>2<A><|channel>thought\n<channel|>⟦b;⟧"]
+    );
+    let model = Model::new(Some(&gemma));
+    assert_eq!(read_with(&model, &row, TrainOn::Last), ["<U>1<A>a;<U>2<A><|channel>thought\n<channel|>⟦b;⟧"]);
+    // The whole conversation is what the template writes.
+    assert_eq!(read_with(&model, &row, TrainOn::All), ["<⟦U>1<A>a;<U>2<A>b;⟧"]);
+}
+
+/// Blocks say what is trained, so there is no other way to write the answer.
+#[test]
+fn reasoning_behind_an_empty_block_is_refused_where_blocks_decide() {
+    let template = "{% for m in messages %}{% if m.role == 'user' %}<U>{{ m.content }}{% else %}<A>{% generation %}\
+        <think></think>{{ m.content }};{% endgeneration %}{% endif %}{% endfor %}{% if add_generation_prompt %}<A>{% endif %}";
+    let told = read(template, &chat(&[("user", "1"), ("assistant", "<think>so</think>4")]));
+    assert!(told[0].ends_with("its reasoning alone: an empty block of reasoning comes first"), "{told:?}");
+    assert_eq!(read(template, &chat(&[("user", "1"), ("assistant", "4")])), ["<U>1<A>⟦<think></think>4;⟧"]);
+}
+
 fn load(model: &Model, rows: &[Value], data: &Data) -> Result<Dataset, DatasetError> {
     let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
     let file = model.write("rows.jsonl", lines);

@@ -42,6 +42,7 @@ pub(super) fn model(
         adapter: adapters.first().map(|adapter| adapter.path.as_path()),
         chat_template: None,
         date: None,
+        variables: None,
     })?;
     // More than the base's if tokens were added.
     let rows = adapter.as_ref().map_or(config.vocabulary, |adapter| adapter.rows);
@@ -93,6 +94,7 @@ pub(super) fn adapter(
         adapter: adapters.first().map(|adapter| adapter.path.as_path()),
         chat_template: None,
         date: None,
+        variables: None,
     })?
     .map(|opened| opened.eos_ids().iter().filter_map(|id| opened.id_to_token(*id)).collect::<Vec<_>>());
     let own_name = base.file_name().filter(|_| base.is_file()).map(|name| name.to_string_lossy());

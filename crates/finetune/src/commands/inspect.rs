@@ -2,18 +2,17 @@
 
 use std::process::ExitCode;
 
-use anstream::{AutoStream, ColorChoice};
 use finetune_dataset::{ChatTokenizer, Dataset, Row};
 use finetune_hub::Need;
 use finetune_model::ModelConfig;
-use finetune_trainer::numbers::counted;
 use finetune_trainer::{load_data, model_directory};
 
 use crate::cli::InspectArguments;
 use crate::failure::Failure;
 use crate::given_recipe::GivenRecipe;
 use crate::hub_files;
-use crate::output::{self, printable};
+use crate::output;
+use crate::row_text::{RowText, Shown, stops};
 
 pub(crate) fn inspect(arguments: InspectArguments) -> Result<ExitCode, Failure> {
     let mut recipe = GivenRecipe::of(&arguments.recipe, None)?.load(&arguments.recipe.sets, None)?;
@@ -48,13 +47,11 @@ pub(crate) fn inspect(arguments: InspectArguments) -> Result<ExitCode, Failure> 
         output::line(&object.to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let colors = AutoStream::choice(&std::io::stdout()) != ColorChoice::Never;
-    let trained = row.trained.iter().filter(|&&trained| trained).count();
-    let marked = if colors { "green and underlined" } else { "between ⟦ and ⟧" };
-    let tokens = counted(row.tokens.len() as u64, "token");
-    let mut out = format!("{}: {tokens}, {trained} trained on ({marked})\n\n", rows.origin(index));
-    out += &text(row, tokenizer, colors)?;
-    out += "\n\n";
+    let shown = RowText::new(row, tokenizer);
+    let mut out = format!("{}\n\n{}\n\n", shown.heading(&rows.origin(index)), shown.text(Shown::Whole)?);
+    if let Some(tokenizer) = tokenizer {
+        out += &format!("an answer ends at {}\n\n", stops(tokenizer, &rows.ends.tokens));
+    }
     for (n, (&id, &trained)) in row.tokens.iter().zip(&row.trained).enumerate() {
         let mark = if trained { "trained" } else { "       " };
         out += &format!("{n:>5} {id:>7} {mark} {}\n", readable(id, tokenizer)?);
@@ -78,26 +75,6 @@ fn chosen<'a>(rows: &'a Dataset, arguments: &InspectArguments) -> Result<(usize,
             format!("the {kind} data has rows 1 to {count}"),
         )
     })
-}
-
-/// The row's text, with the trained parts marked. Consecutive tokens are decoded together, so that
-/// bytes form characters again. Control characters of a row are shown, not obeyed.
-fn text(row: &Row, tokenizer: Option<&ChatTokenizer>, colors: bool) -> Result<String, Failure> {
-    let (begin, end) = if colors { ("\x1b[32;4m", "\x1b[0m") } else { ("⟦", "⟧") };
-    let mut out = String::new();
-    let mut start = 0;
-    while start < row.tokens.len() {
-        let length = row.trained[start..].iter().take_while(|&&trained| trained == row.trained[start]).count();
-        let stretch = &row.tokens[start..start + length];
-        let text = match tokenizer {
-            Some(tokenizer) => tokenizer.decode(stretch, false)?,
-            None => stretch.iter().map(|id| format!("{id} ")).collect(),
-        };
-        let text = printable(&text);
-        out += &if row.trained[start] { format!("{begin}{text}{end}") } else { text.into_owned() };
-        start += length;
-    }
-    Ok(out)
 }
 
 /// The text of a token, quoted. If the token is only a part of a character, its name.

@@ -26,6 +26,7 @@ fn reading(files: &[PathBuf], of_run: Option<&Data>) -> Data {
         train_on: TrainOn::Assistant,
         shuffle: false,
         chat_template: None,
+        chat_template_kwargs: std::collections::BTreeMap::new(),
         add_tokens: Vec::new(),
         date: None,
     }

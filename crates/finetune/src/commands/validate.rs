@@ -4,10 +4,11 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::ExitCode;
 
+use finetune_dataset::DatasetError;
 use finetune_hub::Need;
 use finetune_recipe::{Recipe, StagesChoice};
 use finetune_trainer::numbers::counted;
-use finetune_trainer::{DiskNeed, Estimate, Fault, Problem, ThisHost, Validation};
+use finetune_trainer::{DiskNeed, Estimate, Fault, FirstRow, Problem, ThisHost, Validation};
 
 use crate::cli::ValidateArguments;
 use crate::commands::preflight::free_bytes;
@@ -15,6 +16,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::given_recipe::GivenRecipe;
 use crate::progress::{Progress, Verbosity, about, bytes, thousands};
+use crate::row_text::{RowText, Shown, stops};
 use crate::{hub_files, memory, output};
 
 pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Result<ExitCode, Failure> {
@@ -37,7 +39,9 @@ pub(crate) fn validate(arguments: ValidateArguments, verbosity: Verbosity) -> Re
         return Ok(exit(&found.problems).into());
     }
     let command = command(recipe.parallel.stages, given.file(), !arguments.recipe.sets.is_empty());
-    output::print(&text(&found, &command))?;
+    let shown = if verbosity == Verbosity::Verbose { Shown::Whole } else { Shown::Shortened };
+    let first_row = found.first_row.as_ref().map(|first| row_lines(first, shown)).transpose()?;
+    output::colored(&text(&found, &first_row.unwrap_or_default(), &command))?;
     for (n, problem) in found.problems.iter().enumerate() {
         if n > 0 {
             crate::stderr::complain!();
@@ -75,8 +79,24 @@ fn command(stages: StagesChoice, file: Option<&Path>, has_sets: bool) -> String 
     format!("`finetune launch -n {stages} -- {what}`{sets}")
 }
 
-/// What was found. With problems, that is not all. `command`: what starts the run.
-fn text(found: &Validation, command: &str) -> String {
+/// The first row as the model will see it, and where answers end.
+fn row_lines(first: &FirstRow, shown: Shown) -> Result<String, DatasetError> {
+    let tokenizer = first.tokenizer.as_ref();
+    let row = RowText::new(&first.row, tokenizer);
+    let mut lines = format!("first row   {}\n", row.heading(&first.origin));
+    for line in row.text(shown)?.lines() {
+        lines += format!("            {line}").trim_end();
+        lines.push('\n');
+    }
+    if let Some(tokenizer) = tokenizer {
+        lines += &format!("ends at     {}\n", stops(tokenizer, &first.ends));
+    }
+    Ok(lines)
+}
+
+/// What was found. With problems, that is not all. `first_row`: lines about it. `command`: what
+/// starts the run.
+fn text(found: &Validation, first_row: &str, command: &str) -> String {
     let mut text = String::new();
     if let (Some(architecture), Some(parameters)) = (found.architecture, found.parameters) {
         let trained =
@@ -109,6 +129,7 @@ fn text(found: &Validation, command: &str) -> String {
         Some(seconds) => format!("time        {} here\n", about(seconds)),
         None => "time        to be seen: it is not measured on GPUs before training\n".to_owned(),
     });
+    text += first_row;
     for notice in &found.notices {
         text += &format!("note        {notice}\n");
     }

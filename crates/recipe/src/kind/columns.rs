@@ -12,7 +12,7 @@ use crate::problem::Problem;
 
 /// Keys of rows, of their messages (`role`, `content`), and the words for who speaks (`…_tag`).
 /// `data.columns` gives each of them the name that a file has for it.
-pub const COLUMN_KEYS: [&str; 28] = [
+pub const COLUMN_KEYS: [&str; 29] = [
     "messages",
     "conversations",
     "prompt",
@@ -25,6 +25,7 @@ pub const COLUMN_KEYS: [&str; 28] = [
     "history",
     "tools",
     "functions",
+    "documents",
     "chat_template_kwargs",
     "input_ids",
     "labels",

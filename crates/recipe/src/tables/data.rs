@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::kind::{Between, Columns, Count, Day, Names, Number, Numbers, OnePath, Positive, RowPaths, Switch, word};
-use crate::{Format, Overlong, TrainOn};
+use crate::kind::{
+    Between, Columns, Count, Day, Names, Number, Numbers, OnePath, Positive, RowPaths, Switch, Variables, word,
+};
+use crate::{Format, Overlong, TrainOn, Variable};
 
 table! {
     [data]
@@ -111,6 +113,14 @@ table! {
             "template" => "a file; leave it out for the model's own",
             "chat_template_jinja" => "a file", "chat_template_path", "prompt_template" => "a file",
             "default_chat_template",
+        ];
+        /// variables that the template reads: `{ enable_thinking = false }`; those of a row or of a
+        /// request come first
+        chat_template_kwargs: BTreeMap<String, Variable> = Variables, empty("none"), Digest, [
+            "template_kwargs", "chat_template_args", "template_variables", "data.variables",
+            "apply_chat_template_kwargs", "default_chat_template_kwargs",
+            "enable_thinking" => "chat_template_kwargs = { enable_thinking = … }",
+            "reasoning_effort" => "chat_template_kwargs = { reasoning_effort = … }",
         ];
         /// special tokens to add to the tokenizer: `["<tool>"]`; the embedding grows if it has no
         /// rows for them

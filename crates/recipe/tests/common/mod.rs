@@ -22,7 +22,7 @@ pub(crate) fn contract_with_optional_keys() -> String {
         ),
         (
             "[data]\n",
-            "[data]\nchat_template = \"template.jinja\"\nadd_tokens = [\"<tool>\"]\ndate = \"2026-11-27\"\n\
+            "[data]\nchat_template = \"template.jinja\"\nchat_template_kwargs = { enable_thinking = false }\nadd_tokens = [\"<tool>\"]\ndate = \"2026-11-27\"\n\
             weights = [0.5]\nmax_rows = 1000\ncolumns = { prompt = \"question\", role = \"from\" }\n",
         ),
         ("[train]\n", "[train]\nrouter_aux_loss_coef = 0.001\n"),
