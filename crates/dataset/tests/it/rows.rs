@@ -110,6 +110,8 @@ fn texts_and_chats_with_faults() {
         ),
         (bytes(r#"{"completion": "a"}"#), "1: the key prompt is missing"),
         (bytes(r#"{"prompt": "a", "completion": 1}"#), "1: completion is a number; expected a string"),
+        (bytes(r#"{"prompt": "a", "completion": 99999999999999999999}"#), "1: completion is a number; expected a string"),
+        (bytes(r#"{"text": -99999999999999999999}"#), "1: text is a number; expected a string"),
         (bytes(r#"{"prompt": "a", "completion": []}"#), "1: of prompt and completion one is a string and one a list"),
         (bytes(r#"{"prompt": [], "completion": []}"#), "1: prompt is empty"),
         (bytes(r#"{"messages": "a"}"#), "1: messages is a string; expected a list"),
@@ -121,12 +123,26 @@ fn texts_and_chats_with_faults() {
         (bytes(&good.replace(r#","content":"b""#, "")), "1: the key messages[1].content is missing"),
         (bytes(&good.replace("\"b\"", "null")), "1: messages[1].content is null; expected a string, or a list"),
         (bytes(&good.replace("\"b\"", "7")), "1: messages[1].content is a number"),
-        (bytes(&good.replace("\"b\"", "[7]")), "1: messages[1].content[0] has no type"),
+        (bytes(&good.replace("\"b\"", "18446744073709551616")), "1: messages[1].content is a number"),
+        (bytes(&good.replace("\"b\"", "[7]")), "1: messages[1].content[0] is a number; expected {\"type\": \"text\""),
+        (bytes(&good.replace("\"b\"", r#"[{"text":"b"}]"#)), "1: messages[1].content[0] has no type"),
         (
             bytes(&good.replace("\"b\"", r#"[{"type":"image"}]"#)),
             "1: messages[1].content[0] has the type \"image\": only text",
         ),
         (bytes(&good.replace("\"b\"", r#"[{"type":"text"}]"#)), "1: the key messages[1].content[0].text is missing"),
+        (
+            bytes(&good.replace("\"b\"", r#""b","tool_calls":[{"type":"function"}]"#)),
+            "1: the key messages[1].tool_calls[0].function is missing",
+        ),
+        (
+            bytes(&good.replace("\"b\"", r#""b","tool_calls":[{"function":{"arguments":{}}}]"#)),
+            "1: the key messages[1].tool_calls[0].function.name is missing",
+        ),
+        (
+            bytes(&good.replace("\"b\"", r#""b","tool_calls":[{"function":"look"}]"#)),
+            "1: messages[1].tool_calls[0].function is a string; expected an object with \"function\"",
+        ),
         (bytes(&good.replacen('{', r#"{"tools": {"a": 1}, "#, 1)), "1: tools is an object; expected a list of objects"),
         (bytes(&good.replacen('{', r#"{"tools": "[", "#, 1)), "1: tools is a string that is not JSON"),
         (bytes(&good.replace("assistant", "bot")), "1: no assistant message to train on; the roles are user, bot"),
@@ -141,6 +157,10 @@ fn rows_of_other_formats_with_faults() {
         (bytes(r#"{"instruction": "a"}"#), "1: the key output is missing; expected \"instruction\" and \"output\""),
         (
             bytes(r#"{"instruction": "a", "output": "b", "input": 1}"#),
+            "1: input is a number; expected a string, or nothing",
+        ),
+        (
+            bytes(r#"{"instruction": "a", "output": "b", "input": 18446744073709551616}"#),
             "1: input is a number; expected a string, or nothing",
         ),
         (
