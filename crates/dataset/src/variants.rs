@@ -19,8 +19,7 @@ use crate::template;
 
 /// The messages as they are, and then in each other form that they can have.
 pub(crate) fn of(messages: &[Value]) -> impl Iterator<Item = Cow<'_, [Value]>> {
-    let with_text =
-        messages.iter().any(|message| calls(message).any(|call| is_flat(call) || parsed(call).is_some()));
+    let with_text = messages.iter().any(|message| calls(message).any(|call| is_flat(call) || parsed(call).is_some()));
     let with_parts = messages.iter().any(|message| !is_text(message));
     let forms = [(false, false), (true, false), (false, true), (true, true)];
     let possible = move |(parse, join): &(bool, bool)| (with_text || !parse) && (with_parts || !join);

@@ -156,7 +156,9 @@ fn answers_that_say_nothing_are_told_with_their_first_row() {
                         {{ c.function.name + c.function.arguments }}{% endfor %};{% else %}U:{{ m.content }};{% endif %}\
                         {% endfor %}{% if add_generation_prompt %}A:{% endif %}";
     let calls = |arguments: &str| {
-        chat(json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}))
+        chat(
+            json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}),
+        )
     };
     let notices = told(writes_calls, &[calls("{\"a\": 1}"), calls("{a: 1}")]);
     let said = |it: &String| it.starts_with("the arguments of 1 call are text that holds no JSON object (the first: ");

@@ -110,7 +110,10 @@ fn texts_and_chats_with_faults() {
         ),
         (bytes(r#"{"completion": "a"}"#), "1: the key prompt is missing"),
         (bytes(r#"{"prompt": "a", "completion": 1}"#), "1: completion is a number; expected a string"),
-        (bytes(r#"{"prompt": "a", "completion": 99999999999999999999}"#), "1: completion is a number; expected a string"),
+        (
+            bytes(r#"{"prompt": "a", "completion": 99999999999999999999}"#),
+            "1: completion is a number; expected a string",
+        ),
         (bytes(r#"{"text": -99999999999999999999}"#), "1: text is a number; expected a string"),
         (bytes(r#"{"prompt": "a", "completion": []}"#), "1: of prompt and completion one is a string and one a list"),
         (bytes(r#"{"prompt": [], "completion": []}"#), "1: prompt is empty"),
