@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{Local, NaiveDate, NaiveDateTime, NaiveTime};
+use chrono::{NaiveDate, NaiveDateTime, NaiveTime};
 use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::{PostProcessor, PostProcessorWrapper, Tokenizer};
 
 use crate::added_tokens::{TokenConfigs, add_new};
 use crate::chunks::Chunks;
+use crate::clock;
 use crate::error::DatasetError;
 use crate::gguf_texts;
 use crate::guard::{self, Bounds, Foreign};
@@ -458,7 +459,7 @@ fn grown(bounds: Bounds, length: usize, bytes: usize) -> Bounds {
 
 /// The time that a template is told: 00:00 of `date`, or now.
 fn moment(date: Option<&str>) -> Result<NaiveDateTime, DatasetError> {
-    let Some(date) = date else { return Ok(Local::now().naive_local()) };
+    let Some(date) = date else { return Ok(clock::now()) };
     let day = NaiveDate::parse_from_str(date, "%Y-%m-%d");
     Ok(day.map_err(|_| DatasetError::BadDate { date: date.to_owned() })?.and_time(NaiveTime::MIN))
 }
