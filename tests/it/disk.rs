@@ -44,6 +44,17 @@ fn a_file_size_limit() {
     folder.result("run").expect_same(&folder.result("undisturbed"), "after there was space again");
 }
 
+/// A second try, once there is room, finds nothing in its way.
+#[test]
+fn files_of_a_new_project_are_written_all_or_none() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let limited = format!("trap '' XFSZ; ulimit -f 4; exec {BINARY} init project");
+    let ended = run(Command::new("bash").args(["-c", &limited]).current_dir(folder.path("")).env("NO_COLOR", "1"));
+    ended.expect(5).says("no space left at").says("recipe.schema.json");
+    assert!(!folder.path("project/recipe.toml").exists() && !folder.path("project/recipe.schema.json").exists());
+    run(finetune(["init", "project"]).current_dir(folder.path(""))).expect(0);
+}
+
 /// The ranks that write nothing are told. The launcher's exit code is 5.
 #[test]
 fn a_full_disk_ends_all_ranks() {

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::format_problem::FormatProblem;
 use crate::json;
+use crate::row;
 
 /// The calls of a turn whose text is JSON, as ShareGPT's `function_call` has them: an object with
 /// `name` and `arguments`, or a list of such objects. Reasoning between `<think>` and `</think>` may
@@ -33,6 +34,21 @@ pub(crate) fn call(item: Value) -> Option<Value> {
     let name = item.get("name").filter(|name| name.is_string())?.clone();
     let arguments = item.remove("arguments").or_else(|| item.remove("parameters")).unwrap_or_else(|| json!({}));
     Some(json!({"type": "function", "function": {"name": name, "arguments": arguments}}))
+}
+
+/// Refuses a call that names no function. It may have name and arguments in `function`, as OpenAI
+/// writes it, or at its own level.
+pub(crate) fn check(call: &Value, path: &str) -> Result<(), FormatProblem> {
+    const CALL: &str = "an object with \"function\": {\"name\", \"arguments\"}";
+    let Some(keys) = call.as_object() else { return Err(FormatProblem::wrong(path, call, CALL)) };
+    match keys.get("function") {
+        Some(Value::Object(function)) => row::string_at(function, "name", &format!("{path}.function.name")).map(drop),
+        None | Some(Value::Null) if keys.contains_key("name") => {
+            row::string_at(keys, "name", &format!("{path}.name")).map(drop)
+        }
+        None => Err(FormatProblem::Missing(format!("{path}.function"))),
+        Some(other) => Err(FormatProblem::wrong(&format!("{path}.function"), other, CALL)),
+    }
 }
 
 /// Descriptions of functions as tools: `{"name", …}` becomes `{"type": "function", "function"}`.

@@ -146,7 +146,7 @@ impl Turns {
         let usual = ROLES.iter().find(|(theirs, _)| theirs == word).map(|(_, role)| *role);
         let role = tag.or(usual).unwrap_or(word).to_owned();
         if role == CALL && !turn.contains_key("tool_calls") {
-            let text = turn.get("content").and_then(Value::as_str).unwrap_or_default();
+            let text = turn.get("content").and_then(json::text).unwrap_or_default();
             let (content, calls) = calls::of_text(text, &format!("{path}.content"))?;
             turn.insert("content".to_owned(), json!(content));
             turn.insert("tool_calls".to_owned(), calls);

@@ -194,7 +194,7 @@ impl FormatProblem {
             Self::Python(_) => "JSON, as json.dumps writes it, in the cell",
             Self::SharegptRole { .. } => "human, user, gpt, assistant, system, tool or observation",
             Self::OldCall(_) => "\"tool_calls\": [{\"type\": \"function\", \"function\": {\"name\", \"arguments\"}}]",
-            Self::PartWithoutType(_) => "{\"type\": \"text\", \"text\": \"...\"}",
+            Self::PartWithoutType(_) => PART,
             Self::PartialWeight { .. } => FLAG,
             Self::Mask { .. } => "\"weight\": 0 on a message that is not to be trained on",
             Self::NoRange(_) => RANGES,
@@ -207,6 +207,9 @@ impl FormatProblem {
         Some(text.to_owned())
     }
 }
+
+/// What a part of a content should be.
+pub(crate) const PART: &str = "{\"type\": \"text\", \"text\": \"...\"}";
 
 /// What a flag of a message should be.
 pub(crate) const FLAG: &str = "0 or 1 (or false or true)";

@@ -80,12 +80,26 @@ pub(crate) fn object(bytes: &[u8], in_list: bool) -> Result<Map<String, Value>, 
             } else if error.is_eof() {
                 Some("one JSON object on each line, not one over several")
             } else {
-                None
+                foreign_words(text, &error)
             };
             let below = error.line().saturating_sub(1);
             Err(RowProblem::NotJson { reason, below, column: error.column().max(1), expected })
         }
     }
+}
+
+/// What programs write that JSON does not have, if that is what the reader stopped at.
+fn foreign_words(text: &str, error: &serde_json::Error) -> Option<&'static str> {
+    const WORDS: [&str; 5] = ["NaN", "Infinity", "True", "False", "None"];
+    let line = text.split('\n').nth(error.line().saturating_sub(1)).unwrap_or_default();
+    let near: String = line.bytes().skip(error.column().saturating_sub(2)).take(10).map(char::from).collect();
+    if error.to_string().contains("hex escape") {
+        return Some("whole characters: \\ud83d and the like need their second half behind them");
+    }
+    if WORDS.iter().any(|word| near.contains(word)) {
+        return Some("JSON, as json.dumps writes it: true, false, null, and no NaN or Infinity");
+    }
+    near.contains('\'').then_some("JSON, as json.dumps writes it: texts stand between double quotes")
 }
 
 /// The text of a row.

@@ -39,6 +39,7 @@ mod calls;
 mod chat;
 mod chat_reader;
 mod chunks;
+pub mod clock;
 mod columns;
 mod counts;
 mod ends;

@@ -204,7 +204,7 @@ impl Collected<'_> {
                 return self.bad(file, line, problem);
             }
         }
-        self.notes.join(outcome.notes);
+        self.notes.join(outcome.notes, &|| origin.in_file(&self.files[file]));
         match outcome.result {
             LineResult::Rows(rows) => rows.into_iter().for_each(|fitted| self.keep(fitted, origin)),
             LineResult::OtherPart => {}

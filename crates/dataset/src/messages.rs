@@ -6,8 +6,9 @@ use std::ops::Range;
 use serde_json::{Map, Value};
 
 use crate::calls;
-use crate::format_problem::{FLAG, FormatProblem, RANGES};
+use crate::format_problem::{FLAG, FormatProblem, PART, RANGES};
 use crate::json::{self, kind};
+use crate::row;
 
 /// Keys of a message that say whether it is trained on, as OpenAI's and Mistral's fine-tuning,
 /// axolotl and ms-swift have them.
@@ -67,12 +68,10 @@ impl Messages {
             Value::Object(message) => message,
             other => return Err(FormatProblem::wrong(path, &other, "an object with \"role\" and \"content\"")),
         };
-        let role = match message.get("role") {
-            Some(Value::String(role)) if !role.is_empty() => role.clone(),
-            Some(Value::String(_)) => return Err(FormatProblem::Empty(format!("{path}.role"))),
-            Some(other) => return Err(FormatProblem::wrong(&format!("{path}.role"), other, "a string")),
-            None => return Err(FormatProblem::Missing(format!("{path}.role"))),
-        };
+        let role = row::string_at(&message, "role", &format!("{path}.role"))?;
+        if role.is_empty() {
+            return Err(FormatProblem::Empty(format!("{path}.role")));
+        }
         check_calls(&mut message, path)?;
         check_content(&message, &role, path)?;
         let training = training(&message, &role, path, "content")?;
@@ -138,13 +137,10 @@ fn check_calls(message: &mut Map<String, Value>, path: &str) -> Result<(), Forma
     }
     match calls {
         Value::Null => Ok(()),
-        Value::Array(items) => match items.iter().position(|item| !item.is_object()) {
-            None => Ok(()),
-            Some(index) => {
-                let path = format!("{path}.tool_calls[{index}]");
-                Err(FormatProblem::wrong(&path, &items[index], "an object with \"function\""))
-            }
-        },
+        Value::Array(items) => {
+            let mut numbered = items.iter().enumerate();
+            numbered.try_for_each(|(index, call)| calls::check(call, &format!("{path}.tool_calls[{index}]")))
+        }
         other => Err(FormatProblem::wrong(&format!("{path}.tool_calls"), other, "a list of calls")),
     }
 }
@@ -172,7 +168,7 @@ pub(crate) fn is_data(content: &Value) -> bool {
 fn check_content(message: &Map<String, Value>, role: &str, path: &str) -> Result<(), FormatProblem> {
     let without_content = message.get("tool_calls").is_some_and(Value::is_array);
     match message.get("content") {
-        Some(Value::String(_)) => Ok(()),
+        Some(content) if json::text(content).is_some() => Ok(()),
         Some(content) if TOOLS.contains(&role) && is_data(content) => Ok(()),
         Some(Value::Array(parts)) => check_parts(parts, path),
         None | Some(Value::Null) if without_content => Ok(()),
@@ -186,8 +182,11 @@ fn check_content(message: &Map<String, Value>, role: &str, path: &str) -> Result
 fn check_parts(parts: &[Value], path: &str) -> Result<(), FormatProblem> {
     for (index, part) in parts.iter().enumerate() {
         let path = format!("{path}.content[{index}]");
+        if !part.is_object() {
+            return Err(FormatProblem::wrong(&path, part, PART));
+        }
         match (part.get("type").and_then(Value::as_str), part.get("text")) {
-            (Some("text"), Some(Value::String(_))) => {}
+            (Some("text"), Some(text)) if json::text(text).is_some() => {}
             (Some("text"), Some(other)) => {
                 return Err(FormatProblem::wrong(&format!("{path}.text"), other, "a string"));
             }

@@ -3,6 +3,28 @@
 use crate::ends::EndCounts;
 use crate::tokenizer::ChatTokenizer;
 
+/// How often something was met, and the first row that has it.
+#[derive(Debug, Default)]
+pub(crate) struct Met {
+    pub(crate) times: usize,
+    /// Not known within one row.
+    first: Option<String>,
+}
+
+impl Met {
+    fn join(&mut self, other: &Self, place: &dyn Fn() -> String) {
+        self.times += other.times;
+        if other.times > 0 && self.first.is_none() {
+            self.first = Some(place());
+        }
+    }
+
+    /// The row, for the end of a notice.
+    fn at(&self) -> String {
+        self.first.as_ref().map_or_else(String::new, |first| format!(" (the first: {first})"))
+    }
+}
+
 /// What the notices are made of, counted over one row or over many.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
@@ -18,6 +40,10 @@ pub(crate) struct Notes {
     pub(crate) without_reasoning: usize,
     /// Rows that have an end token with white space behind it, and get a second end token.
     pub(crate) ended_twice: usize,
+    /// Trained answers without text, calls or reasoning.
+    pub(crate) empty: Met,
+    /// Calls whose arguments are text, and not the text of an object.
+    pub(crate) no_arguments: Met,
     pub(crate) ends: EndCounts,
 }
 
@@ -66,7 +92,8 @@ impl Notes {
         }
     }
 
-    pub(crate) fn join(&mut self, other: Self) {
+    /// Adds the notes of a row; `place` names the row.
+    pub(crate) fn join(&mut self, other: Self, place: &dyn Fn() -> String) {
         for (key, rows) in other.unused {
             self.count(key, rows);
         }
@@ -75,6 +102,8 @@ impl Notes {
         self.muted += other.muted;
         self.without_reasoning += other.without_reasoning;
         self.ended_twice += other.ended_twice;
+        self.empty.join(&other.empty, place);
+        self.no_arguments.join(&other.no_arguments, place);
         self.ends.join(other.ends);
     }
 
@@ -98,6 +127,20 @@ impl Notes {
         }
         if self.muted > 0 {
             notices.push(format!("{} not trained on, as their flags say (weight, train)", are(self.muted, "message")));
+        }
+        if self.empty.times > 0 {
+            notices.push(format!(
+                "{} empty{}: the model learns to say nothing there",
+                are(self.empty.times, "trained answer"),
+                self.empty.at()
+            ));
+        }
+        if self.no_arguments.times > 0 {
+            notices.push(format!(
+                "the arguments of {} are text that holds no JSON object{}: the model learns to write them so",
+                counted(self.no_arguments.times, "call"),
+                self.no_arguments.at()
+            ));
         }
         notices.extend(self.ends.notices(tokenizer));
         if self.ended_twice > 0 {

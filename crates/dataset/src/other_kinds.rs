@@ -9,6 +9,11 @@ use crate::kinds::Packing;
 
 /// Refuses a file that is known to hold no rows. `holding` is what it holds, once unpacked.
 pub(crate) fn refuse(path: &Path, holding: Holding, packing: Packing) -> Result<(), DatasetError> {
+    let is_named_parquet = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet"));
+    if is_named_parquet && matches!(holding, Holding::Text | Holding::Binary) {
+        let reason = "it does not begin as one".to_owned();
+        return Err(DatasetError::Damaged { path: path.to_owned(), what: "Parquet file", reason });
+    }
     let Some(remedy) = remedy(path, holding) else { return Ok(()) };
     let unpack = match packing {
         Packing::Plain => None,

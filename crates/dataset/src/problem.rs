@@ -294,6 +294,16 @@ impl RowProblem {
                 "rows of good answers without it; or data.format = \"prompt_completion\", which trains on all of them"
             }
             Self::Preferences => "rows with one answer, such as messages, or prompt and completion",
+            Self::UnknownFormat { keys, .. }
+                if ["role", "content"].iter().all(|key| keys.iter().any(|it| it == key)) =>
+            {
+                "all messages of a conversation in one row: {\"messages\": [{\"role\", \"content\"}, ...]}"
+            }
+            Self::UnknownFormat { keys, more: false }
+                if keys.len() == 1 && ["data", "rows", "examples", "train"].contains(&keys[0].as_str()) =>
+            {
+                "the rows themselves, one on each line or in a list, without an object around them"
+            }
             Self::UnknownFormat { .. } => {
                 "one of the keys messages, prompt, text, instruction, conversations, input_ids"
             }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use finetune_recipe::{Data, Format, Overlong, TrainOn};
 
 use crate::chat;
-use crate::chat_reader::Sequence;
+use crate::chat_reader::{Sequence, Turns};
 use crate::columns::Columns;
 use crate::ends::NextTurn;
 use crate::error::DatasetError;
@@ -23,6 +23,7 @@ use crate::row_of_tokens::Tokens;
 use crate::shares::Part;
 use crate::token_row::{Origin, Row};
 use crate::tokenizer::{ChatTokenizer, Encoded};
+use crate::variants;
 
 /// What became of a line.
 pub(crate) struct Outcome {
@@ -164,6 +165,9 @@ impl Reading {
             notes.sequences += sequences.list.len();
         }
         notes.without_reasoning += sequences.without_reasoning;
+        let trained = Turns::choose(chat, self.data.train_on)?.trained;
+        notes.empty.times += trained.iter().filter(|turn| row::says_nothing(&chat.messages[**turn])).count();
+        notes.no_arguments.times += trained.iter().map(|turn| variants::unread(&chat.messages[*turn])).sum::<usize>();
         notes.muted += chat.training.iter().filter(|training| training.muted).count();
         self.fit(sequences.list.into_iter().map(|sequence| self.sequence(chat, sequence, notes)))
     }
@@ -240,6 +244,7 @@ impl Reading {
         let (mut tokens, start) =
             plain_text::prompt_completion(self.tokenizer()?, &self.affixes, &prompt, &completion)?;
         self.end(&mut tokens, &completion, notes)?;
+        notes.empty.times += usize::from(completion.trim().is_empty());
         let answer_start = start.max(1);
         let first = if self.data.train_on == TrainOn::All { 1 } else { answer_start };
         let trained = (0..tokens.len()).map(|index| index >= first).collect();

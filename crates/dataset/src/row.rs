@@ -171,20 +171,15 @@ fn string(row: &Map<String, Value>, key: &str) -> Result<String, FormatProblem> 
 
 /// The string under a key of an object; `path` is where it stands in the row.
 pub(crate) fn string_at(object: &Map<String, Value>, key: &str, path: &str) -> Result<String, FormatProblem> {
-    match object.get(key) {
-        Some(Value::String(text)) => Ok(text.clone()),
-        Some(other) => Err(FormatProblem::wrong(path, other, "a string")),
-        None => Err(FormatProblem::Missing(path.to_owned())),
-    }
+    let value = object.get(key).ok_or_else(|| FormatProblem::Missing(path.to_owned()))?;
+    json::text(value).map(str::to_owned).ok_or_else(|| FormatProblem::wrong(path, value, "a string"))
 }
 
 /// An optional string: absent, null and empty are the same.
 pub(crate) fn optional(row: &Map<String, Value>, key: &str) -> Result<Option<String>, FormatProblem> {
-    match row.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
-        Some(other) => Err(FormatProblem::wrong(key, other, "a string, or nothing")),
-    }
+    let Some(value) = row.get(key).filter(|value| !value.is_null()) else { return Ok(None) };
+    let text = json::text(value).ok_or_else(|| FormatProblem::wrong(key, value, "a string, or nothing"))?;
+    Ok(Some(text.to_owned()).filter(|text| !text.is_empty()))
 }
 
 pub(crate) fn list(row: &mut Map<String, Value>, key: &str) -> Result<Vec<Value>, FormatProblem> {
@@ -376,11 +371,15 @@ fn alpaca_row(row: &mut Map<String, Value>) -> Result<Example, FormatProblem> {
         None | Some(Value::Null) => {}
         Some(Value::Array(turns)) => {
             for (index, turn) in turns.iter().enumerate() {
-                match turn.as_array().map(Vec::as_slice) {
-                    Some([Value::String(question), Value::String(answer)]) => {
+                let both = match turn.as_array().map(Vec::as_slice) {
+                    Some([question, answer]) => json::text(question).zip(json::text(answer)),
+                    _ => None,
+                };
+                match both {
+                    Some((question, answer)) => {
                         messages.extend([message("user", question), message("assistant", answer)]);
                     }
-                    _ => {
+                    None => {
                         let path = format!("history[{index}]");
                         return Err(FormatProblem::wrong(&path, turn, "[question, answer], two strings"));
                     }
@@ -401,6 +400,13 @@ fn alpaca_row(row: &mut Map<String, Value>) -> Result<Example, FormatProblem> {
         variables: variables(row)?,
         trained_from: 0,
     }))
+}
+
+/// Whether a message has neither text nor calls nor reasoning.
+pub(crate) fn says_nothing(message: &Value) -> bool {
+    const REASONING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
+    let reasons = |key: &str| message.get(key).and_then(Value::as_str).is_some_and(|text| !text.trim().is_empty());
+    content_text(message).trim().is_empty() && !REASONING.iter().any(|key| reasons(key))
 }
 
 /// The text of a message's content, for a person to read. For a message without text its tool

@@ -6,13 +6,15 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
-use chrono::{Local, NaiveDate, NaiveDateTime, NaiveTime};
+use chrono::{NaiveDate, NaiveDateTime, NaiveTime};
 use finetune_recipe::Variable;
-use finetune_store::Holding;
+use finetune_store::{Holding, json_fault};
 use serde_json::Value;
 
+use crate::clock;
 use crate::error::DatasetError;
 use crate::gguf_texts;
+use crate::json::kind;
 use crate::tiktoken;
 
 /// The most bytes of a tokenizer.json. The largest published ones have 35 million.
@@ -52,7 +54,7 @@ impl<'a> TextSource<'a> {
 
     /// The time that a template is told: 00:00 of the date, or now.
     pub(crate) fn moment(&self) -> Result<NaiveDateTime, DatasetError> {
-        let Some(date) = self.date else { return Ok(Local::now().naive_local()) };
+        let Some(date) = self.date else { return Ok(clock::now()) };
         let day = NaiveDate::parse_from_str(date, "%Y-%m-%d");
         Ok(day.map_err(|_| DatasetError::BadDate { date: date.to_owned() })?.and_time(NaiveTime::MIN))
     }
@@ -116,11 +118,11 @@ pub(crate) fn templates(source: &TextSource<'_>) -> Result<Vec<TemplateSource>, 
         let mut found = jinja_files(directory)?;
         if found.is_empty() {
             let path = directory.join(TOKENIZER_CONFIG);
-            found = in_config(&read_json(&path)?, &path);
+            found = in_config(&read_json(&path)?, &path)?;
         }
         if found.is_empty() {
             let path = directory.join("chat_template.json");
-            found = in_config(&read_json(&path)?, &path);
+            found = in_config(&read_json(&path)?, &path)?;
         }
         if !found.is_empty() {
             return Ok(found);
@@ -155,19 +157,30 @@ fn jinja_files(directory: &Path) -> Result<Vec<TemplateSource>, DatasetError> {
 
 /// The templates under the key `chat_template` of a file: a text, a list of {"name", "template"},
 /// or an object of names and texts.
-fn in_config(config: &Value, path: &Path) -> Vec<TemplateSource> {
+fn in_config(config: &Value, path: &Path) -> Result<Vec<TemplateSource>, DatasetError> {
     let named = |(name, text): (&str, &str)| template(name, text.to_owned(), path.to_owned());
+    let unlike = |found: &Value, wanted: &str| {
+        let reason = format!("chat_template has {} where {wanted} is expected", kind(found));
+        DatasetError::BadModelFile { path: path.to_owned(), reason }
+    };
     match config.get("chat_template") {
-        Some(Value::String(text)) => vec![named(("default", text))],
-        Some(Value::Array(entries)) => entries
-            .iter()
-            .filter_map(|entry| Some((entry.get("name")?.as_str()?, entry.get("template")?.as_str()?)))
-            .map(named)
-            .collect(),
-        Some(Value::Object(entries)) => {
-            entries.iter().filter_map(|(name, text)| Some((name.as_str(), text.as_str()?))).map(named).collect()
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::String(text)) => Ok(vec![named(("default", text))]),
+        Some(Value::Array(entries)) => {
+            let text = |entry: &Value| {
+                let pair = entry.get("name").and_then(Value::as_str).zip(entry.get("template").and_then(Value::as_str));
+                pair.map(named).ok_or_else(|| unlike(entry, "{\"name\", \"template\"}, two texts,"))
+            };
+            entries.iter().map(text).collect()
         }
-        _ => Vec::new(),
+        Some(Value::Object(entries)) => {
+            let text = |(name, text): (&String, &Value)| match text.as_str() {
+                Some(text) => Ok(named((name, text))),
+                None => Err(unlike(text, "the text of a template")),
+            };
+            entries.iter().map(text).collect()
+        }
+        Some(other) => Err(unlike(other, "a text, or a list of {\"name\", \"template\"},")),
     }
 }
 
@@ -177,12 +190,14 @@ pub(crate) fn read_tokenizer(path: &Path) -> Result<Vec<u8>, DatasetError> {
     Ok(bytes)
 }
 
-/// The JSON value of a small file. Null if there is no such file.
+/// The JSON object of a small file. Null if there is no such file.
 pub(crate) fn read_json(path: &Path) -> Result<Value, DatasetError> {
-    match read_if_there(path)? {
-        Some(bytes) => serde_json::from_slice(&bytes)
-            .map_err(|error| DatasetError::BadModelFile { path: path.to_owned(), reason: error.to_string() }),
-        None => Ok(Value::Null),
+    let bad = |reason: String| DatasetError::BadModelFile { path: path.to_owned(), reason };
+    let Some(bytes) = read_if_there(path)? else { return Ok(Value::Null) };
+    match serde_json::from_slice(&bytes) {
+        Ok(value @ (Value::Object(_) | Value::Null)) => Ok(value),
+        Ok(other) => Err(bad(format!("it holds {}, and an object is expected", kind(&other)))),
+        Err(error) => Err(bad(json_fault(&bytes, &error))),
     }
 }
 

@@ -1,8 +1,9 @@
 //! Other forms of the same messages, for templates that do not take the form of the row.
 //!
-//! Arguments of calls that are JSON text (OpenAI's form) may become objects. Content that is a list
-//! of text parts may become a string, and so may data that a tool answered, as JSON. The form of the row comes first, so that a template that
-//! takes it gets it. Last comes OpenAI's form of a row that is not in it ([`as_openai`]): the
+//! Arguments of calls that are JSON text (OpenAI's form) may become objects. A call that has name and
+//! arguments at its own level may get them in `function`, and one without arguments may get empty ones.
+//! Content that is a list of text parts may become a string, and so may data that a tool answered, as
+//! JSON. The form of the row comes first, so that a template that takes it gets it. Last comes OpenAI's form of a row that is not in it ([`as_openai`]): the
 //! templates of DeepSeek-V3 and R1 add arguments and content to other text.
 
 use std::borrow::Cow;
@@ -18,7 +19,7 @@ use crate::template;
 
 /// The messages as they are, and then in each other form that they can have.
 pub(crate) fn of(messages: &[Value]) -> impl Iterator<Item = Cow<'_, [Value]>> {
-    let with_text = messages.iter().any(|message| calls(message).any(|call| parsed(call).is_some()));
+    let with_text = messages.iter().any(|message| calls(message).any(|call| is_flat(call) || parsed(call).is_some()));
     let with_parts = messages.iter().any(|message| !is_text(message));
     let forms = [(false, false), (true, false), (false, true), (true, true)];
     let possible = move |(parse, join): &(bool, bool)| (with_text || !parse) && (with_parts || !join);
@@ -36,6 +37,10 @@ pub(crate) fn as_openai(messages: &[Value]) -> Option<Vec<Value>> {
     for message in &mut messages {
         let Some(list) = message.get_mut("tool_calls").and_then(Value::as_array_mut) else { continue };
         for call in list {
+            if is_flat(call) {
+                wrap(call);
+                is_changed = true;
+            }
             let object = arguments(call).filter(|given| given.is_object());
             let Some(text) = object.and_then(python::json_text) else { continue };
             function_mut(call)["arguments"] = Value::String(text);
@@ -70,9 +75,25 @@ fn function_mut(call: &mut Value) -> &mut Value {
     }
 }
 
-/// The arguments of a call, if they are the text of an object. An empty text is an empty object.
+/// Whether a call has its name and arguments at its own level.
+fn is_flat(call: &Value) -> bool {
+    call.get("name").is_some() && !call.get("function").is_some_and(Value::is_object)
+}
+
+/// Puts name and arguments of such a call into `function`, as OpenAI has them. Its other keys stay.
+fn wrap(call: &mut Value) {
+    let Some(keys) = call.as_object_mut() else { return };
+    let moved = ["name", "arguments"].into_iter().filter_map(|key| Some((key.to_owned(), keys.shift_remove(key)?)));
+    let function = Value::Object(moved.collect());
+    keys.insert("type".to_owned(), "function".into());
+    keys.insert("function".to_owned(), function);
+}
+
+/// The arguments of a call, if they are the text of an object. An empty text is an empty object, and
+/// so are arguments that are not there.
 fn parsed(call: &Value) -> Option<Map<String, Value>> {
-    let text = arguments(call)?.as_str()?.trim();
+    let Some(arguments) = arguments(call) else { return Some(Map::new()) };
+    let text = json::text(arguments)?.trim();
     if text.is_empty() {
         return Some(Map::new());
     }
@@ -80,6 +101,12 @@ fn parsed(call: &Value) -> Option<Map<String, Value>> {
         Ok(Value::Object(object)) => Some(object),
         _ => None,
     }
+}
+
+/// The calls of a message whose arguments are text, and not the text of an object.
+pub(crate) fn unread(message: &Value) -> usize {
+    let is_text = |call: &&Value| arguments(call).is_some_and(|given| json::text(given).is_some());
+    calls(message).filter(is_text).filter(|call| parsed(call).is_none()).count()
 }
 
 fn changed(message: &Value, parse: bool, join: bool) -> Value {
@@ -93,6 +120,9 @@ fn changed(message: &Value, parse: bool, join: bool) -> Value {
     }
     if parse && let Some(calls) = message.get_mut("tool_calls").and_then(Value::as_array_mut) {
         for call in calls {
+            if is_flat(call) {
+                wrap(call);
+            }
             let Some(object) = parsed(call) else { continue };
             function_mut(call)["arguments"] = Value::Object(object);
         }

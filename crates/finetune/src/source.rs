@@ -337,6 +337,8 @@ pub(crate) fn recipe_path(path: &Path) -> Result<PathBuf, Failure> {
         // `/dev/stdin` and the shell's `<(...)` can be read only once, so nothing is looked at
         // here.
         Holding::Binary if !path.is_file() => Ok(path.to_owned()),
+        // One byte in an older encoding makes a recipe so. Its reader says where.
+        Holding::Binary if path.extension().is_some_and(|extension| extension == "toml") => Ok(path.to_owned()),
         Holding::Run | Holding::Directory if path.join("recipe.toml").is_file() => Ok(path.join("recipe.toml")),
         holding => Err(not_a_recipe(path, holding)),
     }

@@ -180,14 +180,19 @@ pub(crate) fn is_named(module: &str, name: &str) -> bool {
 
 /// Python's `re.fullmatch`.
 pub(crate) fn full_match(pattern: &str) -> Result<Regex, ModelError> {
-    let regex = |why: String| ModelError::Regex { target: pattern.to_owned(), why };
-    Regex::new(&format!("^(?:{pattern})$")).map_err(|error| regex(error.to_string()))
+    compiled(pattern, &format!("^(?:{pattern})$")).map_err(|why| ModelError::Regex { target: pattern.to_owned(), why })
+}
+
+/// A pattern with what is put around it. The pattern is read alone first: an error counts from its
+/// beginning then, and `a)|(b` is none.
+fn compiled(pattern: &str, whole: &str) -> Result<Regex, String> {
+    Regex::new(pattern).and_then(|_| Regex::new(whole)).map_err(|error| error.to_string())
 }
 
 /// PEFT's matching of the keys of `rank_pattern` and `alpha_pattern`: the whole name, or its end
 /// after a dot.
-pub(crate) fn ending(pattern: &str) -> Result<Regex, ModelError> {
-    full_match(&format!(r"(.*\.)?({pattern})"))
+pub(crate) fn ending(pattern: &str) -> Result<Regex, String> {
+    compiled(pattern, &format!(r"^(?:(.*\.)?({pattern}))$"))
 }
 
 /// Whether a text matches. A pattern that backtracks beyond the engine's limit matches nothing.
@@ -219,7 +224,10 @@ impl<T: Copy + PartialEq> Pattern<T> {
     fn new(key: &'static str, table: &BTreeMap<String, T>, modules: &[String]) -> Result<Pattern<T>, ModelError> {
         let mut patterns = Vec::new();
         for (pattern, value) in table {
-            let regex = ending(pattern)?;
+            let regex = ending(pattern).map_err(|why| ModelError::Lora {
+                key,
+                what: format!("`{pattern}` is no regular expression: {why}"),
+            })?;
             if !modules.iter().any(|module| is_match(&regex, module)) {
                 return Err(ModelError::Lora {
                     key,
@@ -354,6 +362,10 @@ mod tests {
         let found: Vec<_> = chosen.iter().map(|t| (t.module.as_str(), t.rank)).collect();
         let want = [("model.layers.1.self_attn.q_proj", 4), ("model.layers.11.self_attn.q_proj", 4), ("lm_head", 8)];
         assert_eq!(found, want);
+        recipe.alpha_pattern = BTreeMap::from([("(q_proj".to_owned(), 64.0)]);
+        let told = choose_targets(&recipe, &modules()).expect_err("an open group").to_string();
+        assert!(told.starts_with("alpha_pattern: `(q_proj` is no regular expression: "), "{told}");
+        recipe.alpha_pattern.clear();
         recipe.use_dora = true;
         assert!(choose_targets(&recipe, &modules()).expect_err("DoRA").to_string().contains("DoRA on `lm_head`"));
         recipe.layers_to_transform = Some(vec![12]);

@@ -77,9 +77,10 @@ impl Recipe {
             return Err(RecipeError::TooLong { path: path.to_path_buf(), bytes, limit: LONGEST_RECIPE });
         }
         let text = String::from_utf8(bytes).map_err(|error| {
-            let valid = error.utf8_error().valid_up_to();
-            let message = format!("not UTF-8 text (at byte {valid})");
-            unreadable(std::io::Error::new(std::io::ErrorKind::InvalidData, message))
+            let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+            let column = before.iter().rev().take_while(|byte| **byte != b'\n').count() + 1;
+            RecipeError::NotText { path: path.to_path_buf(), line, column }
         })?;
         Recipe::parse(&text, path, sets, output_dir)
     }

@@ -12,6 +12,9 @@ use finetune_advice::Advice;
 pub enum RecipeError {
     #[error("{}: cannot read the recipe: {source}", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
+    /// `column`: in bytes.
+    #[error("{}:{line}:{column}: this is no UTF-8 text", path.display())]
+    NotText { path: PathBuf, line: usize, column: usize },
     #[error("{}: {bytes} bytes are too long for a recipe (the limit is {limit})", path.display())]
     TooLong { path: PathBuf, bytes: u64, limit: u64 },
     #[error("{0}")]
@@ -22,6 +25,9 @@ impl Advice for RecipeError {
     fn hints(&self) -> Vec<String> {
         match self {
             RecipeError::Problems(problems) => problems.problems.iter().flat_map(|it| it.hints.clone()).collect(),
+            RecipeError::NotText { .. } => {
+                vec!["if the file is in an older encoding: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW".to_owned()]
+            }
             RecipeError::Unreadable { .. } | RecipeError::TooLong { .. } => Vec::new(),
         }
     }

@@ -13,7 +13,6 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use finetune_advice::Advice;
@@ -22,6 +21,7 @@ use serde_json::{Map, Value, json};
 
 use crate::this_host::{is_loopback, machine_name};
 
+mod addresses;
 mod odd_keys;
 #[cfg(test)]
 mod tests;
@@ -173,6 +173,9 @@ impl Advice for HostfileError {
         let hint = match self {
             Self::In { problem, .. } => return problem.hints(),
             Self::PlainList { names } => return vec![plain_list_as_json(names)],
+            Self::Unreadable { source, .. } if source.kind() == io::ErrorKind::InvalidData => {
+                "save it as UTF-8 text; some editors write UTF-16"
+            }
             Self::Unreadable { .. } => "check the path; `finetune cluster discover` writes a hostfile",
             Self::HostKey { key: "ssh", .. } => {
                 "\"ssh\" is the name that `ssh NAME` takes, without options; options belong in ~/.ssh/config"
@@ -387,16 +390,15 @@ fn host(host: usize, value: &Value) -> Result<Host, HostfileError> {
         Some(other) => Err(fault(key, format!("it is {}, not a list", kind(other)))),
     };
     let ssh = name("ssh", object.get("ssh").ok_or(HostfileError::NoSsh { host })?)?;
-    if !ssh.starts_with("ssh://") && has_port(machine_name(&ssh)) {
+    if !ssh.starts_with("ssh://") && addresses::has_port(machine_name(&ssh)) {
         return Err(fault("ssh", format!("{} has a port, which belongs in ~/.ssh/config", shown(&ssh))));
     }
-    let ip = |value: &Value| match name("ips", value)? {
-        ip if in_brackets(&ip).is_some() => {
-            let inside = in_brackets(&ip).unwrap_or_default();
-            Err(fault("ips", format!("{}: write it without brackets, {inside:?}", shown(&ip))))
+    let ip = |value: &Value| {
+        let ip = name("ips", value)?;
+        match addresses::fault_of(&ip) {
+            None => Ok(ip),
+            Some(what) => Err(fault("ips", format!("{}{what}", shown(&ip)))),
         }
-        ip if has_port(&ip) => Err(fault("ips", format!("{} has a port", shown(&ip)))),
-        ip => Ok(ip),
     };
     let ips = list("ips")?.iter().map(ip).collect::<Result<_, _>>()?;
     let wires = |(peer, cell)| wires_from_json(cell).map_err(|source| HostfileError::Rdma { host, peer, source });
@@ -420,18 +422,6 @@ pub fn name_fault(name: &str) -> Option<&'static str> {
         return Some("has white space or a control character");
     }
     None
-}
-
-/// True for "10.0.0.1:5000", which is two things in one, and not for the IPv6 address "fd00::1" or
-/// "fe80::1%en5".
-fn has_port(address: &str) -> bool {
-    address.contains(':') && address.split('%').next().is_none_or(|address| address.parse::<Ipv6Addr>().is_err())
-}
-
-/// The address in "[fd00::1]".
-fn in_brackets(address: &str) -> Option<&str> {
-    let inside = address.strip_prefix('[')?.strip_suffix(']')?;
-    inside.split('%').next()?.parse::<Ipv6Addr>().ok().map(|_| inside)
 }
 
 fn fault(key: &'static str, what: String) -> HostfileError {

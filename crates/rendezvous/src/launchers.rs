@@ -189,18 +189,19 @@ fn job(variables: &Variables<'_>, launcher: Launcher) -> Option<String> {
 
 /// Rank and number of ranks by the launcher that started this process, if that launcher does not
 /// set `RANK`.
-fn started_as(variables: &Variables<'_>) -> Option<(Launcher, Number, Number)> {
+fn started_as(variables: &Variables<'_>, mlx: &mlx::Files) -> Option<(Launcher, Number, Number)> {
     let of = |launcher, pair: Result<Option<(Number, Number)>, EnvironmentError>| {
         pair.ok().flatten().map(|(rank, world)| (launcher, rank, world))
     };
-    of(Launcher::OpenMpi, mpi::open_mpi_rank_and_world(variables))
+    of(Launcher::Mlx, mlx::rank_and_world(variables, mlx))
+        .or_else(|| of(Launcher::OpenMpi, mpi::open_mpi_rank_and_world(variables)))
         .or_else(|| of(Launcher::Pmi, mpi::pmi_rank_and_world(variables)))
         .or_else(|| of(Launcher::Slurm, slurm::rank_and_world(variables)))
 }
 
 /// The first launcher, from the innermost, that has set a rank.
 fn unchecked(variables: &Variables<'_>, mlx: &mlx::Files) -> Result<Option<Unchecked>, EnvironmentError> {
-    if let Some(unchecked) = torchrun::read(variables)? {
+    if let Some(unchecked) = torchrun::read(variables, mlx)? {
         return Ok(Some(unchecked));
     }
     if let Some(unchecked) = mlx::read(variables, mlx)? {

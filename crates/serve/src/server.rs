@@ -220,10 +220,15 @@ impl Server {
 
 fn listen(host: &str, port: u16) -> Result<StdListener, ServeError> {
     let failed = |source: io::Error| ServeError::Bind { host: host.to_owned(), port, source };
-    let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(failed)?.collect();
+    let addresses: Vec<SocketAddr> = (bare(host), port).to_socket_addrs().map_err(failed)?.collect();
     let listener = StdListener::bind(&addresses[..]).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     Ok(listener)
+}
+
+/// A host without the brackets that an IPv6 address has in a URL: "[::1]".
+fn bare(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
 fn routes(state: Arc<State>) -> Router {
@@ -281,4 +286,16 @@ async fn nothing(uri: Uri) -> ApiError {
 
 async fn other_method(uri: Uri) -> ApiError {
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, format!("`{}` takes another method", uri.path()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bare;
+
+    #[test]
+    fn an_address_may_stand_in_brackets() {
+        for (given, meant) in [("[::1]", "::1"), ("::1", "::1"), ("127.0.0.1", "127.0.0.1"), ("[x", "[x")] {
+            assert_eq!(bare(given), meant);
+        }
+    }
 }

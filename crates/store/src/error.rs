@@ -338,6 +338,9 @@ impl Advice for StoreError {
             Self::NoModel { only_pickle: true, .. } => vec![
                 "pytorch_model.bin is a pickle, which can run code when it is read, so it is not read: get the safetensors revision of this model, or convert it".to_string(),
             ],
+            Self::NoModel { found, .. } if found.contains("-of-") => vec![
+                "its parts are here without their index: fetch model.safetensors.index.json from where they are from".to_string(),
+            ],
             Self::NoModel { .. } => {
                 vec!["give the directory that holds the model's safetensors files".to_string()]
             }

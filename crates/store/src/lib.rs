@@ -70,6 +70,6 @@ pub use replace::{check_replaceable, manifest_of, replace_file};
 pub use retention::{Rejected, newest_verified, numbered, remove_directory, set_aside, sweep};
 pub use shards::write_shards;
 pub use size::human_bytes;
-pub use stand_in::{START_BYTES, StandIn};
+pub use stand_in::{START_BYTES, StandIn, json_fault};
 pub use tensor_set::{FileDigest, MAX_INDEX_BYTES, TensorPart, TensorSet};
 pub use tensors::{FileRows, PIECE, TensorFile, TensorView};

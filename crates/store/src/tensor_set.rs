@@ -13,7 +13,8 @@ use crate::error::StoreError;
 use crate::file_reader::FileReader;
 use crate::hash::hex;
 use crate::identity::OpenedFile;
-use crate::stand_in::StandIn;
+use crate::names::SafeName;
+use crate::stand_in::{StandIn, json_fault};
 use crate::tensors::{TensorFile, TensorView};
 use crate::unique_map::UniqueMap;
 
@@ -85,6 +86,10 @@ impl TensorSet {
         let shards: BTreeSet<&str> = map.iter().map(|(_, shard)| shard.as_str()).collect();
         let mut files = Vec::with_capacity(shards.len());
         for shard in &shards {
+            // The index is foreign too: no name in it leads out of the directory.
+            if let Err(StoreError::UnsafeName { name, what }) = SafeName::parse(shard) {
+                return Err(StoreError::malformed(index_path, format!("it names the file {name:?}: {what}")));
+            }
             files.push(absent::open(dir, shard)?);
         }
         if files.is_empty() {
@@ -331,7 +336,7 @@ pub(crate) fn weight_map(index_path: &Path) -> Result<Vec<(String, String)>, Sto
     }
     let index: Index = serde_json::from_slice(&bytes).map_err(|error| match StandIn::of(&bytes) {
         Some(what) => StoreError::InItsPlace { path: index_path.to_path_buf(), what },
-        None => StoreError::malformed(index_path, error.to_string()),
+        None => StoreError::malformed(index_path, json_fault(&bytes, &error)),
     })?;
     Ok(index.weight_map.0)
 }

@@ -252,9 +252,11 @@ fn bad_indexes_and_absent_models_are_explained() {
     outside["more"] = json!("../model.safetensors");
     let mut absent = good.clone();
     absent["more"] = json!("model-00003-of-00002.safetensors");
+    fs::remove_file(&index).unwrap();
+    assert!(refused().hints()[0].contains("fetch model.safetensors.index.json"), "{:?}", refused().hints());
     for (map, reason) in [
         (missing, "more"),
-        (outside, "safe file name"),
+        (outside, "index.json is malformed: it names the file \"../model.safetensors\""),
         (absent, "model-00003"),
         (json!({}), "empty"),
         (json!([]), "malformed"),
@@ -264,6 +266,8 @@ fn bad_indexes_and_absent_models_are_explained() {
     }
     fs::write(&index, r#"{"weight_map": {"a": "b", "a": "c"}}"#).unwrap();
     assert!(refused().to_string().contains("comes twice"));
+    fs::write(&index, "\u{FEFF}{}").unwrap();
+    assert!(refused().to_string().contains("byte order mark"));
     fs::write(&index, "{").unwrap();
     assert!(refused().to_string().contains("malformed"));
     fs::write(&index, json!({"weight_map": good}).to_string()).unwrap();

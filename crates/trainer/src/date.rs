@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use chrono::{DateTime, Local};
+use chrono::NaiveDateTime;
+use finetune_dataset::clock;
 use finetune_recipe::Recipe;
 use finetune_store::{MANIFEST_NAME, RealDisk, numbered};
 
@@ -25,7 +26,7 @@ pub(crate) fn agree(recipe: &Recipe, resume: &Resume, ranks: &Ranks) -> Result<S
 /// The date of a run that starts or goes on here.
 pub(crate) fn choose(recipe: &Recipe, resume: &Resume) -> String {
     let recorded = || if *resume == Resume::No { None } else { recorded(&recipe.output_dir, resume) };
-    recipe.data.date.clone().or_else(recorded).unwrap_or_else(|| day(Local::now()))
+    recipe.data.date.clone().or_else(recorded).unwrap_or_else(|| day(clock::now()))
 }
 
 /// The date that the run to be resumed has written down. If a version without dates started it, the
@@ -44,7 +45,7 @@ fn recorded(output_dir: &Path, resume: &Resume) -> Option<String> {
     let of_file = || {
         let oldest = checkpoints(&run).into_iter().next().or(newest.clone())?;
         let written = std::fs::metadata(oldest.join(MANIFEST_NAME)).ok()?.modified().ok()?;
-        Some(day(DateTime::<Local>::from(written)))
+        Some(day(clock::local(written)))
     };
     of_state().or_else(of_recipe).or_else(of_file)
 }
@@ -65,7 +66,7 @@ fn checkpoints(run: &Path) -> Vec<PathBuf> {
 }
 
 /// A day as YYYY-MM-DD.
-fn day(time: DateTime<Local>) -> String {
+fn day(time: NaiveDateTime) -> String {
     time.format("%Y-%m-%d").to_string()
 }
 
@@ -87,7 +88,7 @@ mod tests {
     fn the_first_date_counts() {
         let folder = tempfile::tempdir().expect("a directory");
         let run = folder.path().join("run");
-        let today = day(Local::now());
+        let today = day(clock::now());
         assert_eq!(choose(&recipe(&run, None), &Resume::Newest), today, "nothing there yet");
         let written = recipe(&run, Some("2024-02-29")).to_toml();
         replace_file(&RealDisk, &run.join(RECIPE_FILE), written.as_bytes()).expect("a recipe of a run");

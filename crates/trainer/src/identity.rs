@@ -73,10 +73,15 @@ impl Identity {
 
     /// Differences that a resume may have, a line for each.
     pub(crate) fn changes(&self, now: &Identity) -> Vec<String> {
-        self.changed_keys(now)
+        let mut lines: Vec<String> = self
+            .changed_keys(now)
             .filter(|(key, ..)| MAY_CHANGE.contains(key))
             .map(|(key, before, after)| format!("{key} is {after} from here on; it was {before}"))
-            .collect()
+            .collect();
+        if self.eval_data.is_none() && now.eval_data.is_some() {
+            lines.push("rows are evaluated from here on; there were none before".to_owned());
+        }
+        lines
     }
 
     /// Differences that a resume may not have, a line for each, with the key.
@@ -100,8 +105,10 @@ impl Identity {
             &self.train_data,
             &now.train_data,
         );
-        let (before, after) = (self.eval_data.as_deref(), now.eval_data.as_deref());
-        compare("data.eval: the rows have changed", before.unwrap_or(""), after.unwrap_or(""));
+        // Where nothing was evaluated before, nothing can be compared wrongly.
+        if let Some(before) = &self.eval_data {
+            compare("data.eval: the rows have changed", before, now.eval_data.as_deref().unwrap_or(""));
+        }
         compare("model.path: the weights or config.json have changed", &self.model, &now.model);
         compare("the trained parameters have other names or shapes", &self.layout, &now.layout);
         if let (Some(before), Some(after)) = (&self.compute, &now.compute) {
@@ -179,6 +186,10 @@ mod tests {
         let line = "  data.add_tokens: the checkpoint has [], the recipe [\"<tool>\"]";
         assert_eq!(before.differences(&with_tokens), [line]);
         assert!(!serde_json::to_string(&before).expect("JSON").contains("new_tokens"), "checkpoints keep their bytes");
+        let evaluated = Identity { eval_data: Some("held back".to_owned()), ..before.clone() };
+        assert_eq!(before.changes(&evaluated), ["rows are evaluated from here on; there were none before"]);
+        assert!(before.differences(&evaluated).is_empty());
+        assert_eq!(evaluated.differences(&before), ["  data.eval: the rows have changed"]);
         let other_rows = Identity { train_data: "others".to_owned(), ..before.clone() };
         assert!(before.differences(&other_rows)[0].contains("data.train: the rows have changed"));
     }

@@ -1,5 +1,6 @@
 //! What a run's output directory holds, whose it is, and where no run may be written.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use finetune_recipe::Recipe;
@@ -92,10 +93,33 @@ pub(crate) fn is_occupied(disk: &dyn Disk, directory: &Path) -> Result<bool, Tra
     Ok(has_checkpoints || RESULTS.iter().any(|name| directory.join(name).is_dir()))
 }
 
+/// Why no directory can be made at a path. Without this, `validate` would find nothing in the way of
+/// a run that ends at once.
+fn no_directory(path: &Path) -> Option<String> {
+    // `--output-dir=~/runs` reaches the program as it is written.
+    if path.starts_with("~") {
+        return Some("begins with ~, which no shell has replaced here: write the whole path".to_owned());
+    }
+    if let Err(error) = path.metadata()
+        && error.kind() == ErrorKind::InvalidFilename
+    {
+        return Some(format!("cannot be made: {error}"));
+    }
+    let nearest = path.ancestors().find(|ancestor| ancestor.symlink_metadata().is_ok())?;
+    let what = match nearest.metadata() {
+        Ok(found) if !found.is_dir() => "a file",
+        Err(error) if error.kind() == ErrorKind::NotFound => "a link that leads nowhere",
+        _ => return None,
+    };
+    Some(match nearest == path {
+        true => format!("is {what}, and a run needs a directory"),
+        false => format!("leads through {}, which is {what}", nearest.display()),
+    })
+}
+
 /// What is in a directory, which may not exist.
 pub(crate) fn contents(disk: &dyn Disk, directory: &Path) -> Result<Contents, TrainError> {
-    if directory.exists() && !directory.is_dir() {
-        let what = "is a file, and a run needs a directory".to_owned();
+    if let Some(what) = no_directory(directory) {
         return Err(TrainError::WrongFolder { directory: directory.to_owned(), what });
     }
     if !directory.is_dir() {
@@ -239,14 +263,20 @@ mod tests {
         for name in ["r.toml", "m/config.json", "d/rows.jsonl", "afile"] {
             write(&folder.path().join(name), "x");
         }
+        std::os::unix::fs::symlink("nowhere", folder.path().join("alink")).expect("a link");
         let (file, model) = (folder.path().join("r.toml"), folder.path().join("m"));
+        let long = "x".repeat(300);
         for (output, what) in [
             (".", Some("is the folder of the recipe")),
             ("m", Some("is the directory of the base model")),
             ("m/../m", Some("is the directory of the base model")),
             ("m/run", Some("lies in the directory of the base model")),
             ("d", Some("is the folder of the data")),
-            ("afile", Some("is a file")),
+            ("afile", Some("is a file, and a run needs a directory")),
+            ("afile/run", Some("afile, which is a file")),
+            ("alink", Some("is a link that leads nowhere")),
+            ("alink/run", Some("alink, which is a link that leads nowhere")),
+            (long.as_str(), Some("cannot be made: ")),
             ("d/run", None),
             ("runs/first", None),
         ] {
@@ -257,6 +287,10 @@ mod tests {
                 (checked, _) => panic!("{output}: {checked:?}"),
             }
         }
+        let mut at_home = recipe(folder.path(), "run");
+        at_home.output_dir = "~/run".into();
+        let refused = check(&RealDisk, &at_home, Some(&file), Some(&model)).expect_err("no home of anybody");
+        assert!(refused.to_string().contains("which no shell has replaced"), "{refused}");
         // The result takes the place of `model/` in the run directory.
         let inner = folder.path().join("runs/full/model");
         write(&inner.join("config.json"), "{}");

@@ -4,7 +4,7 @@ use finetune_dataset::{ChatTokenizer, Dataset, Ends, TextSource};
 use finetune_recipe::{Format, TrainOn};
 use serde_json::{Value, json};
 
-use crate::made_up::{Model, data};
+use crate::made_up::{CHATML, Model, VOCABULARY, data};
 use crate::reaching::read_through;
 
 /// How a family writes what an assistant says.
@@ -170,4 +170,43 @@ fn the_token_of_the_next_turn_is_learned_if_answers_end_with_it() {
     ] {
         assert_eq!(read_through(&model, &tokenizer, &json!({"messages": messages}), train_on), [want], "{messages}");
     }
+}
+
+/// An empty answer may be meant (a model that is to stay silent), so it is told and trained on.
+#[test]
+fn answers_that_say_nothing_are_told_with_their_first_row() {
+    let told = |template: &str, rows: &[Value]| {
+        let model = Model::new(Some(template));
+        let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        let file = model.write("rows.jsonl", lines);
+        Dataset::load(&[file], &data(Format::Auto), &model.tokenizer(), VOCABULARY, usize::MAX, &|_| {})
+            .unwrap_or_else(|error| panic!("{error}"))
+            .notices
+    };
+    let chat = |answer: Value| json!({"messages": [{"role": "user", "content": "a"}, answer]});
+    let says = |content: &str| chat(json!({"role": "assistant", "content": content}));
+    let notices = told(CHATML, &[says("b"), says(" \n"), says("")]);
+    let said = |it: &String| it.starts_with("2 trained answers are empty (the first: ") && it.contains("rows.jsonl:2)");
+    assert!(notices.iter().any(said), "{notices:?}");
+    let muted = chat(json!({"role": "assistant", "content": "", "weight": 0}));
+    let then = json!([muted["messages"][0], muted["messages"][1], {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]);
+    let notices = told(CHATML, &[says("b"), json!({"messages": then})]);
+    assert!(!notices.iter().any(|it| it.contains("empty")), "{notices:?}");
+    let plain = json!({"prompt": "a", "completion": ""});
+    let notices = told(CHATML, &[json!({"prompt": "a", "completion": "b"}), plain]);
+    assert!(notices.iter().any(|it| it.contains("1 trained answer is empty")), "{notices:?}");
+
+    // Arguments that a model wrote and broke. The template writes text as it is.
+    let writes_calls = "{% for m in messages %}{% if m.role == 'assistant' %}A:{{ m.content }}{% for c in m.tool_calls %}\
+                        {{ c.function.name + c.function.arguments }}{% endfor %};{% else %}U:{{ m.content }};{% endif %}\
+                        {% endfor %}{% if add_generation_prompt %}A:{% endif %}";
+    let calls = |arguments: &str| {
+        chat(
+            json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}),
+        )
+    };
+    let notices = told(writes_calls, &[calls("{\"a\": 1}"), calls("{a: 1}")]);
+    let said = |it: &String| it.starts_with("the arguments of 1 call are text that holds no JSON object (the first: ");
+    assert!(notices.iter().any(|it| said(it) && it.contains("rows.jsonl:2)")), "{notices:?}");
+    assert!(!notices.iter().any(|it| it.contains("empty")), "{notices:?}");
 }

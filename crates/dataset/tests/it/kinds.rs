@@ -210,6 +210,7 @@ fn torn_and_hostile_files_are_refused_by_name() {
         ("a.jsonl.zst", &zst[..zst.len() / 2], "a.jsonl.zst: the zstd file is torn or damaged"),
         ("a.parquet", &parquet[..parquet.len() / 2], "a.parquet: the Parquet file is torn or damaged: it does not end"),
         ("a.parquet", &parquet[..6], "a.parquet: the Parquet file is torn or damaged"),
+        ("a.parquet", b"not one", "a.parquet: the Parquet file is torn or damaged: it does not begin as one"),
         ("a.parquet", &flipped, "a.parquet"),
         ("a.parquet", &footer, "a.parquet"),
         ("a.parquet", &encrypted, "a.parquet is an encrypted Parquet file"),

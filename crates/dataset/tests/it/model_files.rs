@@ -93,6 +93,10 @@ fn broken_files_are_named() {
     model.write("config.json", "{");
     told("config.json");
     model.write("config.json", "[]");
+    assert!(told("config.json").contains("it holds a list, and an object is expected"));
+    model.write("config.json", b"\xEF\xBB\xBF{}");
+    assert!(told("config.json").contains("byte order mark"));
+    model.write("config.json", "{}");
     model.write("chat_template.jinja", b"\xFF");
     assert!(told("chat_template.jinja").contains("UTF-8"));
     model.write("chat_template.jinja", "x".repeat(2 << 20));
@@ -104,6 +108,23 @@ fn broken_files_are_named() {
     }
     let missing = ChatTokenizer::load(&model.path().join("none"), None);
     assert!(matches!(missing, Err(DatasetError::Unreadable { .. })));
+}
+
+#[test]
+fn a_template_of_another_type_is_not_taken_for_none() {
+    for (template, why) in [
+        (json!(3), "has a number where a text, or a list"),
+        (json!([{"name": "default"}]), "has an object where {\"name\", \"template\"}"),
+        (json!({"default": ["a"]}), "has a list where the text of a template is expected"),
+    ] {
+        let model = Model::with_tokens(None, json!({"chat_template": template}));
+        let Err(error) = ChatTokenizer::load(model.path(), None) else { panic!("{template} was taken") };
+        let told = error.to_string();
+        assert!(told.contains("tokenizer_config.json") && told.contains(why), "{told}");
+    }
+    for none in [json!(null), json!([])] {
+        assert!(!Model::with_tokens(None, json!({"chat_template": none})).tokenizer().has_template(), "{none}");
+    }
 }
 
 #[test]

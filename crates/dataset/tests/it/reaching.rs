@@ -221,6 +221,22 @@ fn arguments_as_text_are_parsed_where_the_template_wants_an_object() {
     );
 }
 
+/// Some data sets have a call's name and arguments at its own level, or leave out arguments that are
+/// empty. A template that reads them in `function` gets them there.
+#[test]
+fn calls_in_short_form_are_written_as_the_template_reads_them() {
+    let row = |call: Value| {
+        chat(json!([{"role": "user", "content": "hm"}, {"role": "assistant", "content": "", "tool_calls": [call]}]))
+    };
+    let expected = ["user:hm;A:⟦<call>look{\"city\": \"Oslo\"}</call>.⟧"];
+    assert_eq!(read(ALL, &row(json!({"name": "look", "arguments": {"city": "Oslo"}}))), expected);
+    assert_eq!(read(ALL, &row(json!({"name": "look", "arguments": "{\"city\": \"Oslo\"}", "id": "c1"}))), expected);
+    assert_eq!(read(ALL, &row(json!({"function": {"name": "look"}}))), ["user:hm;A:⟦<call>look{}</call>.⟧"]);
+    // A template that takes the short form gets it.
+    let short = ALL.replace("c.function.", "c.");
+    assert_eq!(read(&short, &row(json!({"name": "look", "arguments": {"city": "Oslo"}}))), expected);
+}
+
 #[test]
 fn arguments_are_written_as_text_where_the_template_adds_them_to_text() {
     // As DeepSeek-V3's and R1's do.

@@ -265,6 +265,9 @@ fn argument(words: &[String], found: &str, nearest: Option<&str>) -> Failure {
         ("", _) => "finetune".to_owned(),
         (first, _) => format!("finetune {first}"),
     };
+    if let Some(failure) = negative(&command, words, found) {
+        return failure;
+    }
     let hint = if found.starts_with('-') { option(first, words, found) } else { word(first, found) };
     let hint = hint.or_else(|| nearest.map(|nearest| format!("did you mean {nearest}?")));
     let hint = hint.unwrap_or_else(|| format!("`{command} --help` lists what there is"));
@@ -274,6 +277,18 @@ fn argument(words: &[String], found: &str, nearest: Option<&str>) -> Failure {
         format!("no place for `{}`", shown(found))
     };
     Failure::arguments(format!("`{command}` has {what}"), hint)
+}
+
+/// A number below 0 behind an option, which clap takes for an option of its own.
+fn negative(command: &str, words: &[String], found: &str) -> Option<Failure> {
+    let is_number =
+        |word: &String| word.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    let place = words.iter().position(|word| word.starts_with(found) && is_number(word))?;
+    let option = words.get(place.checked_sub(1)?).filter(|word| word.starts_with('-'))?;
+    Some(Failure::arguments(
+        format!("{option} {}: it must not be below 0", shown(&words[place])),
+        format!("`{command} --help` says what {option} takes"),
+    ))
 }
 
 /// What an option of another program is here.
@@ -376,6 +391,9 @@ mod tests {
             ("chat run --temp 1", "--temperature"),
             ("chat run Hello", "messages are typed"),
             ("valdate recipe.toml", "finetune validate"),
+            ("generate run --prompt x --seed -1", "--seed -1: it must not be below 0"),
+            ("plan recipe.toml --memory -2G", "--memory -2G: it must not be below 0"),
+            ("launch -n -1 recipe.toml", "-n -1: it must not be below 0"),
             ("run recipe.toml --lr 1e-4", "--set optimizer.learning_rate=1e-4"),
             ("run recipe.toml --lr=1e-4", "--set optimizer.learning_rate=1e-4"),
             ("run recipe.toml --epochs 3", "--set train.epochs=3"),

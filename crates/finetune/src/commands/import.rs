@@ -1,11 +1,11 @@
 //! `finetune import`: another tool's configuration as a recipe.
 
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 use std::process::ExitCode;
 
 use finetune_import::{ImportError, LONGEST, import as imported};
-use finetune_store::{Disk, RealDisk};
+use finetune_store::{Disk, Operation, RealDisk, StoreError};
 
 use crate::cli::ImportArguments;
 use crate::failure::{Failure, Fatal};
@@ -27,7 +27,7 @@ pub(crate) fn import(arguments: &ImportArguments, verbosity: Verbosity) -> Resul
     match &arguments.output {
         None => output::print(&result.recipe)?,
         Some(path) => {
-            RealDisk.write_file(path, result.recipe.as_bytes()).map_err(|error| unwritten(path, &error))?;
+            write_whole(path, &result.recipe)?;
             if verbosity > Verbosity::Quiet {
                 complain!(
                     "the recipe is in {}; `finetune validate {}` says what is missing",
@@ -70,7 +70,20 @@ pub(super) fn refuse_to_replace(path: &Path) -> Result<(), Failure> {
     ))
 }
 
-pub(super) fn unwritten(path: &Path, error: &io::Error) -> Failure {
+/// Writes a file that was not there. Nothing is left of it if that fails.
+pub(super) fn write_whole(path: &Path, text: &str) -> Result<(), Failure> {
+    RealDisk.write_file(path, text.as_bytes()).map_err(|error| {
+        // It may not be there at all, and the first failure is the one to tell.
+        let _ = RealDisk.remove_file(path);
+        unwritten(path, text, error)
+    })
+}
+
+/// The error for a file that could not be written: a name that cannot be, or a disk that fails.
+fn unwritten(path: &Path, text: &str, error: io::Error) -> Failure {
+    if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory) {
+        return StoreError::io(path, Operation::Write, text.len() as u64, error).into();
+    }
     Failure::arguments(
         format!("{}: cannot write it: {error}", path.display()),
         "name a place that can be written, in a folder that exists",

@@ -7,7 +7,7 @@ use finetune_dataset::{matched, resolve_files};
 use finetune_hub::DatasetName;
 use finetune_store::{Disk, Holding, HubId, RealDisk, ensure_directory, recognize};
 
-use super::import::{refuse_to_replace, unwritten};
+use super::import::{refuse_to_replace, write_whole};
 use crate::cli::InitArguments;
 use crate::failure::Failure;
 use crate::progress::Verbosity;
@@ -50,10 +50,14 @@ pub(crate) fn init(arguments: &InitArguments, verbosity: Verbosity) -> Result<Ex
         files.push((directory.join("data/valid.jsonl"), VALID.to_owned()));
     }
     files.iter().try_for_each(|(path, _)| refuse_to_replace(path))?;
-    for (path, text) in &files {
+    for (index, (path, text)) in files.iter().enumerate() {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        ensure_directory(&RealDisk, folder)?;
-        RealDisk.write_file(path, text.as_bytes()).map_err(|error| unwritten(path, &error))?;
+        let written = ensure_directory(&RealDisk, folder).map_err(Failure::from).and_then(|()| write_whole(path, text));
+        if written.is_err() {
+            // None of them was there before, and half of them would be in the way of another try.
+            files[..index].iter().for_each(|(path, _)| drop(RealDisk.remove_file(path)));
+        }
+        written?;
     }
     if verbosity > Verbosity::Quiet {
         let names: Vec<String> = files.iter().map(|(path, _)| path.display().to_string()).collect();

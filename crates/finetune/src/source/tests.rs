@@ -123,6 +123,11 @@ fn what_a_recipe_argument_means() {
     let at = |name: &str| folder.path().join(name);
     assert_eq!(recipe_path(&at("mine.toml")).expect("a recipe"), at("mine.toml"));
     assert_eq!(recipe_path(&at("run")).expect("a run"), at("run/recipe.toml"));
+    let latin1 = at("latin1.toml");
+    finetune_store::replace_file(&RealDisk, &latin1, b"seed = 1\n# f\xFCnf\n").expect("a written file");
+    assert_eq!(recipe_path(&latin1).expect("its reader says where"), latin1);
+    let told = Recipe::load(&latin1, &[], None).expect_err("an older encoding").to_string();
+    assert!(told.ends_with("latin1.toml:2:4: this is no UTF-8 text"), "{told}");
     for (argument, says) in [
         ("axolotl.yml", "as axolotl has them"),
         ("rows.jsonl", "`train` in [data]"),

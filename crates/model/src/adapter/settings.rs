@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use fancy_regex::Regex;
+use finetune_store::json_fault;
 use serde_json::{Map, Value};
 
 use crate::adapter::files::{AdapterFiles, Format};
@@ -126,7 +127,8 @@ impl Settings {
         let path = files.config();
         let malformed = |what: String| ModelError::Malformed { path: path.clone(), what };
         let text = read_text(&path, LIMIT)?;
-        let config: Value = serde_json::from_str(&text).map_err(|error| malformed(error.to_string()))?;
+        let config: Value =
+            serde_json::from_str(&text).map_err(|error| malformed(json_fault(text.as_bytes(), &error)))?;
         let object = config.as_object().ok_or_else(|| malformed("it should be an object".to_owned()))?;
         let mut settings = match files.format {
             Format::Peft => Reader { object, path: &path }.peft(modules)?,

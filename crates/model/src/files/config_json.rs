@@ -10,6 +10,7 @@ mod rope;
 use std::path::Path;
 
 use finetune_packed::files::PackedConfig;
+use finetune_store::json_fault;
 use serde_json::{Map, Value};
 
 use crate::config::family::{Asked, Bias, ExpertLayout, FAMILIES, Family, OtherMixer};
@@ -59,7 +60,8 @@ impl ModelConfig {
     /// If the text is malformed, or describes a model that is not supported.
     pub fn parse(text: &str, path: &Path) -> Result<ModelConfig, ModelError> {
         let malformed = |what: String| ModelError::Malformed { path: path.to_owned(), what };
-        let object: Map<String, Value> = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
+        let object: Map<String, Value> =
+            serde_json::from_str(text).map_err(|error| malformed(json_fault(text.as_bytes(), &error)))?;
         let Some((wrapper, text)) = text_config(&object) else { return Reader { object: &object, path }.config() };
         Ok(ModelConfig { wrapper: Some(wrapper), ..Reader { object: &text, path }.config()? })
     }

@@ -95,8 +95,10 @@ impl Files {
     }
 }
 
-pub(super) fn read(variables: &Variables<'_>, files: &Files) -> Result<Option<Unchecked>, EnvironmentError> {
-    let launcher = Launcher::Mlx;
+pub(super) fn rank_and_world(
+    variables: &Variables<'_>,
+    files: &Files,
+) -> Result<Option<(Number, Number)>, EnvironmentError> {
     let Some(rank) = variables.number(&RANK)? else {
         return Ok(None);
     };
@@ -104,8 +106,16 @@ pub(super) fn read(variables: &Variables<'_>, files: &Files) -> Result<Option<Un
         Some(world) => world,
         None => match files.worlds().into_iter().flatten().next() {
             Some((name, _, value)) => Number { name, value },
-            None => return Err(rank.without(HOSTFILE, launcher)),
+            None => return Err(rank.without(HOSTFILE, Launcher::Mlx)),
         },
+    };
+    Ok(Some((rank, world)))
+}
+
+pub(super) fn read(variables: &Variables<'_>, files: &Files) -> Result<Option<Unchecked>, EnvironmentError> {
+    let launcher = Launcher::Mlx;
+    let Some((rank, world)) = rank_and_world(variables, files)? else {
+        return Ok(None);
     };
     let rendezvous = rendezvous(variables, files)?;
     let (local_rank, local_world) = local(files, &rank).unzip();

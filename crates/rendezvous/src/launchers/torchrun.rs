@@ -4,17 +4,17 @@
 use super::address::{self, HostPort, port_of_job};
 use super::error::{EnvironmentError, shown};
 use super::variables::{Number, Variables};
-use super::{Launcher, Unchecked, started_as};
+use super::{Launcher, Unchecked, mlx, started_as};
 
 pub(super) const MASTER_ADDR: &str = "MASTER_ADDR";
 pub(super) const MASTER_PORT: &str = "MASTER_PORT";
 const PET_MASTER_ADDR: [&str; 2] = ["PET_MASTER_ADDR", MASTER_ADDR];
 const PET_MASTER_PORT: [&str; 2] = ["PET_MASTER_PORT", MASTER_PORT];
 
-pub(super) fn read(variables: &Variables<'_>) -> Result<Option<Unchecked>, EnvironmentError> {
+pub(super) fn read(variables: &Variables<'_>, mlx: &mlx::Files) -> Result<Option<Unchecked>, EnvironmentError> {
     let launcher = Launcher::Torchrun;
     let (rank, world) = (variables.number(&["RANK"])?, variables.number(&["WORLD_SIZE"])?);
-    let started_as = if is_torchruns(variables) { None } else { started_as(variables) };
+    let started_as = if is_torchruns(variables) { None } else { started_as(variables, mlx) };
     // Scripts export WORLD_SIZE for programs that read the rank from Slurm or MPI, as this one does
     // then.
     if let (None, Some(world), Some((_, _, tasks))) = (&rank, &world, &started_as)
