@@ -155,6 +155,13 @@ fn tools(fields: &Fields, choice: &ToolChoice) -> Result<Option<Value>, ApiError
             let message = "a tool is {\"type\": \"function\", \"function\": {\"name\", ...}}";
             return Err(ApiError::field(format!("tools[{n}]"), message));
         }
+        let function = |key: &str| tool["function"].get(key).filter(|value| !value.is_null());
+        if let Some(other) = function("parameters").filter(|parameters| !parameters.is_object()) {
+            return Err(wrong(&format!("tools[{n}].function.parameters"), other, "an object"));
+        }
+        if let Some(other) = function("strict").filter(|strict| !strict.is_boolean()) {
+            return Err(wrong(&format!("tools[{n}].function.strict"), other, "true or false"));
+        }
     }
     let allowed = allowed(fields)?;
     let of_choice = if let ToolChoice::Named(name) = choice { Some(name.as_str()) } else { None };
@@ -263,6 +270,16 @@ mod tests {
             let both = json!({"messages": [user], "tools": [later, tool], "tool_choice": allowed(mode, "now")});
             let both = read(&both).expect("a conversation");
             assert_eq!((both.tools, both.choice), (Some(json!([tool])), choice));
+        }
+        for (function, param) in [
+            (json!({"name": "now", "strict": "yes"}), "tools[0].function.strict"),
+            (json!({"name": "now", "parameters": true}), "tools[0].function.parameters"),
+            (json!({"strict": true}), "tools[0]"),
+        ] {
+            let user = json!({"role": "user", "content": "Hi"});
+            let tools = json!([{"type": "function", "function": function}]);
+            let error = read(&json!({"messages": [user], "tools": tools})).expect_err("refused").object();
+            assert_eq!(error["error"]["param"], param, "{function}");
         }
         let user = json!({"role": "user", "content": "Hi"});
         let none = read(&json!({"messages": [user], "tool_choice": "required"})).expect_err("no tools").object();
