@@ -27,7 +27,11 @@ impl Conversation {
         };
         let messages = messages.iter().enumerate();
         let messages = messages.map(|(n, message)| read_message(message, &format!("messages[{n}]")));
-        let variables = fields.object("chat_template_kwargs")?.cloned().unwrap_or_default();
+        let mut variables = fields.object("chat_template_kwargs")?.cloned().unwrap_or_default();
+        // gpt-oss's template has a variable of OpenAI's name.
+        if let Some(effort) = fields.text("reasoning_effort")? {
+            variables.entry("reasoning_effort").or_insert_with(|| effort.into());
+        }
         let choice = ToolChoice::read(fields)?;
         Ok(Conversation {
             messages: messages.collect::<Result<_, _>>()?,
@@ -236,6 +240,21 @@ mod tests {
         let mut messages = [reasoned(""), reasoned("So:"), json!({"content": "", "reasoning_content": "hm"})];
         name_thinking(&mut messages);
         assert_eq!(messages.map(|message| message["thinking"] == "hm"), [true, false, false]);
+    }
+
+    #[test]
+    fn variables_of_templates() {
+        let of = |more: Value| {
+            let mut asked = json!({"messages": [{"role": "user", "content": "Hi"}]});
+            asked.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+            read(&asked).map(|read| read.variables)
+        };
+        let low = vec![("reasoning_effort".to_owned(), json!("low"))];
+        assert_eq!(of(json!({})), Ok(Vec::new()));
+        assert_eq!(of(json!({"reasoning_effort": "low"})), Ok(low.clone()));
+        let both = json!({"reasoning_effort": "high", "chat_template_kwargs": {"reasoning_effort": "low"}});
+        assert_eq!(of(both), Ok(low));
+        assert!(of(json!({"reasoning_effort": 3})).is_err());
     }
 
     #[test]

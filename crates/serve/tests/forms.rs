@@ -434,8 +434,9 @@ fn several_answers_are_those_of_the_next_seeds() {
             let ends: Vec<&Value> = of_choice().map(|one| &one["finish_reason"]).filter(|end| !end.is_null()).collect();
             assert_eq!(ends, [&choice["finish_reason"]]);
         }
-        let last = objects.last().expect("an object");
+        let (last, pieces) = objects.split_last().expect("an object");
         assert_eq!((&last["choices"], count(last, "completion_tokens")), (&json!([]), made));
+        assert!(pieces.iter().all(|piece| piece.get("usage") == Some(&Value::Null)), "{path}: as OpenAI has it");
     }
 }
 
