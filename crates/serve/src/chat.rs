@@ -26,7 +26,7 @@ use crate::fields::Fields;
 use crate::forms::{Calls, Thought, ToolChoice, grammar, trial};
 use crate::grammar::Grammar;
 use crate::harmony_forms::Final;
-use crate::messages::{Conversation, name_thinking, with_texts_of_arguments};
+use crate::messages::{Conversation, describe, name_thinking, with_texts_of_arguments};
 use crate::parts::{PartReader, Parts};
 use crate::server::State;
 use crate::tool_calls::{ToolCall, Tools};
@@ -215,6 +215,7 @@ async fn read_prompt(
     }
     if served.marking.is_harmony() {
         name_thinking(&mut conversation.messages);
+        conversation.tools.iter_mut().for_each(describe);
     }
     let text = on_texts(state, "messages", move || {
         let Conversation { messages, tools, variables, .. } = &conversation;

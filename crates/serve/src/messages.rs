@@ -124,6 +124,17 @@ pub(crate) fn name_thinking(messages: &mut [Value]) {
     }
 }
 
+/// gpt-oss's template writes the description of a tool whether it has one or not.
+pub(crate) fn describe(tools: &mut Value) {
+    let functions = tools.as_array_mut().into_iter().flatten().filter_map(|tool| tool["function"].as_object_mut());
+    for function in functions {
+        let description = function.entry("description").or_insert_with(|| "".into());
+        if description.is_null() {
+            *description = "".into();
+        }
+    }
+}
+
 /// The messages with the arguments of their calls as texts. `None`: there are no such calls.
 pub(crate) fn with_texts_of_arguments(messages: &[Value]) -> Option<Vec<Value>> {
     let mut messages = messages.to_vec();
@@ -240,6 +251,10 @@ mod tests {
         let mut messages = [reasoned(""), reasoned("So:"), json!({"content": "", "reasoning_content": "hm"})];
         name_thinking(&mut messages);
         assert_eq!(messages.map(|message| message["thinking"] == "hm"), [true, false, false]);
+        let function = |description: Value| json!({"function": {"name": "now", "description": description}});
+        let mut tools = json!([{"function": {"name": "now"}}, function(Value::Null), function("the time".into())]);
+        describe(&mut tools);
+        assert_eq!(tools, json!([function("".into()), function("".into()), function("the time".into())]));
     }
 
     #[test]
