@@ -1,7 +1,9 @@
 //! `finetune serve`: requests of OpenAI's interface over HTTP.
 
+use std::fs::Metadata;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -101,7 +103,8 @@ fn serve_as(
             "anyone who reaches {address} can use this model: --api-key-file FILE asks for a key, --host 127.0.0.1 listens here only"
         ));
     }
-    source.notices.iter().for_each(|notice| say(notice));
+    let note = arguments.api_key_file.as_deref().and_then(readable_by_others);
+    note.iter().chain(&source.notices).for_each(|notice| say(notice));
     let first = adapters.first().map(|(_, directory)| directory.as_path());
     let join = |one: &OneOf| one.join(&source.model, first, &arguments.model(), arguments.parallel, &say);
     let together = one.map(join).transpose()?.flatten().map(Arc::new);
@@ -223,6 +226,16 @@ fn key(file: &Path) -> Result<String, Failure> {
         ));
     }
     Ok(key.to_owned())
+}
+
+/// A note about a key that others can read. It may come through a pipe, and Kubernetes makes its files readable by a group,
+/// so it is no error.
+fn readable_by_others(file: &Path) -> Option<String> {
+    let found = file.metadata().ok().filter(Metadata::is_file)?;
+    let mode = found.permissions().mode() & 0o777;
+    let file = file.display();
+    let note = format!("the key in {file} can be read by others (mode {mode:o}): chmod 600 {file}");
+    (mode & 0o077 != 0).then_some(note)
 }
 
 /// The adapters with their ids: that of a run first.
