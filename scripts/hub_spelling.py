@@ -99,7 +99,9 @@ def mlx_spelling(config):
     elif rope:
         older_rope(config, rope)
     config["torch_dtype"] = config.pop("dtype", config.get("torch_dtype"))
-    if "num_local_experts" in config and config["model_type"] != "gpt_oss":
+    if config["model_type"] == "granitemoehybrid":
+        config["layer_types"] = ["attention"] * len(config["layer_types"])
+    elif "num_local_experts" in config and config["model_type"] != "gpt_oss":
         config["num_experts"] = config.pop("num_local_experts")
     return config
 

@@ -30,7 +30,6 @@ TAKEN = {
     # The last layers with keys and values of their own are one of each kind.
     "gemma4": dict(layer_types=[SLIDING] * 3 + [FULL, SLIDING, FULL],
                    per_layer_config={"2": None, "3": dict(head_dim=16)}),
-    "granitemoehybrid": dict(position_embedding_type="rope"),
     "lfm2": dict(conv_bias=False),
     "lfm2_moe": dict(routed_scaling_factor=1.0),
     "qwen3_5": DELTA,

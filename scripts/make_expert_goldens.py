@@ -13,8 +13,8 @@ Under OUTPUT/<family>.json:
     quantization    by form: what the other program adds to config.json
 
 What is converted is made of the same values: a file in the hub's spelling, experts one by one where the hub has
-them so. Of multimodal models mlx-lm has the text model, and bitsandbytes packs more than that: there is no golden of
-it. The versions are those of make_packed_goldens.py.
+them so. Of multimodal models mlx-lm has the text model. bitsandbytes is given that alone here; the other parts of the
+golden are the base's. A whole model is in packed_multimodal.py. The versions are those of make_packed_goldens.py.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -32,14 +33,14 @@ import numpy as np
 import torch
 import transformers
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModelForCausalLM, Gemma3TextConfig, Gemma4TextConfig, Glm4MoeConfig, GptOssConfig, Ministral3Config,
-    MuseGlimmerTextConfig, Qwen3_5MoeTextConfig, Qwen3_5TextConfig, Qwen3NextConfig,
+    AutoModelForCausalLM, Gemma3TextConfig, Gemma4TextConfig, Glm4MoeConfig, GptOssConfig, GraniteMoeHybridConfig,
+    Ministral3Config, MuseGlimmerTextConfig, Qwen3_5MoeTextConfig, Qwen3_5TextConfig, Qwen3NextConfig,
 )
 
 import packed_forms as forms
-from golden_families import PLAIN_ROPE, YARN_ROPE
+from golden_families import GRANITE4, PLAIN_ROPE, YARN_ROPE
 from hub_spelling import mlx_spelling
 from make_packed_goldens import BASES, NARROW, deepseek_v3, fnv
 
@@ -74,6 +75,8 @@ FAMILIES = {
     "gpt_oss": lambda: GptOssConfig(**{**NARROW, "intermediate_size": 64}, num_hidden_layers=1, num_local_experts=4,
                                     num_experts_per_tok=2, head_dim=16, sliding_window=8, tie_word_embeddings=False,
                                     rope_parameters=dict(PLAIN_ROPE), layer_types=["full_attention"]),
+    # Its dense part has other names in mlx-lm, and gate and up apart: 2 x 64 rows of 64 columns here.
+    "granitemoehybrid": lambda: GraniteMoeHybridConfig(**{**GRANITE4, **NARROW, "intermediate_size": 64, "shared_intermediate_size": 64}),
     "qwen3_next": lambda: Qwen3NextConfig(
         **{**NARROW, "intermediate_size": 80}, **DELTA, **SHARED, norm_topk_prob=True, rope_parameters=dict(PLAIN_ROPE)),
     "qwen3_5": lambda: Qwen3_5TextConfig(
@@ -118,6 +121,8 @@ WRAPPERS = {
 }
 MLX = {"mlx4": dict(bits=4, group=64), "mlx8": dict(bits=8, group=64), "mxfp4": dict(mode="mxfp4")}
 BITSANDBYTES = {"nf4": dict(load_in_4bit=True, bnb_4bit_quant_type="nf4"), "int8": dict(load_in_8bit=True)}
+# transformers has no class with an output layer of the text model alone.
+WITHOUT_CLASS = ("muse_glimmer",)
 # mlx-lm reads gpt-oss's experts in MXFP4 only.
 NOT_IN_MLX = ("gpt_oss",)
 # Tensors in f32 beside bf16, as files of the hub have them: how their names end.
@@ -131,7 +136,7 @@ CORRECTIONS = ("expert_bias", "e_score_correction_bias")
 def forms_of(family):
     """The forms that another program loads the family in."""
     of_mlx = {} if family in NOT_IN_MLX else MLX
-    return of_mlx if family in WRAPPERS else of_mlx | BITSANDBYTES
+    return of_mlx if family in WITHOUT_CLASS else of_mlx | BITSANDBYTES
 
 
 def drawn(name, count):
@@ -196,11 +201,7 @@ def text_model(config):
 
 def wrapped(family, shapes, text):
     """Names, shapes and config.json of a multimodal model with this text model."""
-    name, before, before_output, others, model_type, keys = WRAPPERS[family]
-
-    def inside(own):
-        return before + own.removeprefix("model.") if own.startswith("model.") else before_output + own
-
+    name, _, _, others, model_type, keys = WRAPPERS[family]
     if family == "qwen3_5_moe":
         shapes = in_stacks(shapes)
     text = {key: value for key, value in text.items() if key != "architectures"}
@@ -211,7 +212,7 @@ def wrapped(family, shapes, text):
         text.pop(key, None)
     config = {"architectures": [name], "model_type": family, "torch_dtype": "bfloat16", "text_config": text,
               "vision_config": {"hidden_size": 8}, "tie_word_embeddings": text["tie_word_embeddings"], **keys}
-    return {inside(own): shape for own, shape in shapes.items()} | {other: [8, 8] for other in others}, config
+    return {inside(family, own): shape for own, shape in shapes.items()} | {other: [8, 8] for other in others}, config
 
 
 def in_stacks(shapes):
@@ -247,11 +248,53 @@ def header(directory, hashes):
     return dict(sorted(found.items()))
 
 
+def inside(family, name):
+    """The name in the multimodal model of a tensor of the text model."""
+    _, before, before_output, *_ = WRAPPERS[family]
+    return before + name.removeprefix("model.") if name.startswith("model.") else before_output + name
+
+
+def skipped(family):
+    """What bitsandbytes leaves of a multimodal model: other parts, as in memory and as in the files."""
+    parts = sorted({".".join(name.split(".")[:2 if name.startswith("model.") else 1]) for name in WRAPPERS[family][3]})
+    both = [[part] if part.startswith("model.") else [f"model.{part}", part] for part in parts]
+    return ["lm_head", *(name for names in both for name in names)]
+
+
+def bitsandbytes_of_text(family, base, work, settings):
+    """What bitsandbytes packs of the text model in a multimodal one, under the names in that, and all else as the base
+    has it: experts in its stacks, numbers in their types."""
+    text, output = work / "text", work / "text-packed"
+    for directory in (text, output):
+        shutil.rmtree(directory, ignore_errors=True)
+    text_model(FAMILIES[family]()).save_pretrained(text)
+    names = {inside(family, name): name for name in text_names(family, text)}
+    tensors = load_file(base / "model.safetensors")
+    save_file({names[name]: tensor for name, tensor in tensors.items() if name in names}, text / "model.safetensors",
+              metadata={"format": "pt"})
+    forms.save_bitsandbytes(text, output, **settings)
+    found = {inside(family, name): about for name, about in header(output, hashes=True).items() if ".experts." not in name}
+    stays = {name: about for name, about in header(base, hashes=True).items()
+             if name not in found or found[name][0] not in ("U8", "I8")}
+    quantization = json.loads((output / "config.json").read_text())["quantization_config"]
+    return found | stays, quantization | {"llm_int8_skip_modules": skipped(family)}
+
+
+def text_names(family, text):
+    """The names of a text model's tensors, with experts in stacks where the hub has the multimodal model so."""
+    with safe_open(text / "model.safetensors", "pt") as file:
+        shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
+    return in_stacks(shapes) if family == "qwen3_5_moe" else shapes
+
+
 def of_family(family, work):
     base = work / "base"
     config = write_base(family, base)
     written, quantization = {}, {}
     for form, settings in forms_of(family).items():
+        if family in WRAPPERS and form in BITSANDBYTES:
+            written[form], quantization[form] = bitsandbytes_of_text(family, base, work, settings)
+            continue
         output = work / form
         write = forms.convert_mlx if form in MLX else forms.save_bitsandbytes
         with contextlib.redirect_stdout(io.StringIO()):  # mlx-lm prints

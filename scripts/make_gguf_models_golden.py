@@ -14,6 +14,9 @@ model, but for what a GGUF file cannot say: those keys of its config have the va
 Cases of Q8_0 are made of weights that are Q8_0's (or f16's, in rows that are no whole blocks), so their file holds what
 transformers computed with.
 
+llama.cpp computes Granite without positions where a key says so. The converter writes that key for models with Mamba
+layers only, whatever config.json says, so here it is told (`granite4_nope`).
+
 Tokenizers are left out: the tiny models have none. tests/goldens/gguf/tokenizers.json is about those.
 """
 
@@ -36,6 +39,8 @@ OUTPUT = GOLDENS / "gguf" / "models"
 MTP = {"qwen3_5", "qwen3_5_moe", "qwen3_next"}
 
 DEEPSEEK = dict(scoring_func="sigmoid")
+# Of two layers, as the hub spells it. llama.cpp has one width for layers without experts.
+GRANITE4 = dict(layer_types=["attention"] * 2, intermediate_size=56)
 # (name, golden model, type, keys of the config that have another value)
 CASES = [
     ("qwen3_moe", "qwen3_moe_experts", "f32", dict(norm_topk_prob=True)),
@@ -62,6 +67,8 @@ CASES = [
     ("ministral3", "ministral3", "f32", {}),
     ("olmo3", "olmo3", "f32", {}),
     ("granite", "granite", "f32", {}),
+    ("granite4", "granitemoehybrid_rope", "f32", GRANITE4),
+    ("granite4_nope", "granitemoehybrid", "f32", GRANITE4),
     ("qwen3_next", "qwen3_next", "f32", {}),
     ("qwen3_5", "qwen3_5", "f32", {}),
     ("qwen3_5_q8_0", "qwen3_5", "q8_0", {}),
@@ -136,6 +143,9 @@ def convert(directory, family, kind, path, conversion, gguf):
         writer = made(directory, types[kind], path, model_name=path.stem)
         if hasattr(writer, "impl"):
             writer.impl.set_vocab = lambda: None
+        if hparams.get("position_embedding_type") == "nope":
+            told = writer.gguf_writer.add_rope_scaling_finetuned
+            writer.gguf_writer.add_rope_scaling_finetuned = lambda _: told(False)
         writer.write()
 
 

@@ -222,6 +222,20 @@ fn unsafe_code_is_where_it_is_known_to_be() {
     }
 }
 
+/// The table of docs/adding-a-model.md that says where each family's own parts are: the files are there.
+#[test]
+fn parts_of_families_are_where_the_page_says() {
+    let page = std::fs::read_to_string(repository().join("docs/adding-a-model.md")).expect("docs/adding-a-model.md");
+    let (_, section) = page.split_once("## What families touched").expect("the section");
+    let (table, _) = section.split_once("How many files of the program").expect("the table, and what is behind it");
+    let named: BTreeSet<&str> = table.split('`').skip(1).step_by(2).collect();
+    assert!(named.len() > 40, "{} files", named.len());
+    for name in named {
+        let folder = if name.starts_with("crates/") { "" } else { "crates/model/src" };
+        assert!(repository().join(folder).join(name).exists(), "docs/adding-a-model.md names `{name}`");
+    }
+}
+
 #[test]
 fn every_recipe_of_ours_parses() {
     let mut recipes = 0;

@@ -65,7 +65,7 @@ fn held_up(folder: &Folder, seconds: u64) -> Command {
 #[test]
 fn a_disk_that_brings_nothing_for_a_while_is_named_and_waited_for() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
-    let ended = run(&mut held_up(&folder, 14)).expect(0).says("rank 1 has waited 10 s for layer ");
+    let ended = run(&mut held_up(&folder, 14)).expect(0).says("rank 1 has waited 10 s for ");
     assert_eq!(ended.stderr.matches("model.safetensors: no byte of it comes").count(), 1, "{}", ended.stderr);
 }
 

@@ -23,17 +23,17 @@ pub(crate) fn peak(stderr: &str) -> f64 {
 
 /// A Llama of 11 million parameters in bf16, and rows of 400 tokens.
 pub(crate) fn larger_model(recipe: &str) -> Folder {
-    model_of(5, 384, recipe)
+    model_of(5, 384, 4096, recipe)
 }
 
-/// A Llama with so many layers of this width in bf16, and rows of 400 tokens.
-fn model_of(layers: usize, hidden: usize, recipe: &str) -> Folder {
+/// A Llama in bf16 with so many layers of this width and so many tokens, and rows of 400 tokens.
+fn model_of(layers: usize, hidden: usize, vocabulary: usize, recipe: &str) -> Folder {
     let folder = Folder::empty();
     std::fs::create_dir(folder.path("model")).expect("a new directory");
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": 1024,
-        "num_hidden_layers": layers, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 4096,
-        "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "num_hidden_layers": layers, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 64,
+        "vocab_size": vocabulary, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
         "tie_word_embeddings": false, "attention_bias": false, "mlp_bias": false
     });
     folder.write("model/config.json", config.to_string().as_bytes());
@@ -158,7 +158,7 @@ fn memory_that_is_not_there() {
 #[test]
 fn layers_from_the_disk_take_the_memory_of_two() {
     // 140 MB in 24 layers; one row of 400 tokens.
-    let folder = model_of(24, 640, LARGER_RECIPE);
+    let folder = model_of(24, 640, 4096, LARGER_RECIPE);
     let one = ["--set", "train.micro_batch_size=1", "--set", "train.global_batch_size=1"];
     let with = |residency: &'static str| [&one[..], &["--set", residency]].concat();
     let layers = 24.0 * (640.0 * 64.0 * 18.0 + 3.0 * 640.0 * 1024.0) * 2.0 / f64::from(1 << 20);
@@ -173,6 +173,26 @@ fn layers_from_the_disk_take_the_memory_of_two() {
     assert!(saved > 0.8 * layers, "{saved} MiB less, of {layers} MiB of layers:\n{}", on_disk.stderr);
     assert_eq!(adapter("memory"), adapter("disk"));
     expect_estimates(&folder, &[&["model.residency=disk", "train.micro_batch_size=1", "train.global_batch_size=2"]]);
+}
+
+/// The rows of an embedding that is no output layer stay on the disk with the layers.
+#[test]
+fn an_embedding_on_the_disk_takes_no_memory() {
+    const VOCABULARY: usize = 65_536;
+    let folder = model_of(3, 640, VOCABULARY, LARGER_RECIPE);
+    let table = (VOCABULARY * 640 * 2) as f64 / f64::from(1 << 20);
+    // Layers are computed again in both: what is kept of them is no difference.
+    let one = ["train.gradient_checkpointing=true", "train.micro_batch_size=1", "train.global_batch_size=1"];
+    let with = |residency: &'static str| one.into_iter().chain([residency]).flat_map(|set| ["--set", set]);
+    let [in_memory, on_disk] = [("memory", "model.residency=memory"), ("disk", "model.residency=disk")]
+        .map(|(name, residency)| folder.run(name, &with(residency).collect::<Vec<_>>()).expect(0));
+    let saved = peak(&in_memory.stderr) - peak(&on_disk.stderr);
+    // The threads that read keep some 30 MiB of freed blocks.
+    assert!(saved > 0.5 * table, "{saved} MiB less, of {table} MiB of the embedding:\n{}", on_disk.stderr);
+    let adapter = |run: &str| {
+        std::fs::read(folder.path(&format!("{run}/adapter/adapter_model.safetensors"))).expect("an adapter")
+    };
+    assert_eq!(adapter("memory"), adapter("disk"));
 }
 
 /// A model that fits no machine is refused before anything is read or written.

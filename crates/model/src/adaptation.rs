@@ -49,6 +49,11 @@ impl Adaptation {
         saved.chain(self.targets.iter().map(|target| target.module.as_str())).any(is_of_vocabulary)
     }
 
+    /// Whether the embedding's own values stay as they are. A branch beside it leaves them so.
+    pub fn keeps_embedding(&self) -> bool {
+        !self.saved.iter().any(|saved| saved == EMBEDDING)
+    }
+
     /// The number of trained elements of the branches, and of the modules that are trained in full.
     pub fn elements(&self, config: &ModelConfig) -> (u64, u64) {
         let layers = target_layers(config);

@@ -29,19 +29,22 @@ use crate::error::ModelError;
 use crate::tree::{Decoder, FeedForward, Layer, Matrix, Mixer, Norm, OwnInput};
 
 /// Embeddings [t, hidden] of these tokens.
-pub(crate) fn embed(weights: &Decoder, tokens: &[u32], context: &Context) -> Tensor<2> {
-    let x = rows_of(weights, &weights.embedding, tokens, context);
+///
+/// # Errors
+/// If rows of the embedding cannot be read from its file.
+fn embed(weights: &Decoder, tokens: &[u32], context: &Context) -> Result<Tensor<2>, ModelError> {
+    let x = rows_of(weights, &weights.embedding, tokens, context)?;
     let x = match weights.embedding_norm {
         Some(eps) => bare_norm(x, eps),
         None => x,
     };
-    let Some(branch) = &weights.embedding_lora else { return scaled(x, weights.embedding_scale) };
+    let Some(branch) = &weights.embedding_lora else { return Ok(scaled(x, weights.embedding_scale)) };
     let ids = indices(tokens, &device_of(weights));
     // The columns of A that belong to the tokens. Tokens go through no dropout, as in PEFT.
     let (a, b) = (context.parameter(branch.a.dense()), context.parameter(branch.b.dense()));
     let low = a.select(1, ids).transpose().cast(context.compute.dtype());
     let x = operations::residual(x, operations::linear(low, b) * branch.scale);
-    scaled(x, weights.embedding_scale)
+    Ok(scaled(x, weights.embedding_scale))
 }
 
 /// The device of a model.
@@ -58,9 +61,17 @@ fn indices(values: &[u32], device: &Device) -> Tensor<1, Int> {
 }
 
 /// Rows of a matrix of the model, in the number type of activations.
-fn rows_of(weights: &Decoder, matrix: &Matrix, rows: &[u32], context: &Context) -> Tensor<2> {
+fn rows_of(weights: &Decoder, matrix: &Matrix, rows: &[u32], context: &Context) -> Result<Tensor<2>, ModelError> {
     let device = device_of(weights);
-    match matrix.weight() {
+    if let Some(by_row) = matrix.by_row() {
+        let values = match &weights.source {
+            Some(source) => source.rows(by_row, rows)?,
+            None => by_row.read(rows)?,
+        };
+        let values = TensorData::new(values, [rows.len(), matrix.shape[1]]);
+        return Ok(Tensor::<2>::from_data(values, &device).cast(context.compute.dtype()));
+    }
+    Ok(match matrix.weight() {
         Weight::Dense(values) => {
             context.parameter(values).select(0, indices(rows, &device)).cast(context.compute.dtype())
         }
@@ -68,7 +79,7 @@ fn rows_of(weights: &Decoder, matrix: &Matrix, rows: &[u32], context: &Context) 
             let like = Tensor::<1>::zeros([1], (&device, context.compute.dtype()));
             packed_rows(like, packed.clone(), rows.to_vec())
         }
-    }
+    })
 }
 
 /// x times a factor, which has the number type of activations, as in transformers.
@@ -127,7 +138,7 @@ pub(crate) fn begin(weights: &Decoder, tokens: &[u32], context: &Context) -> Res
     // Where layers have inputs of their own, all processes need the embeddings.
     let is_needed = weights.per_layer.is_some() || weights.layers.is_empty() || weights.holds(0);
     let x = match is_needed && !weights.embedding.is_absent() {
-        true => embed(weights, tokens, context),
+        true => embed(weights, tokens, context)?,
         false => {
             let shape = [tokens.len(), weights.embedding.shape[1]];
             Tensor::zeros(shape, (&device_of(weights), context.compute.dtype()))
@@ -149,12 +160,10 @@ fn rows_for_layers(
     tokens: &[u32],
     context: &Context,
 ) -> Result<Tensor<2>, ModelError> {
-    let [vocabulary, columns] = table.shape;
+    let vocabulary = table.shape[0];
     let known = |&token: &u32| if (token as usize) < vocabulary { token } else { 0 };
     let rows: Vec<u32> = tokens.iter().map(known).collect();
-    let Some(by_row) = table.by_row() else { return Ok(rows_of(weights, table, &rows, context)) };
-    let values = TensorData::new(by_row.read(&rows)?, [rows.len(), columns]);
-    Ok(Tensor::<2>::from_data(values, &device_of(weights)).cast(context.compute.dtype()))
+    rows_of(weights, table, &rows, context)
 }
 
 /// One layer: x [t, hidden] -> [t, hidden]. With a cache, its keys and values come before those of

@@ -51,9 +51,9 @@ pub enum ModelError {
     /// Layers cannot be read from the disk while the model runs.
     #[error("layers cannot be read from the disk: {what}")]
     Layers { what: String },
-    /// A disk brings nothing of a layer, for so long.
-    #[error("layer {layer} does not come from the disk: no byte of {files} has come for {seconds} s")]
-    DiskHangs { layer: usize, files: String, seconds: u64 },
+    /// A disk brings nothing of a layer or of a matrix, for so long.
+    #[error("{what} does not come from the disk: no byte of {files} has come for {seconds} s")]
+    DiskHangs { what: String, files: String, seconds: u64 },
     /// Another process that holds layers of the model cannot be reached. The source says why.
     #[error("layers are on other processes: {0}")]
     Hop(Box<dyn std::error::Error + Send + Sync>),

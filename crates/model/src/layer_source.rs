@@ -1,7 +1,8 @@
 //! Frozen matrices of layers that are read from the disk whenever a pass comes to them.
 //!
 //! A thread reads the next layer while the one before is computed. No more than two layers are in memory: the
-//! one that was given last, and the one that is read ahead. Experts may be left out of both: `experts.rs`.
+//! one that was given last, and the one that is read ahead. Experts may be left out of both: `experts.rs`. Of an
+//! embedding that no head shares, a pass reads the rows of its tokens.
 
 mod experts;
 
@@ -20,6 +21,7 @@ use rayon::prelude::*;
 use crate::config::ModelConfig;
 use crate::error::ModelError;
 use crate::files::base_files::BaseFiles;
+use crate::files::by_row::ByRow;
 use crate::files::fetch::{Fetched, fetch};
 use crate::placement::Placement;
 use crate::tree::{Decoder, Home, Layer, Matrix, Slot};
@@ -224,7 +226,24 @@ impl LayerSource {
         Ok(desk.given.as_ref().map(|(_, weights)| weights.clone()).unwrap_or_default())
     }
 
-    /// How long passes have waited for layers and experts since the last call, and how many layers were read.
+    /// Rows of a matrix of these files, one behind the other.
+    ///
+    /// # Errors
+    /// If they cannot be read, or have a number that is not finite.
+    pub(crate) fn rows(&self, matrix: &ByRow, rows: &[u32]) -> Result<Vec<f32>, ModelError> {
+        let (start, reading) = (Instant::now(), &self.reading);
+        let (done, read) = channel();
+        let (of_thread, wanted) = (matrix.clone(), rows.to_vec());
+        // Among the threads that read: one whose read hangs never comes back, and nobody waits for it any more.
+        reading.pool.spawn(move || {
+            let _ = done.send(of_thread.read(&wanted));
+        });
+        let read = reading.patience.receive(&read, &matrix.name, &|| reading.files.reading(), &waiting::tell);
+        reading.waited(start.elapsed());
+        read?
+    }
+
+    /// How long passes have waited for layers, rows and experts since the last call, and how many layers were read.
     pub(crate) fn take_waited(&self) -> (Duration, u64) {
         let waited = self.reading.nanoseconds_waited.swap(0, Ordering::Relaxed);
         (Duration::from_nanos(waited), self.layers_read.swap(0, Ordering::Relaxed))
@@ -243,8 +262,8 @@ impl Desk {
     /// # Errors
     /// If nothing comes. It stays ordered: whatever comes after all is not taken for another layer.
     fn take(&mut self) -> Result<Result<Vec<Fetched>, ModelError>, ModelError> {
-        let layer = self.ahead.as_ref().map_or(0, |ahead| ahead.layer);
-        let read = self.patience.receive(&self.read, layer, &*self.progress, &waiting::tell);
+        let what = format!("layer {}", self.ahead.as_ref().map_or(0, |ahead| ahead.layer));
+        let read = self.patience.receive(&self.read, &what, &*self.progress, &waiting::tell);
         self.has_given_up = read.is_err();
         let read = read?;
         self.ahead = None;

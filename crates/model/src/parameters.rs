@@ -28,7 +28,8 @@ impl Model {
     /// U(±1/sqrt inputs). B is zero. On the embedding A is zero and B normal.
     ///
     /// # Errors
-    /// If the device fails, or a row of a weight cannot have a magnitude for DoRA.
+    /// If the device fails, a row of a weight cannot have a magnitude for DoRA, or what is trained in full cannot be read
+    /// from its file.
     pub fn add_adapter(&mut self, adaptation: Adaptation, seed: u64) -> Result<(), ModelError> {
         if adaptation.saved.iter().any(|module| is_of_vocabulary(module)) {
             self.weights.untie();
@@ -39,7 +40,7 @@ impl Model {
         self.weights.load_for_good(&has, |name| adaptation.saves(name))?;
         let (base, _) = self.weights.parameters();
         for (_, slot) in base.into_iter().filter(|(home, slot)| has(*home) && adaptation.saves(slot.name())) {
-            widen(slot, &device);
+            widen(slot, &device)?;
         }
         self.train(Trained::Adapter(adaptation));
         Ok(())
@@ -52,7 +53,8 @@ impl Model {
     pub fn train_all(&mut self) {
         assert!(!self.reads_layers(), "weights that are trained are in memory");
         let device = self.placement.device.clone();
-        self.weights.slots().into_iter().for_each(|slot| widen(slot, &device));
+        let widened = self.weights.slots().into_iter().try_for_each(|slot| widen(slot, &device));
+        widened.expect("what is in memory is not read");
         self.train(Trained::All);
     }
 
@@ -192,10 +194,14 @@ fn has(placement: &Placement) -> impl Fn(Home) -> bool + use<> {
 }
 
 /// Makes the values of a matrix f32, as trained parameters are. A packed one is decoded.
-fn widen(slot: Slot<'_>, device: &Device) {
+///
+/// # Errors
+/// If it stays in its file, and cannot be read.
+fn widen(slot: Slot<'_>, device: &Device) -> Result<(), ModelError> {
     if let Slot::Matrix(matrix) = slot {
-        matrix.set(matrix.in_f32(device));
+        matrix.set(matrix.in_f32(device)?);
     }
+    Ok(())
 }
 
 /// The name in PEFT's file of a part of a module's branch. The parts of the embedding's branch, and

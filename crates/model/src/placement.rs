@@ -85,7 +85,8 @@ impl Placement {
     }
 
     /// The same with layers whose frozen matrices are not held, but read from the disk whenever a pass comes
-    /// to them: the bits of the model in memory, in the memory of two layers.
+    /// to them: the bits of the model in memory, in the memory of two layers. Of an embedding that is frozen and no
+    /// output layer, the rows of a pass's tokens are read, if its file has plain numbers.
     #[must_use]
     pub fn with_layers_from_disk(self, reads_layers: bool) -> Placement {
         Placement { reads_layers, ..self }

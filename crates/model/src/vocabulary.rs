@@ -48,9 +48,12 @@ impl Decoder {
             Some(output) if module == OUTPUT => output,
             _ => &mut self.embedding,
         };
-        let held = match matrix.weight() {
-            Weight::Dense(tensor) => tensor.dtype(),
-            Weight::Packed(_) => placement.compute().dtype(),
+        let held = match matrix.by_row() {
+            Some(by_row) => by_row.held.dtype(),
+            None => match matrix.weight() {
+                Weight::Dense(tensor) => tensor.dtype(),
+                Weight::Packed(_) => placement.compute().dtype(),
+            },
         };
         matrix.shape = shape;
         matrix.set(Tensor::<2>::from_data(TensorData::new(values, shape), placement.device()).cast(held));
@@ -59,17 +62,18 @@ impl Decoder {
 
 impl Model {
     /// Gives embedding and output layer this many rows. A new row is the mean of those that are
-    /// there. (transformers draws new rows from a normal distribution around that mean.)
+    /// there. (transformers draws new rows from a normal distribution around that mean.) Afterwards all rows are in
+    /// memory.
     ///
     /// # Errors
-    /// If the device fails.
+    /// If the device fails, or rows that stay in their file cannot be read.
     pub fn resize_vocabulary(&mut self, rows: usize) -> Result<(), ModelError> {
         if rows == self.config.vocabulary {
             return Ok(());
         }
         let mut resized_matrices = Vec::new();
         for (module, matrix) in self.weights.of_vocabulary() {
-            let values = data(matrix.in_f32(self.placement.device()))?;
+            let values = data(matrix.in_f32(self.placement.device())?)?;
             resized_matrices.push((module, resized(values, matrix.shape[1], rows)));
         }
         for (module, values) in resized_matrices {
@@ -87,7 +91,7 @@ impl Model {
         for FrozenMatrix { module, shape, values } in matrices {
             let own = self.weights.of_vocabulary();
             let own = own.iter().find(|(known, _)| known == module).or(own.first());
-            let own = own.map(|(_, matrix)| data(matrix.in_f32(self.placement.device()))).transpose()?;
+            let own = own.map(|(_, matrix)| data(matrix.in_f32(self.placement.device())?)).transpose()?;
             if own.as_ref() != Some(values) {
                 self.weights.replace(module, *shape, values.clone(), &self.placement);
                 self.has_own_vocabulary = true;
@@ -115,11 +119,11 @@ impl Model {
     /// The values of the embedding or the output layer, in f32.
     ///
     /// # Errors
-    /// If the device fails.
+    /// If the device fails, or rows that stay in their file cannot be read.
     pub fn vocabulary_values(&self, module: &str) -> Result<Vec<f32>, ModelError> {
         let all = self.weights.of_vocabulary();
         let found = all.iter().find(|(known, _)| *known == module);
-        found.map_or(Ok(Vec::new()), |(_, matrix)| data(matrix.in_f32(self.placement.device())))
+        found.map_or(Ok(Vec::new()), |(_, matrix)| data(matrix.in_f32(self.placement.device())?))
     }
 }
 
@@ -138,7 +142,39 @@ pub(crate) fn resized(mut values: Vec<f32>, columns: usize, rows: usize) -> Vec<
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use finetune_kernels::FloatType;
+
     use super::*;
+
+    /// An embedding whose rows stay in their file is taken into memory when it changes, with the values of one that was
+    /// there.
+    #[test]
+    fn an_embedding_in_its_file_gets_new_rows() {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models/llama3");
+        for held in [None, Some(FloatType::BF16)] {
+            let [mut in_memory, mut from_disk] = [false, true].map(|disk| {
+                let placement = Placement::cpu(held).with_layers_from_disk(disk);
+                Model::load(&base, &placement).unwrap_or_else(|error| panic!("{error}"))
+            });
+            let values = |model: &Model| model.vocabulary_values(EMBEDDING).expect("values");
+            assert!(from_disk.weights.embedding.by_row().is_some());
+            assert_eq!(values(&from_disk), values(&in_memory), "{held:?}");
+            let rows = in_memory.config.vocabulary + 3;
+            for model in [&mut in_memory, &mut from_disk] {
+                model.resize_vocabulary(rows).expect("new rows");
+            }
+            assert!(from_disk.weights.embedding.by_row().is_none());
+            assert_eq!(values(&from_disk), values(&in_memory), "{held:?}");
+            let tokens = [1, rows as u32 - 1, 2];
+            assert_eq!(
+                from_disk.logits(&tokens).expect("logits"),
+                in_memory.logits(&tokens).expect("logits"),
+                "{held:?}"
+            );
+        }
+    }
 
     #[test]
     fn new_rows_are_the_mean_of_the_others() {

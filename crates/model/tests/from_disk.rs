@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use finetune_model::adapter::Adapter;
 use finetune_model::{
-    Backward, Batch, BatchRow, Coefficients, Model, Part, Placement, Randomness, RowRequest, Sampling,
+    Backward, Batch, BatchRow, Coefficients, FloatType, Model, Part, Placement, Randomness, RowRequest, Sampling,
 };
 
 mod golden;
@@ -233,6 +233,47 @@ fn layers_that_are_read_past_the_cache_have_the_same_bits() {
         let found = logits(placement().with_layers_from_disk(true).with_host_memory(memory));
         assert!(found == want, "{memory:?}");
     }
+}
+
+/// What is held in another number type than the file has is rounded, and so is each row of an embedding that stays there.
+#[test]
+fn rounded_numbers_are_those_of_the_model_in_memory() {
+    for case in models().iter().filter(|case| ["llama3", "qwen3"].contains(&case.name.as_str())) {
+        for held in [FloatType::BF16, FloatType::F16] {
+            let logits = |placement: &Placement| -> Vec<u32> {
+                let model = Model::load(&case.base, placement).expect("the model loads");
+                model.logits(&case.rows[0].0).expect("tokens of the vocabulary").into_iter().map(f32::to_bits).collect()
+            };
+            let placement = Placement::cpu(Some(held));
+            let want = logits(&placement);
+            assert!(want != logits(&Placement::cpu(None)), "{} {held:?}: nothing was rounded", case.name);
+            assert!(logits(&placement.with_layers_from_disk(true)) == want, "{} {held:?}", case.name);
+        }
+    }
+}
+
+/// A number of the embedding that is not finite is found when a token needs its row, and named.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a test damages a file")]
+fn a_damaged_row_of_the_embedding_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = golden::directory("llama3");
+    std::fs::copy(source.join("config.json"), folder.path().join("config.json")).expect("a copy");
+    let mut bytes = std::fs::read(source.join("model.safetensors")).expect("the weights");
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).expect("a header");
+    let table = &header["model.embed_tokens.weight"];
+    let (start, columns) = (table["data_offsets"][0].as_u64(), table["shape"][1].as_u64());
+    let (start, columns) = (start.expect("a place") as usize, columns.expect("columns") as usize);
+    assert_eq!(table["dtype"], "F32");
+    bytes[8 + length + start + 4 * (5 * columns + 1)..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(folder.path().join("model.safetensors"), bytes).expect("a damaged copy");
+    let model =
+        Model::load(folder.path(), &Placement::cpu(None).with_layers_from_disk(true)).expect("rows are read later");
+    model.logits(&[1, 2, 3]).expect("tokens with other rows");
+    let error = model.logits(&[1, 5, 3]).expect_err("a damaged row").to_string();
+    let element = format!("element {}", 5 * columns + 1);
+    assert!(error.contains("model.embed_tokens.weight") && error.contains(&element), "{error}");
 }
 
 /// What is found wrong in a layer ends a pass with an error that names the file.

@@ -14,7 +14,7 @@ mod golden;
 use golden::{LOGITS, directory, floats, goldens, json, largest_difference, placement, rows};
 
 /// The files, and the golden models whose rows their logits are of.
-const FILES: [(&str, &str); 26] = [
+const FILES: [(&str, &str); 28] = [
     ("deepseek_v3", "deepseek_v3"),
     ("deepseek_v3_q8_0", "deepseek_v3_plain"),
     ("gemma2", "gemma2"),
@@ -29,6 +29,8 @@ const FILES: [(&str, &str); 26] = [
     ("gpt_oss", "gpt_oss"),
     ("gpt_oss_mxfp4", "gpt_oss_mxfp4"),
     ("granite", "granite"),
+    ("granite4", "granitemoehybrid_rope"),
+    ("granite4_nope", "granitemoehybrid"),
     ("lfm2", "lfm2"),
     ("lfm2_moe", "lfm2_moe"),
     ("llama3", "llama3"),
@@ -168,7 +170,7 @@ fn damaged_and_other_files_are_refused_by_name() {
         ("deepseek_v3", |f| f.remove("blk.2.ffn_gate_inp.weight"), "no tensor `blk.2.ffn_gate_inp.weight`"),
         ("olmo3", |f| f.set("olmo2.attention.sliding_window", Value::U32(0)), "a model of OLMo 2"),
         ("granite", |f| f.tensors.push(factors()), "uses `rope_factors_long.weight`"),
-        ("granite", |f| f.set("granite.rope.scaling.finetuned", Value::Bool(false)), "means no positions"),
+        ("granite", |f| f.set("granite.expert_count", Value::U32(4)), "experts of Granite are not computed"),
         ("lfm2", |f| f.remove("blk.0.shortconv.conv.weight"), "no tensor `blk.0.shortconv.conv.weight`"),
         ("phi3", |f| f.remove("rope_factors_short.weight"), "only one of `rope_factors_long.weight`"),
         ("qwen3_5", |f| f.set("qwen35.ssm.inner_size", Value::U32(96)), "has the shape"),

@@ -191,11 +191,13 @@ fn a_file_that_is_read_is_written_again() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Granite 4 without Mamba layers is Granite, and DeepSeek-V3 without short queries says so.
+/// Granite 4 without Mamba layers is Granite, with a key if it has no positions, and DeepSeek-V3 without short queries
+/// says so.
 #[test]
 fn models_that_have_another_form_in_the_file() {
     for (family, architecture) in [
         ("deepseek_v3_plain", "deepseek2"),
+        ("granitemoehybrid", "granite"),
         ("granitemoehybrid_rope", "granite"),
         ("mistral", "llama"),
         ("qwen2", "qwen2"),
@@ -208,6 +210,9 @@ fn models_that_have_another_form_in_the_file() {
         // llama.cpp loads no file of such a model without the key.
         let rank = file.get("deepseek2.attention.q_lora_rank").and_then(Value::as_u64);
         assert_eq!(rank, (family == "deepseek_v3_plain").then_some(0), "{family}");
+        // llama.cpp takes its absence for positions.
+        let positions = file.get("granite.rope.scaling.finetuned");
+        assert_eq!(positions, (family == "granitemoehybrid").then_some(&Value::Bool(false)), "{family}");
         if family == "mistral" {
             // Its window is the longest text of the file; the golden rows are longer.
             continue;

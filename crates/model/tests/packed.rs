@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use finetune_model::adapter::Adapter;
 use finetune_model::{Backward, Batch, Coefficients, Model, ModelConfig, Placement, Scheme, expected_tensors};
-use finetune_packed::files::{PackedConfig, find};
+use finetune_packed::files::{PackedConfig, find, told_shape};
 use finetune_packed::{PackedMatrix, Stored, quantize};
 use finetune_store::{Dtype, TensorFile, TensorSet, TensorView};
 use half::{bf16, f16};
@@ -286,3 +286,20 @@ fn greedy_generation_equals_whole_passes(name: &'static str) {
 
 of_each_case!(greedy_generation_equals_whole_passes: nf4 int8 mlx4 mlx3 mxfp4 fp8_blocks fp8_deepseek_v3
     int4_kimi_k2 mlx_lfm2_moe mlx_gemma4_moe gptq_act_order gguf_k);
+
+/// Which shapes the tensors of a packed matrix tell by themselves: those of bitsandbytes, compressed-tensors and FP8
+/// those of all, those of the others none.
+fn shapes_that_tensors_tell(case: &'static str) {
+    let case = Case::load(case);
+    let files = Files::open(&case.directory).set;
+    let views = files.names().filter_map(|name| files.get(name));
+    let told: BTreeSet<(String, [usize; 2])> = views.filter_map(|view| told_shape(&view).expect("a shape")).collect();
+    let tells = ["nf4", "fp4", "int8", "fp8", "int4", "compressed"].iter().any(|form| case.name.starts_with(form));
+    let all: BTreeSet<(String, [usize; 2])> =
+        case.matrices().into_iter().map(|(name, matrix)| (name, matrix.shape)).filter(|_| tells).collect();
+    assert_eq!(told, all, "{}", case.name);
+    assert_eq!(tells, !told.is_empty(), "{}", case.name);
+}
+
+of_each_case!(shapes_that_tensors_tell: nf4 nf4_double fp4 int8 mlx4 mxfp4 fp8_blocks fp8_channels
+    fp8_deepseek_v3 compressed_int4 int4_kimi_k2 gptq awq);

@@ -1,167 +1,76 @@
-//! Parameters of published models, computed from the shapes of their `config.json` alone, against the counts
-//! that their makers or the hub state: within one in a hundred.
+//! Published models by the shapes that their `config.json` says (`scripts/published_shapes.py` has them, and where they
+//! are from): parameters and bytes against what transformers, mlx-lm and bitsandbytes count of the same shapes
+//! (`scripts/make_published_golden.py`), and against what their makers or the hub state, within one in a hundred.
 //!
-//! The shapes are facts, written down here; keys that are left out have the value of the class. Layers that
-//! predict further tokens do not count, nor do vision towers. Gemma 4's E2B and E4B are not here: their counts have
-//! towers in them.
+//! Layers that predict further tokens do not count, nor do vision towers.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use finetune_model::{ModelConfig, expected_tensors};
+use finetune_model::{BaseForm, FloatType, ModelConfig, expected_tensors, scheme_named};
 use serde_json::{Value, json};
 
-/// [hidden size, elements inside the feed-forward part, layers, query heads, key/value heads, head_dim,
-/// vocabulary]
-type Sizes = [usize; 7];
+/// Each matrix of these forms has a table of 16 numbers in f32 besides. Programs that pack have one for all.
+const WITH_TABLE: [&str; 2] = ["nf4", "mxfp4"];
+const TABLE: u64 = 16 * 4;
 
-fn config(model_type: &str, sizes: Sizes, more: &Value) -> Value {
-    let [hidden, inner, layers, heads, key_value_heads, head_dim, vocabulary] = sizes;
-    let mut config = json!({
-        "model_type": model_type, "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": key_value_heads, "head_dim": head_dim,
-        "vocab_size": vocabulary,
-    });
-    let more = more.as_object().expect("an object").clone();
-    config.as_object_mut().expect("an object").extend(more);
-    config
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-fn parameters(config: &Value) -> f64 {
-    let config = ModelConfig::parse(&config.to_string(), Path::new("config.json"));
-    let config = config.unwrap_or_else(|error| panic!("{error}"));
-    expected_tensors(&config).iter().map(|(_, shape)| shape.iter().product::<usize>() as f64).sum()
+fn published() -> Vec<Value> {
+    let text = std::fs::read_to_string(repository().join("tests/goldens/published.json")).expect("the golden file");
+    serde_json::from_str(&text).expect("JSON")
 }
 
-/// Layers with attention among convolutions.
-fn attention_at(layers: &[usize]) -> Value {
-    json!({"full_attn_idxs": layers, "tie_embedding": true})
+fn config(shape: &Value) -> ModelConfig {
+    ModelConfig::parse(&shape.to_string(), Path::new("config.json")).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// (model, billions of parameters, model_type, sizes, other keys)
-type Published = (&'static str, f64, &'static str, Sizes, Value);
-
-#[rustfmt::skip]
-fn of_qwen_and_gemma() -> Vec<Published> {
-    let none = || json!({});
-    let tied = || json!({"tie_word_embeddings": true});
-    let gemma4 = |more: Value| {
-        let mut keys = json!({"global_head_dim": 512, "sliding_window": 512});
-        keys.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
-        keys
-    };
-    // Experts, those for each token, elements inside of one and of the shared one, value heads of delta nets.
-    let qwen3_5_moe = |experts: usize, choices: usize, inner: usize, value_heads: usize| json!({
-        "num_experts": experts, "num_experts_per_tok": choices, "moe_intermediate_size": inner,
-        "shared_expert_intermediate_size": inner, "linear_num_value_heads": value_heads,
-    });
-    vec![
-        ("Qwen3-30B-A3B", 30.532, "qwen3_moe", [2048, 6144, 48, 32, 4, 128, 151_936], none()),
-        ("Qwen3-235B-A22B", 235.094, "qwen3_moe", [4096, 12_288, 94, 64, 4, 128, 151_936], json!({"moe_intermediate_size": 1536})),
-        ("Qwen3-Next-80B-A3B", 79.674, "qwen3_next", [2048, 5120, 48, 16, 2, 256, 151_936], none()),
-        ("Qwen3.5-0.8B", 0.7524, "qwen3_5_text", [1024, 3584, 24, 8, 2, 256, 248_320], json!({"linear_num_value_heads": 16, "tie_word_embeddings": true})),
-        ("Qwen3.5-2B", 1.88, "qwen3_5_text", [2048, 6144, 24, 8, 2, 256, 248_320], json!({"linear_num_value_heads": 16, "tie_word_embeddings": true})),
-        ("Qwen3.5-4B", 4.21, "qwen3_5_text", [2560, 9216, 32, 16, 4, 256, 248_320], tied()),
-        ("Qwen3.5-9B", 8.95, "qwen3_5_text", [4096, 12_288, 32, 16, 4, 256, 248_320], none()),
-        ("Qwen3.5-27B", 26.90, "qwen3_5_text", [5120, 17_408, 64, 24, 4, 256, 248_320], json!({"linear_num_value_heads": 48})),
-        // The model card says 27 and the shapes; the files have 27.78, with a vision tower and a layer that predicts
-        // further tokens.
-        ("Qwen3.6-27B", 27.0, "qwen3_5_text", [5120, 17_408, 64, 24, 4, 256, 248_320], json!({"linear_num_value_heads": 48})),
-        // Its config.json has the values of Qwen3.6-27B's, key by key (the README of a fork of msmodelslim for Qwen3.8).
-        ("Qwen3.8-27B", 27.0, "qwen3_5_text", [5120, 17_408, 64, 24, 4, 256, 248_320], json!({"linear_num_value_heads": 48})),
-        ("Qwen3.5-35B-A3B", 34.66, "qwen3_5_moe_text", [2048, 512, 40, 16, 2, 256, 248_320], qwen3_5_moe(256, 8, 512, 32)),
-        // The model card says the shapes; the hub counts 35.1 with a vision tower of 0.45.
-        ("Qwen3.6-35B-A3B", 34.65, "qwen3_5_moe_text", [2048, 512, 40, 16, 2, 256, 248_320], qwen3_5_moe(256, 8, 512, 32)),
-        ("Qwen3.5-122B-A10B", 122.11, "qwen3_5_moe_text", [3072, 1024, 48, 32, 2, 256, 248_320], qwen3_5_moe(256, 8, 1024, 64)),
-        ("Qwen3.5-397B-A17B", 396.35, "qwen3_5_moe_text", [4096, 1024, 60, 32, 2, 256, 248_320], qwen3_5_moe(512, 10, 1024, 64)),
-        // The name says 2.4 T. Shapes as in the registry of a trainer for Qwen3.8; layers and experts are NVIDIA's page's
-        // on AutoModel too. The files have 4.89 TB in bf16, with a layer that predicts further tokens.
-        ("Qwen3.8-2.4T-A95B", 2400.0, "qwen3_5_moe_text", [8192, 2048, 92, 64, 4, 256, 248_320], qwen3_5_moe(512, 10, 2048, 128)),
-        ("gemma-2-2b", 2.614, "gemma2", [2304, 9216, 26, 8, 4, 256, 256_000], none()),
-        ("gemma-2-9b", 9.242, "gemma2", [3584, 14_336, 42, 16, 8, 256, 256_000], none()),
-        ("gemma-2-27b", 27.227, "gemma2", [4608, 36_864, 46, 32, 16, 128, 256_000], none()),
-        ("gemma-3-270m", 0.268, "gemma3_text", [640, 2048, 18, 4, 1, 256, 262_144], none()),
-        ("gemma-3-1b", 1.0, "gemma3_text", [1152, 6912, 26, 4, 1, 256, 262_144], none()),
-        ("gemma-3-4b", 3.884, "gemma3_text", [2560, 10_240, 34, 8, 4, 256, 262_208], none()),
-        ("gemma-3-12b", 11.771, "gemma3_text", [3840, 15_360, 48, 16, 8, 256, 262_208], none()),
-        ("gemma-3-27b", 27.016, "gemma3_text", [5376, 21_504, 62, 32, 16, 128, 262_208], none()),
-        ("gemma-4-31B", 30.7, "gemma4_text", [5376, 21_504, 60, 32, 16, 256, 262_144],
-            gemma4(json!({"attention_k_eq_v": true, "num_global_key_value_heads": 4, "hidden_size_per_layer_input": 0}))),
-        ("gemma-4-26B-A4B", 25.2, "gemma4_text", [2816, 2112, 30, 16, 8, 256, 262_144],
-            gemma4(json!({"attention_k_eq_v": true, "num_global_key_value_heads": 2, "hidden_size_per_layer_input": 0,
-                "enable_moe_block": true, "num_experts": 128, "top_k_experts": 8, "moe_intermediate_size": 704}))),
-    ]
+fn parameters(config: &ModelConfig) -> u64 {
+    expected_tensors(config).iter().map(|(_, shape)| shape.iter().product::<usize>() as u64).sum()
 }
 
-#[rustfmt::skip]
-fn of_others() -> Vec<Published> {
-    let none = || json!({});
-    let tied = || json!({"tie_word_embeddings": true});
-    let deepseek = |experts: usize, dense: usize, more: Value| {
-        let mut keys = json!({"n_routed_experts": experts, "first_k_dense_replace": dense, "n_group": 1, "topk_group": 1});
-        keys.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
-        keys
-    };
-    let granite4 = |inner: usize, layers: usize| json!({
-        "shared_intermediate_size": inner, "layer_types": vec!["attention"; layers], "num_local_experts": 0,
-        "tie_word_embeddings": true, "position_embedding_type": "rope",
-    });
-    vec![
-        // Stated: about 29.6 with a vision tower of about 1.8, which is not read.
-        ("Muse-Glimmer-30B", 27.8, "muse_glimmer", [6656, 19_968, 52, 32, 2, 128, 202_048], none()),
-        ("SmolLM3-3B", 3.075, "smollm3", [2048, 11_008, 36, 16, 4, 128, 128_256], none()),
-        ("granite-3.3-2b", 2.534, "granite", [2048, 8192, 40, 32, 8, 64, 49_159], tied()),
-        ("granite-3.3-8b", 8.171, "granite", [4096, 12_800, 40, 32, 8, 128, 49_159], tied()),
-        ("granite-4.0-micro", 3.403, "granitemoehybrid", [2560, 8192, 40, 40, 8, 64, 100_352], granite4(8192, 40)),
-        ("granite-4.0-350m", 0.352, "granitemoehybrid", [1024, 2048, 28, 16, 4, 64, 100_352], granite4(2048, 28)),
-        ("Olmo-3-7B", 7.298, "olmo3", [4096, 11_008, 32, 32, 32, 128, 100_278], none()),
-        ("Olmo-3-32B", 32.234, "olmo3", [5120, 27_648, 64, 40, 8, 128, 100_278], none()),
-        ("Ministral-3-3B", 3.43, "ministral3", [3072, 9216, 26, 32, 8, 128, 131_072], tied()),
-        ("Ministral-3-8B", 8.49, "ministral3", [4096, 14_336, 34, 32, 8, 128, 131_072], none()),
-        ("Ministral-3-14B", 13.51, "ministral3", [5120, 16_384, 40, 32, 8, 128, 131_072], none()),
-        ("Phi-3-mini", 3.821, "phi3", [3072, 8192, 32, 32, 32, 96, 32_064], none()),
-        ("Phi-3-medium", 13.960, "phi3", [5120, 17_920, 40, 40, 10, 128, 32_064], none()),
-        ("Phi-4", 14.660, "phi3", [5120, 17_920, 40, 40, 10, 128, 100_352], none()),
-        ("Phi-4-mini", 3.836, "phi3", [3072, 8192, 32, 24, 8, 128, 200_064], json!({"tie_word_embeddings": true, "partial_rotary_factor": 0.75})),
-        ("gpt-oss-20b", 20.915, "gpt_oss", [2880, 2880, 24, 64, 8, 64, 201_088], json!({"num_local_experts": 32})),
-        ("gpt-oss-120b", 116.829, "gpt_oss", [2880, 2880, 36, 64, 8, 64, 201_088], json!({"num_local_experts": 128})),
-        ("DeepSeek-V3", 671.026, "deepseek_v3", [7168, 18_432, 61, 128, 128, 64, 129_280], json!({"num_nextn_predict_layers": 1})),
-        ("Kimi-K2", 1026.4, "kimi_k2", [7168, 18_432, 61, 64, 64, 64, 163_840], deepseek(384, 1, none())),
-        // Text models that go on from K2's, with its shapes by their cards and config.json: 61 layers, the first dense, 384
-        // experts of 2,048 and a shared one, 64 heads, 163,840 tokens. The cards say 1 T, which is K2's count rounded.
-        ("Kimi-K2.5", 1026.4, "kimi_k2", [7168, 18_432, 61, 64, 64, 64, 163_840], deepseek(384, 1, none())),
-        ("Kimi-K2.6", 1026.4, "kimi_k2", [7168, 18_432, 61, 64, 64, 64, 163_840], deepseek(384, 1, none())),
-        ("Moonlight-16B-A3B", 15.960, "deepseek_v3", [2048, 11_264, 27, 16, 16, 64, 163_840],
-            deepseek(64, 1, json!({"q_lora_rank": null, "moe_intermediate_size": 1408, "n_shared_experts": 2, "num_experts_per_tok": 6}))),
-        ("GLM-4.7-Flash", 29.94, "glm4_moe_lite", [2048, 10_240, 47, 20, 20, 64, 154_880], none()),
-        ("GLM-4.5", 352.8, "glm4_moe", [5120, 12_288, 92, 96, 8, 128, 151_552],
-            json!({"n_routed_experts": 160, "moe_intermediate_size": 1536, "first_k_dense_replace": 3, "use_qk_norm": true, "attention_bias": true})),
-        ("GLM-4.5-Air", 106.85, "glm4_moe", [4096, 10_944, 46, 96, 8, 128, 151_552], json!({"attention_bias": true})),
-        ("GLM-4-9B-0414", 9.400, "glm4", [4096, 13_696, 40, 32, 2, 128, 151_552], none()),
-        ("GLM-4-32B-0414", 32.566, "glm4", [6144, 23_040, 61, 48, 2, 128, 151_552], json!({"attention_bias": false})),
-        ("LFM2-350M", 0.354, "lfm2", [1024, 6656, 16, 16, 8, 64, 65_536], attention_at(&[2, 5, 8, 10, 12, 14])),
-        ("LFM2-700M", 0.742, "lfm2", [1536, 10_240, 16, 24, 8, 64, 65_536], attention_at(&[2, 5, 8, 10, 12, 14])),
-        ("LFM2-1.2B", 1.170, "lfm2", [2048, 12_288, 16, 32, 8, 64, 65_536], attention_at(&[2, 5, 8, 10, 12, 14])),
-        ("LFM2-2.6B", 2.569, "lfm2", [2048, 10_752, 30, 32, 8, 64, 65_536],
-            json!({"full_attn_idxs": [2, 5, 9, 13, 17, 21, 24, 27], "tie_embedding": true, "block_auto_adjust_ff_dim": false})),
-        ("LFM2-8B-A1B", 8.34, "lfm2_moe", [2048, 7168, 24, 32, 8, 64, 65_536], attention_at(&[2, 6, 10, 14, 18, 21])),
-    ]
+/// A number that only some models have is 0 for the others.
+fn number(model: &Value, key: &str) -> u64 {
+    model[key].as_u64().unwrap_or(0)
 }
 
-fn published() -> Vec<Published> {
-    [of_qwen_and_gemma(), of_others()].concat()
+/// Bytes of the weights, packed while they are loaded if `form` says how, and how many matrices that are.
+fn bytes(config: &ModelConfig, form: Option<&str>) -> (u64, u64) {
+    let form = BaseForm::of_config(config, form.and_then(scheme_named), FloatType::BF16);
+    let dense = parameters(config) - form.packed.elements - form.by_row;
+    // "nf4 while it is loaded; 212 of 272 matrices packed"
+    let words = form.words.unwrap_or_default();
+    let matrices = words.split("; ").nth(1).and_then(|words| words.split(' ').next()?.parse().ok());
+    (2 * dense + form.packed.bytes, matrices.unwrap_or(0))
 }
 
 #[test]
 fn parameters_of_published_shapes() {
-    let mut wrong = Vec::new();
-    for (name, billions, model_type, sizes, more) in published() {
-        let found = parameters(&config(model_type, sizes, &more)) / 1e9;
-        println!("{name}: {found:.3} billion, stated {billions}");
-        if (found / billions - 1.0).abs() > 0.01 {
-            wrong.push(format!("{name}: {found:.3} billion, stated {billions}"));
+    for model in published() {
+        let name = &model["model"];
+        let found = parameters(&config(&model["config"]));
+        assert_eq!(found, number(&model, "parameters"), "{name}: ours, and transformers'");
+        let stated = model["billions"].as_f64().expect("a number");
+        let all = (found + number(&model, "encoders")) as f64 / 1e9;
+        assert!((all / stated - 1.0).abs() < 0.01, "{name}: {all:.3} billion, stated {stated}");
+    }
+}
+
+#[test]
+fn bytes_of_published_shapes_in_each_form() {
+    let mut models = published();
+    // Several versions of a model have one shape.
+    models.dedup_by(|one, other| one["config"] == other["config"]);
+    for model in models {
+        let config = config(&model["config"]);
+        for form in ["mlx4", "mlx8", "mxfp4", "nf4", "int8"] {
+            let (found, matrices) = bytes(&config, Some(form));
+            let tables = if WITH_TABLE.contains(&form) { TABLE * matrices } else { 0 };
+            let want = model["bytes"][form].as_u64().expect("a number");
+            assert_eq!(found - tables, want, "{} as {form}: ours, and the program's that packs so", model["model"]);
         }
     }
-    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 /// Models as the hub has them, the text model in a wrapper, have the parameters of the text model.
@@ -175,15 +84,41 @@ fn parameters_of_text_models_in_their_wrappers() {
         ("Qwen3.6-35B-A3B", "qwen3_5_moe"),
         ("Qwen3.8-27B", "qwen3_5"),
         ("gemma-3-4b", "gemma3"),
+        ("gemma-4-E2B", "gemma4"),
+        ("gemma-4-E4B", "gemma4"),
+        ("gemma-4-12B", "gemma4_unified"),
         ("gemma-4-26B-A4B", "gemma4"),
         ("Ministral-3-3B", "mistral3"),
         ("Ministral-3-8B", "mistral3"),
+        ("Mistral-Small-3.2-24B", "mistral3"),
+        ("Muse-Glimmer-30B", "muse_glimmer"),
         ("Kimi-K2.5", "kimi_k25"),
         ("Kimi-K2.6", "kimi_k25"),
+        ("Kimi-K2.7-Code", "kimi_k25"),
     ] {
-        let (_, _, model_type, sizes, more) = published.iter().find(|model| model.0 == name).expect("a model");
-        let text = config(model_type, *sizes, more);
-        let whole = json!({"model_type": wrapper, "text_config": text, "vision_config": {"hidden_size": 1024}});
-        assert_eq!(parameters(&whole), parameters(&text), "{name} in {wrapper}");
+        let model = published.iter().find(|model| model["model"] == name).expect("a model");
+        let whole =
+            json!({"model_type": wrapper, "text_config": model["config"], "vision_config": {"hidden_size": 1024}});
+        assert_eq!(parameters(&config(&whole)), number(model, "parameters"), "{name} in {wrapper}");
     }
+}
+
+/// The table of docs/models.md. Prints it if it is another one.
+#[test]
+fn the_page_of_models_has_these_sizes() {
+    let gibibytes = |bytes: u64| {
+        let value = bytes as f64 / f64::from(1 << 30);
+        if value < 10.0 { format!("{value:.2}") } else { format!("{value:.1}") }
+    };
+    let mut table = String::new();
+    for model in published() {
+        let config = config(&model["config"]);
+        let forms = [None, Some("mlx8"), Some("mlx4"), Some("nf4")];
+        let cells = forms.map(|form| gibibytes(bytes(&config, form).0));
+        let billions = number(&model, "parameters") as f64 / 1e9;
+        let name = model["model"].as_str().expect("a name");
+        table += &format!("| {name} | {billions:.2} | {} |\n", cells.join(" | "));
+    }
+    let page = std::fs::read_to_string(repository().join("docs/models.md")).expect("docs/models.md");
+    assert!(page.contains(&table), "docs/models.md should have:\n{table}");
 }

@@ -70,7 +70,8 @@ impl PackedMatrix {
     pub(crate) fn meaning(&self) -> (Meaning<'_>, f32) {
         match &self.decoder {
             Decoder::Affine { .. } => (Meaning::Affine, 1.0),
-            Decoder::Shifted { factor, .. } => (Meaning::Shifted, *factor),
+            Decoder::Shifted { zeros: Zeros::All(zero), factor } => (Meaning::Shifted { zero: Some(*zero) }, *factor),
+            Decoder::Shifted { zeros: Zeros::Each(_), factor } => (Meaning::Shifted { zero: None }, *factor),
             Decoder::Table { table } => (Meaning::of_table(table, self.codes.bits()), 1.0),
         }
     }
@@ -158,11 +159,10 @@ fn pick(numbers: &[f32], places: &[u32], out: &mut [f32]) {
 impl Numbers {
     /// Numbers from the `start`th on.
     pub(crate) fn read(&self, start: usize, out: &mut [f32]) {
-        use half::slice::HalfFloatSliceExt;
         let end = start + out.len();
         match self {
             Numbers::F32(values) => out.copy_from_slice(&values[start..end]),
-            Numbers::F16(values) => values[start..end].convert_to_f32_slice(out),
+            Numbers::F16(values) => InstructionSet::best().widen_f16(&values[start..end], out),
             Numbers::BF16(values) => InstructionSet::best().widen(&values[start..end], out),
             Numbers::E8M0(values) => each(&values[start..end], out, |power| e8m0(*power)),
             Numbers::E4M3(values) => each(&values[start..end], out, |code| e4m3(*code)),

@@ -25,6 +25,7 @@ mod module;
 mod numbers;
 mod scaled;
 mod tables;
+mod told_shape;
 mod unpack;
 
 use std::fmt;
@@ -37,6 +38,7 @@ use crate::{PackedError, PackedMatrix};
 pub use config::PackedConfig;
 pub use format::{Format, Scales};
 pub use fp4::{mxfp4_blocks, parts_of_mxfp4};
+pub use told_shape::told_shape;
 
 use family::Family;
 use module::Module;

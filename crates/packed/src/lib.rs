@@ -17,6 +17,7 @@ pub mod dot;
 mod error;
 pub mod files;
 pub mod gguf;
+mod join;
 mod kept;
 mod matrix;
 mod numbers;

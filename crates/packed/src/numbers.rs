@@ -73,6 +73,19 @@ impl Numbers {
     }
 }
 
+/// The number in f32, which is exact, without branches. The `half` crate converts eight in a call.
+#[inline(always)]
+pub(crate) fn widen_f16(number: f16) -> f32 {
+    let bits = u32::from(number.to_bits());
+    let (sign, magnitude) = ((bits & 0x8000) << 16, bits & 0x7fff);
+    // Exponent and mantissa in the places of f32; the bias goes from 15 to 127.
+    let normal = (magnitude << 13) + (112 << 23);
+    let subnormal = (f32::from_bits((magnitude << 13) + (113 << 23)) - f32::from_bits(113 << 23)).to_bits();
+    let special = magnitude << 13 | 0x7f80_0000 | u32::from(magnitude > 0x7c00) << 22;
+    let finite = if magnitude < 0x400 { subnormal } else { normal };
+    f32::from_bits(sign | if magnitude < 0x7c00 { finite } else { special })
+}
+
 /// The number in f32, which is exact. The `half` crate's own conversion quiets NaNs, one by one.
 #[inline(always)]
 pub(crate) fn widen(number: bf16) -> f32 {
@@ -105,4 +118,22 @@ pub(crate) const fn e4m3(code: u8) -> f32 {
     // subnormal numbers normal. It is exact.
     let magnitude = f32::from_bits(((code & 0x7f) as u32) << 20) * f32::from_bits((127 + 120) << 23);
     if code & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::InstructionSet;
+
+    #[test]
+    fn every_half_is_widened_as_the_half_crate_does() {
+        let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+        for set in InstructionSet::here() {
+            let mut out = vec![0.0; all.len()];
+            set.widen_f16(&all, &mut out);
+            for (number, out) in all.iter().zip(out) {
+                assert_eq!(out.to_bits(), number.to_f32().to_bits(), "{set:?}, {:#06x}", number.to_bits());
+            }
+        }
+    }
 }

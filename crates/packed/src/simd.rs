@@ -2,10 +2,10 @@
 
 use std::sync::OnceLock;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::codes::{Codes, NibbleOrder};
-use crate::numbers::{each, widen};
+use crate::numbers::{each, widen, widen_f16};
 use crate::values::{Each, Piece, decode_each, decode_long};
 
 /// What decoding and products are compiled for. All have the same bits.
@@ -93,6 +93,15 @@ impl InstructionSet {
             avx512: decode_each(form, codes, out),
             avx2: decode_each(form, codes, out),
             baseline: decode_each(form, codes, out),
+        }
+    }
+
+    for_each_set! {
+        /// As many numbers as there is room for, in f32.
+        pub(crate) fn widen_f16(self, numbers: &[f16], out: &mut [f32]) {
+            avx512: each(numbers, out, |number| widen_f16(*number)),
+            avx2: each(numbers, out, |number| widen_f16(*number)),
+            baseline: each(numbers, out, |number| widen_f16(*number)),
         }
     }
 
@@ -339,7 +348,7 @@ mod x86 {
     pub(super) fn long_avx512(piece: &Piece, out: &mut [f32]) {
         match piece.meaning {
             Meaning::Affine => long_avx512_of::<true>(piece, out),
-            Meaning::Shifted => long_avx512_of::<false>(piece, out),
+            Meaning::Shifted { .. } => long_avx512_of::<false>(piece, out),
             Meaning::Table(_) | Meaning::E4M3 => decode_long(piece, out),
         }
     }
@@ -378,7 +387,7 @@ mod x86 {
     pub(super) fn long_avx2(piece: &Piece, out: &mut [f32]) {
         match piece.meaning {
             Meaning::Affine => long_avx2_of::<true>(piece, out),
-            Meaning::Shifted => long_avx2_of::<false>(piece, out),
+            Meaning::Shifted { .. } => long_avx2_of::<false>(piece, out),
             Meaning::Table(_) | Meaning::E4M3 => decode_long(piece, out),
         }
     }

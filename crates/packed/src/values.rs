@@ -22,7 +22,10 @@ static E4M3: [f32; 256] = {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Meaning<'a> {
     Affine,
-    Shifted,
+    /// `zero`: the zero point, if all groups have the same.
+    Shifted {
+        zero: Option<u8>,
+    },
     /// One value for each code.
     Table(&'a [f32]),
     /// The table of E4M3 numbers, whose values need no table.
@@ -96,7 +99,7 @@ impl Piece<'_> {
         let (scale, zero, bias, factor) = (self.scales[group], self.zeros[group], self.biases[group], self.factor);
         match self.meaning {
             Meaning::Affine => each(codes, out, |code| f32::from(code) * scale + bias),
-            Meaning::Shifted => each(codes, out, |code| (f32::from(code) - zero) * scale * factor),
+            Meaning::Shifted { .. } => each(codes, out, |code| (f32::from(code) - zero) * scale * factor),
             Meaning::Table(table) => each(codes, out, |code| table[usize::from(code)] * scale),
             Meaning::E4M3 => each(codes, out, |code| e4m3_value(code) * scale),
         }
@@ -166,7 +169,7 @@ pub(crate) fn decode_each(form: &Each, codes: &[u8], out: &mut [f32]) {
     let (codes, scales, zeros, biases) = (&codes[..n], &form.scales[..n], &form.zeros[..n], &form.biases[..n]);
     for i in 0..n {
         let value = match form.meaning {
-            Meaning::Affine | Meaning::Shifted => f32::from(codes[i]),
+            Meaning::Affine | Meaning::Shifted { .. } => f32::from(codes[i]),
             Meaning::Table(table) => table[usize::from(codes[i])],
             Meaning::E4M3 => e4m3_value(codes[i]),
         };

@@ -13,6 +13,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::error::StoreError;
@@ -37,7 +38,8 @@ pub struct FileReader {
     file: File,
     opened: OpenedFile,
     past_cache: Option<PastCache>,
-    reads: Reads,
+    /// The same for all readers of the open file: who waits for one of them looks at any.
+    reads: Arc<Reads>,
 }
 
 /// What whoever waits for a read may look at.
@@ -77,7 +79,7 @@ struct PastCache {
 impl FileReader {
     /// Reads through the system's cache. `opened`: the file as it was before anything of it was read.
     pub fn new(file: File, opened: OpenedFile) -> FileReader {
-        FileReader { file, opened, past_cache: None, reads: Reads::default() }
+        FileReader { file, opened, past_cache: None, reads: Arc::default() }
     }
 
     /// A second reader of the open file, whatever has its name by now. It reads through the system's cache.
@@ -86,7 +88,7 @@ impl FileReader {
     /// [`StoreError::Io`] if the system has no more open files to give.
     pub(crate) fn again(&self) -> Result<FileReader, StoreError> {
         let file = self.file.try_clone().map_err(|source| StoreError::reading(self.opened.path(), source))?;
-        Ok(FileReader::new(file, self.opened.clone()))
+        Ok(FileReader { reads: self.reads.clone(), ..FileReader::new(file, self.opened.clone()) })
     }
 
     /// The file as it was when it was opened.
@@ -94,12 +96,12 @@ impl FileReader {
         &self.opened
     }
 
-    /// Bytes that all reads have brought so far, piece by piece.
+    /// Bytes that all reads have brought so far, piece by piece, those of a second reader too.
     pub fn bytes_read(&self) -> u64 {
         self.reads.bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether a read is under way.
+    /// Whether a read is under way, of this reader or a second one.
     pub fn is_reading(&self) -> bool {
         self.reads.under_way.load(Ordering::Relaxed) > 0
     }
@@ -258,7 +260,7 @@ mod tests {
             file: open(),
             opened: opened.clone(),
             past_cache: Some(past_cache),
-            reads: Reads::default(),
+            reads: Arc::default(),
         };
         let again = FileReader::new(open(), opened.clone()).again().expect("a second reader");
         vec![
@@ -301,6 +303,22 @@ mod tests {
                 assert!(!reader.is_reading() && reader.bytes_read() == read_before + length as u64, "{name} {length}");
             }
         }
+    }
+
+    /// Who waits for rows of a matrix, which have a reader of their own, looks at the reader of the file.
+    #[test]
+    fn reads_of_a_second_reader_are_seen() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("file");
+        replace_file(&RealDisk, &path, &content()).expect("a file");
+        let opened = OpenedFile::new(&path, &path.metadata().expect("the file"));
+        let reader = FileReader::new(File::open(&path).expect("the file"), opened);
+        let again = reader.again().expect("a second reader");
+        again.read_exact_at(&mut [0; 100], 7).expect("bytes");
+        reader.read_exact_at(&mut [0; 10], 7).expect("bytes");
+        assert_eq!((reader.bytes_read(), again.bytes_read()), (110, 110));
+        let _under_way = UnderWay::new(&again.reads);
+        assert!(reader.is_reading());
     }
 
     #[test]

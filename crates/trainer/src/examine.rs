@@ -345,6 +345,7 @@ impl Examiner<'_> {
         let ends_where_used = config.per_layer.is_none()
             && !self.has_new_rows
             && start.as_ref().is_some_and(|start| start.adapter.is_none() && !start.adaptation.trains_vocabulary());
+        let keeps_embedding = !self.has_new_rows && start.as_ref().is_some_and(InitialAdapter::keeps_embedding);
         let sizing = |text: &[(String, Vec<u8>)]| Sizing {
             config: config.clone(),
             adaptation: start.as_ref().map(|start| start.adaptation.clone()),
@@ -355,6 +356,7 @@ impl Examiner<'_> {
             packed,
             loading: found.form.as_ref().map_or(0, |form| form.loading),
             by_row: found.form.as_ref().map_or(0, |form| form.by_row),
+            embedding_by_row: keeps_embedding && found.form.as_ref().is_some_and(|form| form.embedding_by_row),
             layers: found.form.as_ref().map_or(Vec::new(), |form| form.layers.clone()),
             ends: found.form.as_ref().map_or_else(Default::default, |form| form.ends),
             at_once: 1,

@@ -60,4 +60,9 @@ impl InitialAdapter {
         }
         Ok(Some(InitialAdapter { adaptation, adapter: Some(adapter), notices }))
     }
+
+    /// Whether the base's embedding stays as it is: it is not trained in full, and none comes with the adapter.
+    pub(crate) fn keeps_embedding(&self) -> bool {
+        self.adaptation.keeps_embedding() && !self.adapter.as_ref().is_some_and(Adapter::brings_vocabulary)
+    }
 }

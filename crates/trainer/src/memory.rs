@@ -145,7 +145,7 @@ pub(crate) struct Precision {
     pub(crate) loading: u64,
     /// Elements of matrices whose rows stay in the files.
     pub(crate) by_row: u64,
-    /// Bytes of layers that stay in the files, and of what other processes hold.
+    /// Bytes of layers and of an embedding that stay in the files, and of what other processes hold.
     pub(crate) on_disk: u64,
 }
 
@@ -160,7 +160,9 @@ impl Precision {
             packed: *packed,
             loading: *loading,
             by_row: *by_row,
-            on_disk: on_disk(layers, held, placement) + ends_elsewhere(ends, config.tied_embeddings, held, placement),
+            on_disk: on_disk(layers, held, placement)
+                + ends_elsewhere(ends, config.tied_embeddings, held, placement)
+                + embedding_on_disk(sizing, held),
         }
     }
 }
@@ -192,6 +194,13 @@ fn on_disk(layers: &[LayerSizes], held: FloatType, placement: &Placement) -> u64
 fn ends_elsewhere(ends: &[LayerSizes; 2], is_tied: bool, held: FloatType, placement: &Placement) -> u64 {
     let has = [placement.holds_embedding(is_tied), placement.holds_output()];
     ends.iter().zip(has).filter(|(_, has)| !has).map(|(end, _)| end.bytes(held)).sum()
+}
+
+/// Bytes of this process's embedding, if its rows stay in the file until tokens need them.
+fn embedding_on_disk(sizing: &Sizing, held: FloatType) -> u64 {
+    let Sizing { placement, embedding_by_row, ends: [embedding, _], config, .. } = sizing;
+    let is_here = placement.holds_embedding(config.tied_embeddings);
+    if *embedding_by_row && placement.reads_layers() && is_here { embedding.bytes(held) } else { 0 }
 }
 
 /// Bytes of an f32 number.
@@ -409,6 +418,8 @@ pub(crate) struct Sizing {
     pub(crate) loading: u64,
     /// Elements of matrices whose rows stay in the files.
     pub(crate) by_row: u64,
+    /// Whether the embedding's rows stay there too where layers are read from the disk.
+    pub(crate) embedding_by_row: bool,
     /// The matrices of each layer; empty if the base has no weights yet.
     pub(crate) layers: Vec<LayerSizes>,
     /// The embedding, and the output layer if that is another matrix.

@@ -239,7 +239,7 @@ fn say(merged: &Merged, show: &Progress) {
     if !merged.left_out.is_empty() {
         show.say(&format!("left out    {}: mlx-lm has the text model alone", merged.left_out.join(", ")));
     }
-    merged.notice.iter().for_each(|notice| show.say(notice));
+    merged.notice.iter().chain(&merged.alone).for_each(|notice| show.say(notice));
 }
 
 /// Below this share of what was trained a packed model is no result of the training any more.

@@ -145,7 +145,9 @@ fn with_residency(
     let mut largest: Vec<u64> = mine().map(|(_, layer)| layer.bytes(held)).collect();
     largest.sort_unstable_by(|a, b| b.cmp(a));
     let parts = placement.slice().map_or(1, |slice| slice.count as u64);
-    let two = largest.iter().take(2).sum::<u64>() / parts + ends_bytes(model, &placement, &form);
+    let [embedding, output] = form.ends.map(|end| end.bytes(held));
+    let ends = if form.embedding_by_row { output } else { embedding + output };
+    let two = largest.iter().take(2).sum::<u64>() / parts + ends;
     let is_too_large = available.is_some_and(|available| two > available - available / 5);
     let has_experts = mine().any(|(_, layer)| layer.experts.bytes(held) > 0) && one_by_one.reads_experts();
     // A token uses few of them: less is read than whole layers.
@@ -168,16 +170,12 @@ fn layers_bytes(model: &Path, placement: &Placement, form: &BaseForm) -> Result<
     })
 }
 
-/// Bytes of the embedding and the output layer.
-fn ends_bytes(model: &Path, placement: &Placement, form: &BaseForm) -> u64 {
-    let held = placement.held(stored_type(model));
-    form.ends.iter().map(|end| end.bytes(held)).sum()
-}
-
 /// Bytes of the weights that a process holds in memory.
 pub(super) fn weights_bytes(model: &Path, placement: &Placement) -> Result<u64, Failure> {
     let form = Model::form(model, placement.quantization())?;
-    Ok(layers_bytes(model, placement, &form)? + ends_bytes(model, placement, &form))
+    let held = placement.held(stored_type(model));
+    let ends: u64 = form.ends.iter().map(|end| end.bytes(held)).sum();
+    Ok(layers_bytes(model, placement, &form)? + ends)
 }
 
 /// Refuses weights that the memory cannot hold: the system would kill the process without a word. Several ranks have

@@ -292,7 +292,6 @@ fn why(scheme: Scheme, name: &str, columns: usize) -> String {
             "transformers has experts in stacks, which bitsandbytes does not pack".to_owned()
         }
         Some(_) if name.ends_with(".kv_b_proj.weight") => "mlx-lm makes two matrices of it for each head".to_owned(),
-        Some(_) if name.contains(".shared_mlp.") => "mlx-lm finds scales of it under no name".to_owned(),
         Some(group) if !columns.is_multiple_of(group) => format!("its {columns} columns are no multiple of {group}"),
         _ => format!("it is none of the matrices that {} packs", reader(scheme)),
     }

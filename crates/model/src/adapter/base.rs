@@ -192,6 +192,11 @@ impl Adapter {
         })
     }
 
+    /// Whether an embedding or an output layer comes along, in the place of the base's.
+    pub fn brings_vocabulary(&self) -> bool {
+        !self.vocabulary.is_empty()
+    }
+
     /// What to say if the base is packed in another way than when the adapter was trained.
     /// `quantization`: how it is packed while it is loaded now.
     pub fn quantization_notice(&self, quantization: Option<Scheme>) -> Option<String> {

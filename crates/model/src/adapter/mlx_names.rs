@@ -54,8 +54,8 @@ pub(crate) fn of_module(module: &str, config: &ModelConfig) -> MlxModule {
     MlxModule { name, expert: None }
 }
 
-/// What mlx-lm has for a module of a model of this config once it has loaded its files, in which Granite 4's dense
-/// part is called as in transformers.
+/// What mlx-lm has for a module of a model of this config, with Granite 4's dense part, which it calls as transformers
+/// does in files of that alone.
 pub(crate) fn of_branch(module: &str, config: &ModelConfig) -> MlxModule {
     match module.strip_suffix(".shared_mlp.output_linear") {
         Some(layer) => MlxModule { name: format!("{layer}.mlp.down_proj"), expert: None },
@@ -65,15 +65,15 @@ pub(crate) fn of_branch(module: &str, config: &ModelConfig) -> MlxModule {
 
 /// Gate and up in mlx-lm, where one matrix here is both.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Halves {
-    pub(super) names: [String; 2],
+pub(crate) struct Halves {
+    pub(crate) names: [String; 2],
     /// Whether their outputs take turns in the matrix of both. Otherwise those of the gate come first.
-    take_turns: bool,
+    pub(crate) take_turns: bool,
 }
 
 impl Halves {
     /// Those of a module, if this is the name that [`of_branch`] has for both.
-    pub(super) fn of(name: &str) -> Option<Halves> {
+    pub(crate) fn of(name: &str) -> Option<Halves> {
         let (outer, take_turns) = match name.strip_suffix(".experts.gate_up_proj") {
             Some(layer) => (format!("{layer}.experts"), true),
             None => (format!("{}.mlp", name.strip_suffix(".shared_mlp.input_linear")?), false),

@@ -1,7 +1,6 @@
 //! The files of a base: the one thing that opens them. It says of each tensor whether the files have
 //! all of its elements or a few bits of each, and packs matrices while they are read if it is asked to.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -30,10 +29,15 @@ use crate::layer_source::DiskProgress;
 use crate::slice::Cut;
 use crate::tree::expected_tensors;
 
+mod names;
 mod of_heads;
+mod of_rows;
+mod other_parts;
 mod tensor;
 
+pub(crate) use self::names::Names;
 use self::of_heads::OfHeads;
+use self::of_rows::OfRows;
 
 /// The opened files of a base.
 pub(crate) struct BaseFiles {
@@ -48,6 +52,8 @@ enum Origin {
     /// In a Hugging Face directory.
     Directory {
         files: Box<TensorSet>,
+        /// The same with the names that all tensors have in the files, if parts beside the text model may be packed.
+        as_named: Option<Box<TensorSet>>,
         packing: PackedConfig,
         family: &'static Family,
         slices: Slices,
@@ -86,6 +92,8 @@ enum Stored<'a> {
     OfExpert(OfExpert<'a>),
     /// Either of them, in mlx-lm's matrices of heads.
     OfHeads(OfHeads<'a>),
+    /// Either of them, in mlx-lm's parts of a matrix.
+    OfRows(OfRows<'a>),
     /// Either of them, in a GGUF file.
     Gguf(&'a GgufBase, GgufStored),
 }
@@ -129,15 +137,22 @@ impl BaseFiles {
         }
         let config = path.join("config.json");
         let object = config_object(path)?;
-        let packing = PackedConfig::parse(&object, &config)?;
         let text = wrapper::text_config(&object).map(|(_, text)| text);
+        // Of a multimodal model either the whole or the text model in it says it.
+        let packing = PackedConfig::parse(&object, &config)?;
+        let packing = match &text {
+            Some(text) if !packing.is_packed() => PackedConfig::parse(text, &config)?,
+            _ => packing,
+        };
         let model_type = text.as_ref().unwrap_or(&object).get("model_type").and_then(Value::as_str);
         // A model that is of no known family has been refused, or will be.
         let family = Family::of_model(model_type).unwrap_or(&FAMILIES[0]);
         let files = TensorSet::open_model(path)?;
         let has_one_in_norms = stacked::has_one_in_norms(&files, family);
         let files = Box::new(files.split_by(|view| stacked::read_as(view, text.is_some(), family)));
-        let origin = Origin::Directory { files, packing, family, slices: Slices::default(), has_one_in_norms };
+        let as_named = other_parts::as_named(path, &files)?;
+        let slices = Slices::default();
+        let origin = Origin::Directory { files, as_named, packing, family, slices, has_one_in_norms };
         Ok(BaseFiles { path: path.to_owned(), origin, quantization: None })
     }
 
@@ -219,7 +234,7 @@ impl BaseFiles {
             Err(ModelError::Shape { path, name, found: found.to_vec(), expected: shape.to_vec() })
         };
         let (files, packing, family, slices, has_one_in_norms) = match &self.origin {
-            Origin::Directory { files, packing, family, slices, has_one_in_norms } => {
+            Origin::Directory { files, packing, family, slices, has_one_in_norms, .. } => {
                 (files, packing, family, slices, *has_one_in_norms)
             }
             Origin::Gguf(base) => {
@@ -242,7 +257,9 @@ impl BaseFiles {
             return Ok(Some(Stored::Packed(packed)));
         }
         let Some(view) = files.get(name) else {
-            return Ok(OfHeads::find(self, name, shape)?.map(Stored::OfHeads));
+            let of_heads = OfHeads::find(self, name, shape)?.map(Stored::OfHeads);
+            return of_heads
+                .map_or_else(|| Ok(OfRows::find(self, name, shape)?.map(Stored::OfRows)), |made| Ok(Some(made)));
         };
         if view.shape != shape {
             return wrong_shape(view.shape);
@@ -289,8 +306,8 @@ impl BaseFiles {
     }
 
     /// Every tensor of the model, and those of the files that no part of it uses, in the order of the
-    /// files. Of a packed base there are the former and stacks of experts only: others may be parts of packed
-    /// matrices.
+    /// files. Of a packed base there are the former, stacks of experts and the other parts of a multimodal model
+    /// only: others may be parts of packed matrices.
     ///
     /// Stacks of experts that are written as they are read count as tensors that no part of the model uses.
     /// `opens_stacks`: of their matrices there is a tensor [i, o] for each expert instead.
@@ -323,6 +340,9 @@ impl BaseFiles {
             cut: None,
         }));
         if is_packed {
+            if config.wrapper.is_some() {
+                tensors.extend(self.other_parts()?);
+            }
             return Ok(tensors);
         }
         let place: BTreeMap<&str, usize> = files.names().zip(0..).collect();
@@ -330,42 +350,14 @@ impl BaseFiles {
         Ok(tensors)
     }
 
+    /// Whether config.json says that mlx-lm or mlx-vlm packed it.
+    pub(crate) fn is_of_mlx(&self) -> bool {
+        matches!(&self.origin, Origin::Directory { packing, .. } if packing.is_mlx())
+    }
+
     /// Whether it is a GGUF file.
     pub(crate) fn is_gguf(&self) -> bool {
         matches!(self.origin, Origin::Gguf(_))
-    }
-
-    /// The shape in the files of a tensor of this name in the model, where that is another one. A convolution
-    /// has that of transformers, which mlx-lm turns into its own.
-    pub(crate) fn shape_in_files(&self, name: &str) -> Option<Vec<usize>> {
-        let shape = match &self.origin {
-            Origin::Directory { files, .. } => files.shape_of_whole(files.whole_of(name)?)?,
-            Origin::Gguf(base) => base.shape_in_directory(name)?,
-        };
-        match *shape {
-            [channels, taps, 1] => Some(vec![channels, 1, taps]),
-            ref shape => Some(shape.to_vec()),
-        }
-    }
-
-    /// The stack of transformers that an expert's matrix of this name is read out of, if it is.
-    pub(crate) fn stack_of(&self, name: &str) -> Option<&str> {
-        let source = self.safetensors()?.source_of(name)?;
-        (source.ends_with(".experts.gate_up_proj") || source.ends_with(".experts.down_proj")).then_some(source)
-    }
-
-    /// The name in the files of a tensor of this name in the model.
-    pub(crate) fn name_in_files<'n>(&'n self, name: &'n str, is_wrapped: bool) -> Cow<'n, str> {
-        let Some(files) = self.safetensors() else { return name.into() };
-        let is_made = |name: &str| files.get(name).is_none() && files.left_out().all(|view| view.name != name);
-        match files.whole_of(name) {
-            // mlx-lm's names of a text model become those of transformers.
-            Some(whole) if is_wrapped => whole.into(),
-            // A part of a stack inside of a multimodal model is written alone, and what is made of several
-            // tensors is one.
-            None if is_wrapped && (files.is_part(name) || is_made(name)) => wrapper::name_inside(name).into(),
-            _ => name.into(),
-        }
     }
 
     /// Names of the tensors that are parts of packed matrices. One that is stored a second time for a
@@ -465,7 +457,9 @@ pub(crate) fn config_object(directory: &Path) -> Result<Map<String, Value>, Mode
 /// The number type that config.json says a model is meant for.
 pub fn stated_type(directory: &Path) -> Option<FloatType> {
     let config = config_object(directory).ok()?;
-    match config.get("torch_dtype").or(config.get("dtype"))?.as_str()? {
+    let of = |object: &Map<String, Value>| object.get("torch_dtype").or(object.get("dtype")).cloned();
+    let text = || config.get("text_config").and_then(Value::as_object);
+    match of(&config).or_else(|| of(text()?))?.as_str()? {
         "float32" => Some(FloatType::F32),
         "float16" => Some(FloatType::F16),
         "bfloat16" => Some(FloatType::BF16),

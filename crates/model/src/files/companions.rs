@@ -172,6 +172,10 @@ fn config_json(base: &Path, dtype: Dtype) -> Result<Vec<u8>, ModelError> {
     if let Some(config) = config.as_object_mut() {
         let is_of_packing = |key: &str| ["quantization", "quantization_config"].contains(&key);
         config.retain(|key, value| !is_of_packing(key) || stays(value));
+        // Of a multimodal model the text model may say it.
+        if let Some(text) = config.get_mut("text_config").and_then(Value::as_object_mut) {
+            text.retain(|key, _| !is_of_packing(key));
+        }
     }
     // The config says tied, but the weights have an output layer of their own. Not every reader
     // compares the two.

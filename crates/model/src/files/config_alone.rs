@@ -31,6 +31,7 @@ impl BaseForm {
             let scheme = quantization.filter(|scheme| packs_while_read(*scheme, &name, &shape));
             let size = size(&name, &shape, scheme, stored);
             matrices += 1;
+            form.embedding_by_row |= module_of(&name) == EMBEDDING && scheme.is_none() && !config.tied_embeddings;
             if scheme.is_some() {
                 packed += 1;
                 form.loading = form.loading.max(4 * elements);

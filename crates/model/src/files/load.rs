@@ -1,16 +1,15 @@
 //! Weights from the files of a base, or fresh ones.
 
-use std::sync::Arc;
-
 use burn::tensor::{Tensor, TensorData};
 use finetune_random::Stream;
 
 use crate::config::{ModelConfig, Wrapper};
 use crate::error::{ModelError, list};
 use crate::files::base_files::BaseFiles;
-use crate::files::by_row::ByRow;
+use crate::files::by_row::{ByRow, PER_LAYER_TABLE};
 use crate::files::extra;
 use crate::files::fetch::fetch;
+use crate::files::floats::float_type;
 use crate::files::of_rank::of_others;
 use crate::placement::Placement;
 use crate::random_stream::RandomStream;
@@ -84,6 +83,8 @@ pub(crate) fn weights(config: &ModelConfig, source: &Source<'_>, placement: &Pla
         }
         decoder.cut(slice);
     }
+    // A token needs one row of it. As the output layer, all rows are needed.
+    decoder.embedding.is_by_row = placement.reads_layers() && decoder.head.output.is_some();
     let mut on_the_way = 0;
     let of_others = of_others(&mut decoder, placement);
     let mut elsewhere = decoder.names_in_layers(|n| !placement.holds(n));
@@ -162,8 +163,10 @@ impl Loader<'_> {
         };
         if matrix.is_by_row {
             let tensor = files.tensor(self.config, &matrix.name, &matrix.shape)?;
-            if let Some(view) = tensor.view() {
-                matrix.set_by_row(ByRow { name: tensor.name.clone(), rows: Arc::new(view.rows()?) });
+            if let (Some(view), Some(stored)) = (tensor.view(), tensor.dtype().and_then(float_type)) {
+                // The table of the layers' own inputs is never all in memory, and as exact as its file.
+                let held = if matrix.name == PER_LAYER_TABLE { stored } else { self.placement.held(stored) };
+                matrix.set_by_row(ByRow::new(&tensor.name, matrix.shape, view, held)?);
                 return Ok(());
             }
         }
@@ -176,10 +179,44 @@ impl Loader<'_> {
 mod tests {
     use std::path::Path;
 
+    use finetune_packed::Scheme;
+
     use super::*;
     use crate::config::ModelConfig;
     use crate::model::Model;
     use crate::stage::Stage;
+
+    /// An embedding stays in its file with the layers, unless it is the output layer or packed. What is said of a base
+    /// before it is loaded is what is loaded then.
+    #[test]
+    fn an_embedding_stays_in_its_file_where_layers_do() {
+        let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");
+        for (base, quantization, stays) in [
+            ("models/llama3", None, true),
+            ("models/qwen3_moe", None, true),
+            ("models/llama3", Some(Scheme::Nf4), true),
+            ("packed/awq", None, true),
+            ("packed/int4_kimi_k2", None, true),
+            // One matrix is embedding and output layer.
+            ("models/llama", None, false),
+            ("models/gemma4", None, false),
+            // Packed, in the file or while it is loaded.
+            ("packed/mlx3", None, false),
+            ("models/llama3", Some(Scheme::Mxfp4), false),
+            ("packed/gguf_k/model.gguf", None, false),
+        ] {
+            let base = goldens.join(base);
+            let what = format!("{} {quantization:?}", base.display());
+            let placement = Placement::cpu(None).quantized(quantization);
+            let load = |placement: &Placement| Model::load(&base, placement).unwrap_or_else(|error| panic!("{error}"));
+            let in_memory = load(&placement);
+            assert!(in_memory.weights.embedding.by_row().is_none(), "{what}");
+            let from_disk = load(&placement.with_layers_from_disk(true));
+            assert_eq!(from_disk.weights.embedding.by_row().is_some(), stays, "{what}");
+            let form = Model::form(&base, quantization).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(form.embedding_by_row, stays, "{what}");
+        }
+    }
 
     /// Of two processes, only one has the embedding and only one the output layer; a tied one both have.
     #[test]

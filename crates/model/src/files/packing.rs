@@ -25,6 +25,9 @@ pub struct BaseForm {
     pub loading: u64,
     /// Elements of matrices whose rows stay in the files until they are needed.
     pub by_row: u64,
+    /// Whether the embedding's rows stay in its file too where layers are read from the disk: it is not packed, and no
+    /// output layer.
+    pub embedding_by_row: bool,
     /// Whether matrices are packed in the files, and not only once they are read.
     pub is_packed_in_files: bool,
     /// The matrices of each layer.
@@ -131,11 +134,14 @@ impl BaseForm {
     pub(crate) fn of(tensors: &[BaseTensor<'_>]) -> BaseForm {
         let elements = |tensor: &BaseTensor<'_>| tensor.shape.iter().product::<usize>() as u64;
         let of_vocabulary = |tensor: &&BaseTensor<'_>| is_of_vocabulary(module_of(&tensor.name));
+        let find = |module: &str| tensors.iter().find(|tensor| module_of(&tensor.name) == module);
+        let is_in_file = |embedding: &BaseTensor<'_>| embedding.view().is_some();
         BaseForm {
             words: described(tensors.iter()),
             packed: PackedSizes::of(tensors.iter()),
             vocabulary: PackedSizes::of(tensors.iter().filter(of_vocabulary)),
             by_row: tensors.iter().filter(|tensor| tensor.is_by_row()).map(elements).sum(),
+            embedding_by_row: find(OUTPUT).is_some() && find(EMBEDDING).is_some_and(is_in_file),
             loading: tensors.iter().map(BaseTensor::loading_bytes).max().unwrap_or(0),
             is_packed_in_files: tensors.iter().any(BaseTensor::is_packed_in_file),
             layers: layers_of(tensors),

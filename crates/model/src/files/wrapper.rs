@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::config::Wrapper;
 
@@ -56,6 +56,29 @@ pub(crate) fn text_config(whole: &Map<String, Value>) -> Option<(Wrapper, Map<St
         text.insert("tie_word_embeddings".to_owned(), tied.clone());
     }
     Some((Wrapper { class: class.to_owned(), is_loaded_whole, is_text_in_mlx }, text))
+}
+
+/// config.json of the text model alone in a multimodal one of this config.json. `class`: the text model's.
+/// `None`: it is of none of the known wrappers.
+pub(crate) fn text_alone(whole: &Value, class: &str) -> Option<Value> {
+    let whole = whole.as_object()?;
+    let (_, text) = text_config(whole)?;
+    let mut alone = Map::from_iter([("architectures".to_owned(), json!([class]))]);
+    alone.extend(text);
+    for key in ["torch_dtype", "dtype"] {
+        alone.remove(key);
+        alone.extend(whole.get(key).map(|value| (key.to_owned(), value.clone())));
+    }
+    for key in ["bos_token_id", "pad_token_id"] {
+        if let (Some(value), false) = (whole.get(key), alone.contains_key(key)) {
+            alone.insert(key.to_owned(), value.clone());
+        }
+    }
+    // transformers has it under this name alone, unless the repository brings a class of its own.
+    if alone.get("model_type").is_some_and(|name| name == "kimi_k2") && !alone.contains_key("auto_map") {
+        alone.insert("model_type".to_owned(), json!("deepseek_v3"));
+    }
+    Some(Value::Object(alone))
 }
 
 /// The name in the text model of a tensor or module of a wrapper. `None`: it is of another part.

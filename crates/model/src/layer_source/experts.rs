@@ -82,8 +82,8 @@ impl ExpertShelf {
             let _ = done.send(shelf.reading.all(&matrices));
         });
         let first = numbers.first().and_then(|&number| layer_of(&self.matrices[number].name));
-        let progress = || self.reading.files.reading();
-        self.reading.patience.receive(&read, first.unwrap_or(0), &progress, &waiting::tell)?
+        let (what, progress) = (format!("layer {}", first.unwrap_or(0)), || self.reading.files.reading());
+        self.reading.patience.receive(&read, &what, &progress, &waiting::tell)?
     }
 }
 

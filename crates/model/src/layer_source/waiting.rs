@@ -1,4 +1,4 @@
-//! The wait for a layer from a disk that may hang: a network file system whose server is gone, a disk behind a loose
+//! The wait for a layer, or for rows of a matrix, from a disk that may hang: a network file system whose server is gone, a disk behind a loose
 //! cable. Its reads neither end nor fail, so the wait has an end of its own.
 //!
 //! Only silence counts: time in which a read is under way and no byte of any file comes. A slow disk is waited for as
@@ -23,11 +23,11 @@ const LONGEST: Duration = Duration::from_secs(300);
 /// The variable that says it otherwise, in seconds: some file systems are meant to wait for a server for hours.
 const VARIABLE: &str = "FINETUNE_DISK_TIMEOUT";
 
-/// A layer that is waited for while its disk brings nothing.
+/// A layer, or rows of a matrix, that is waited for while its disk brings nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskWait {
-    /// The layer's number, from 0.
-    pub layer: usize,
+    /// What is waited for, such as `layer 7`.
+    pub what: String,
     /// The files that are being read.
     pub files: BTreeSet<PathBuf>,
     /// How long no byte has come.
@@ -45,10 +45,10 @@ impl DiskWait {
 
 impl fmt::Display for DiskWait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { layer, silence, longest, .. } = self;
+        let Self { what, silence, longest, .. } = self;
         write!(
             f,
-            "has waited {} s for layer {layer} from {}: no byte of it comes; after {} s this is an error",
+            "has waited {} s for {what} from {}: no byte of it comes; after {} s this is an error",
             silence.as_secs(),
             self.names(),
             longest.as_secs()
@@ -62,7 +62,7 @@ type Told = Box<dyn Fn(&DiskWait) + Send + Sync>;
 /// code between.
 static TOLD: OnceLock<Told> = OnceLock::new();
 
-/// From now on `told` hears of each layer that is waited for while its disk brings nothing for 10 s. The first call
+/// From now on `told` hears of whatever is waited for while its disk brings nothing for 10 s. The first call
 /// counts.
 pub fn tell_of_disk_waits(told: impl Fn(&DiskWait) + Send + Sync + 'static) {
     // A second listener changes nothing.
@@ -105,14 +105,15 @@ impl Patience {
         Patience { longest: self.longest.min(SAID), ..self }
     }
 
-    /// What comes over the channel. `reading`: what the files say; `tell` hears once of a silence that is worth a line.
+    /// What comes over the channel. `what` it is, for people; `reading`: what the files say; `tell` hears once of a
+    /// silence that is worth a line.
     ///
     /// # Errors
     /// [`ModelError::DiskHangs`], or [`ModelError::Layers`] if whoever reads has ended.
     pub(super) fn receive<T>(
         self,
         read: &Receiver<T>,
-        layer: usize,
+        what: &str,
         reading: &dyn Fn() -> DiskProgress,
         tell: &dyn Fn(&DiskWait),
     ) -> Result<T, ModelError> {
@@ -122,7 +123,7 @@ impl Patience {
                 Ok(read) => return Ok(read),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(ModelError::Layers { what: "the thread that reads layers has ended".to_owned() });
+                    return Err(ModelError::Layers { what: format!("the thread that reads {what} has ended") });
                 }
             }
             let now = reading();
@@ -132,10 +133,10 @@ impl Patience {
             }
             // Looks are counted, and not the clock: a process that was stopped meanwhile has not looked.
             silence += self.look;
-            let wait = DiskWait { layer, files: now.files, silence, longest: self.longest };
+            let wait = DiskWait { what: what.to_owned(), files: now.files, silence, longest: self.longest };
             if silence >= self.longest {
-                let (layer, files) = (wait.layer, wait.names());
-                return Err(ModelError::DiskHangs { layer, files, seconds: silence.as_secs() });
+                let files = wait.names();
+                return Err(ModelError::DiskHangs { what: wait.what, files, seconds: silence.as_secs() });
             }
             if silence >= self.said && !is_said {
                 is_said = true;
@@ -184,7 +185,7 @@ mod tests {
             }
             says(*looks.borrow())
         };
-        let outcome = PATIENCE.receive(&read, 7, &reading, &|wait| lines.borrow_mut().push(wait.to_string()));
+        let outcome = PATIENCE.receive(&read, "layer 7", &reading, &|wait| lines.borrow_mut().push(wait.to_string()));
         (outcome, lines.into_inner())
     }
 
@@ -196,7 +197,7 @@ mod tests {
     fn a_disk_that_hangs_is_said_once_and_ends_the_wait_by_name() {
         let (outcome, lines) = wait(u32::MAX, |_| of_file(5));
         let error = outcome.expect_err("nothing comes");
-        assert!(matches!(&error, ModelError::DiskHangs { layer: 7, .. }), "{error}");
+        assert!(matches!(&error, ModelError::DiskHangs { what, .. } if what == "layer 7"), "{error}");
         assert!(error.to_string().contains("base/model.safetensors"), "{error}");
         assert_eq!(
             lines,
@@ -227,7 +228,7 @@ mod tests {
     fn a_thread_that_has_ended_is_an_error_at_once() {
         let (done, read) = channel::<u32>();
         thread::spawn(|| drop(done)).join().expect("no panic");
-        let outcome = PATIENCE.receive(&read, 7, &|| of_file(5), &|_| panic!("nothing is said"));
+        let outcome = PATIENCE.receive(&read, "layer 7", &|| of_file(5), &|_| panic!("nothing is said"));
         assert!(matches!(outcome, Err(ModelError::Layers { .. })));
     }
 

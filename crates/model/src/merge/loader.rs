@@ -3,10 +3,11 @@
 //!
 //! mlx-lm 0.32 has a stack for gate, up and down each of a layer's experts, and packs it like any matrix. It has
 //! 8 bits for routers and the gates of shared experts, whatever the other matrices have (`quant_predicate` of its
-//! models). Of a multimodal model it has the text model alone. It rounds all other numbers to the type of the
-//! matrices first, but for those that `cast_predicate` of its models names, and has 1 + w in the norms of models
-//! with delta nets. transformers 5 has stacks of another kind, which bitsandbytes 0.50 does not pack: experts stay
-//! as they are.
+//! models). Of a multimodal model it has the text model alone, and Granite 4's dense part in three matrices under the
+//! names of other families. It rounds all other numbers to the type of the matrices first, but for those that
+//! `cast_predicate` of its models names, and has 1 + w in the norms of models with delta nets. transformers 5 has
+//! stacks of another kind, which bitsandbytes 0.50 does not pack: experts stay as they are. It packs every linear
+//! layer of a multimodal model, but for those that config.json names: here all beside the text model.
 
 use finetune_packed::{Scheme, applies, config_entry};
 use finetune_store::Dtype;
@@ -14,11 +15,14 @@ use serde_json::{Value, json};
 
 use crate::adaptation::{is_expert, module_of};
 use crate::adapter::mlx::in_whole;
-use crate::adapter::mlx_names::{MlxModule, of_module};
+use crate::adapter::mlx_names::{Halves, MlxModule, of_branch};
+use crate::branch::OUTPUT;
+use crate::config::ModelConfig;
 use crate::config::family::{InMlx, OtherMixer};
-use crate::config::{ModelConfig, Wrapper};
 use crate::error::ModelError;
 use crate::files::base_files::{BaseFiles, is_linear};
+use crate::files::by_row::PER_LAYER_TABLE;
+use crate::files::load::part_names;
 
 /// Text models, by their `model_type`, that mlx-lm has inside of their multimodal ones alone.
 const INSIDE_ALONE: [&str; 4] = ["gemma4_unified_text", "muse_glimmer_text", "qwen3_5_moe_text", "qwen3_5_text"];
@@ -30,6 +34,8 @@ const SHARED_GATE: &str = ".shared_expert_gate";
 pub(super) struct Loader<'a> {
     config: &'a ModelConfig,
     scheme: Scheme,
+    /// Modules of a multimodal model that bitsandbytes leaves as they are.
+    skipped: Vec<String>,
 }
 
 impl<'a> Loader<'a> {
@@ -44,19 +50,11 @@ impl<'a> Loader<'a> {
         opens_stacks: bool,
     ) -> Result<Self, ModelError> {
         let family = config.family;
-        let loader = Loader { config, scheme };
+        let loader = Loader { config, scheme, skipped: skipped(config, files, scheme) };
         if let Some((why, instead)) = loader.unread() {
             return Err(ModelError::NotExpressible {
                 what: format!("mlx-lm would not load {} packed in this form: {why}", family.architecture),
                 hint: format!("model.quantization packs a 16-bit base while it is loaded; {instead}"),
-            });
-        }
-        if let (Some(Wrapper { class, .. }), false) = (&config.wrapper, loader.is_mlx()) {
-            return Err(ModelError::NotExpressible {
-                what: format!("of {class} bitsandbytes packs other parts than the text model, too"),
-                hint: "mlx4, mlx8 and mxfp4, for mlx-lm, write the text model in it; model.quantization packs a \
-                       16-bit base while it is loaded"
-                    .to_owned(),
             });
         }
         if family.has_expert_parameters() && !opens_stacks && files.is_packed(config)? {
@@ -99,9 +97,9 @@ impl<'a> Loader<'a> {
             // Gemma 4's is a linear layer in transformers, too.
             (false, true) => self.config.family.has_stacks_only(),
             // mlx-lm makes two matrices of it for each head when it loads it, of plain numbers only without a loss.
-            // Granite 4's dense part gets other names then, but not its scales.
-            (true, false) => !module.ends_with(".kv_b_proj") && !module.contains(".shared_mlp."),
-            (false, false) => !is_expert(module),
+            (true, false) => !module.ends_with(".kv_b_proj"),
+            // A table that is read row by row is no linear layer.
+            (false, false) => !is_expert(module) && name != PER_LAYER_TABLE,
         };
         let scheme = if self.has_own_bits(module) { Scheme::Mlx8 } else { self.scheme };
         // mlx-lm asks first whether columns fill the groups of the other matrices.
@@ -137,9 +135,16 @@ impl<'a> Loader<'a> {
 
     /// What it calls a tensor of the model, and of which expert of that stack it is.
     pub(super) fn place(&self, name: &str) -> MlxModule {
-        let MlxModule { name: module, expert } = of_module(module_of(name), self.config);
+        let MlxModule { name: module, expert } = of_branch(module_of(name), self.config);
         let part = name.strip_prefix(module_of(name)).unwrap_or_default();
         MlxModule { name: in_whole(&format!("{module}{part}"), self.config), expert }
+    }
+
+    /// What it calls the two halves of a tensor's rows, if it holds gate and up of one matrix apart (Granite 4).
+    pub(super) fn halves(&self, name: &str) -> Option<[String; 2]> {
+        let of = || Halves::of(module_of(name)).filter(|halves| self.is_mlx() && !halves.take_turns);
+        let part = name.strip_prefix(module_of(name)).unwrap_or_default();
+        Some(of()?.names.map(|module| in_whole(&format!("{module}{part}"), self.config)))
     }
 
     /// The shape that it has of a tensor of this shape in a file for transformers: convolutions are turned.
@@ -181,6 +186,9 @@ impl<'a> Loader<'a> {
     ) -> Vec<(&'static str, Value)> {
         let mut entries = config_entry(self.scheme);
         for (_, value) in &mut entries {
+            if !self.skipped.is_empty() {
+                value["llm_int8_skip_modules"] = json!(self.skipped);
+            }
             for module in modules.clone() {
                 // As mlx-lm writes it: without the mode, which is then the affine one.
                 let [bits, group] = ["bits", "group_size"].map(|key| config_entry(Scheme::Mlx8)[0].1[key].clone());
@@ -189,6 +197,22 @@ impl<'a> Loader<'a> {
         }
         entries
     }
+}
+
+/// What bitsandbytes packs none of in a multimodal model, by names as transformers has them in memory, and as files of
+/// older models and classes of repositories do. A list of its own takes the place of transformers', which is the
+/// output layer.
+fn skipped(config: &ModelConfig, files: &BaseFiles, scheme: Scheme) -> Vec<String> {
+    let Some(files) = files.safetensors().filter(|_| config.wrapper.is_some() && !is_mlx(scheme)) else {
+        return Vec::new();
+    };
+    let in_memory = |part: &String| match part.split_once('.') {
+        Some(("model", _)) => None,
+        _ => Some(format!("model.{part}")),
+    };
+    let parts = part_names(files.left_out().map(|view| view.name));
+    let parts = parts.into_iter().flat_map(|part| in_memory(&part).into_iter().chain([part]).collect::<Vec<_>>());
+    [OUTPUT.to_owned()].into_iter().chain(parts).collect()
 }
 
 /// Whether mlx-lm loads a form, and not transformers with bitsandbytes.

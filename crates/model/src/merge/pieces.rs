@@ -23,12 +23,14 @@ pub(super) struct Piece {
     pub(super) packed: Option<(Scheme, usize)>,
     /// Whether 1 is added to its numbers.
     pub(super) adds_one: bool,
+    /// The half of the rows that it has, the first or the second. The second comes behind the first. `None`: all.
+    pub(super) half: Option<usize>,
 }
 
 impl Piece {
     /// Plain numbers as the model has them.
     fn plain(spec: TensorSpec, tensors: Vec<usize>) -> Piece {
-        Piece { spec, tensors, packed: None, adds_one: false }
+        Piece { spec, tensors, packed: None, adds_one: false, half: None }
     }
 }
 
@@ -59,8 +61,9 @@ impl Written<'_> {
         let Written { config, files, tensors, .. } = *self;
         let mut pieces: Vec<Piece> = Vec::new();
         let mut last_stack = None;
-        // Packed beside experts in plain numbers, transformers writes those one by one.
-        let mut stacks = Stacks::of(config, files, tensors, loader.is_none());
+        // Packed beside experts in plain numbers, transformers writes those of a text model one by one.
+        let mut stacks = Stacks::of(config, files, tensors, loader.is_none() || config.wrapper.is_some());
+        let names = files.names(config);
         for (number, (tensor, &dtype)) in tensors.iter().zip(self.dtypes).enumerate() {
             if let Some(made) = stacks.take(config, &tensor.name) {
                 let piece = |Stack { name, shape, tensors }| Piece::plain(TensorSpec { name, dtype, shape }, tensors);
@@ -78,10 +81,10 @@ impl Written<'_> {
                 last_stack = Some(name);
                 continue;
             }
+            let name = names.of(&tensor.name).into_owned();
             match loader.and_then(|loader| self.scheme_of(loader, number)) {
-                Some(scheme) => pieces.extend(self.packed(scheme, &tensor.name, vec![number], None)),
+                Some(scheme) => pieces.extend(self.packed(scheme, &name, vec![number], None)),
                 None => {
-                    let name = files.name_in_files(&tensor.name, config.wrapper.is_some()).into_owned();
                     let spec = TensorSpec { name, dtype, shape: self.shape(number) };
                     pieces.push(Piece::plain(spec, vec![number]));
                 }
@@ -103,6 +106,10 @@ impl Written<'_> {
         }
         let mut pieces = Vec::new();
         for (number, tensor) in tensors() {
+            if let Some(names) = loader.halves(&tensor.name) {
+                pieces.extend(self.halves(loader, number, &names));
+                continue;
+            }
             let MlxModule { name, expert } = loader.place(&tensor.name);
             let (numbers, experts) = match expert {
                 // All of a stack stand where its first is.
@@ -126,6 +133,25 @@ impl Written<'_> {
         pieces
     }
 
+    /// The halves of the rows of a matrix, under names of their own: part by part the first, then the second.
+    fn halves(&self, loader: &Loader<'_>, number: usize, names: &[String; 2]) -> Vec<Piece> {
+        let mut shape = self.shape(number);
+        shape[0] /= 2;
+        let dtype = self.dtypes[number];
+        let of_half = |half: usize| -> Vec<Piece> {
+            let name = &names[half];
+            let pieces = match self.scheme_of(loader, number) {
+                Some(scheme) => self.packed_as(scheme, name, [shape[0], shape[1]], vec![number], None),
+                None => {
+                    let spec = TensorSpec { name: name.clone(), dtype, shape: shape.clone() };
+                    vec![Piece::plain(spec, vec![number])]
+                }
+            };
+            pieces.into_iter().map(|piece| Piece { half: Some(half), ..piece }).collect()
+        };
+        of_half(0).into_iter().zip(of_half(1)).flat_map(|(first, second)| [first, second]).collect()
+    }
+
     /// How a tensor is packed, if it is.
     fn scheme_of(&self, loader: &Loader<'_>, number: usize) -> Option<Scheme> {
         let tensor = &self.tensors[number];
@@ -137,9 +163,20 @@ impl Written<'_> {
 
     /// The parts of packed matrices of one shape. `experts`: how many are in a stack.
     fn packed(&self, scheme: Scheme, name: &str, tensors: Vec<usize>, experts: Option<usize>) -> Vec<Piece> {
-        let first = tensors[0];
-        let shape = self.merging.shape(&self.tensors[first]);
-        let specs = file_tensors(scheme, name, [shape[0], shape[1]], stored(self.dtypes[first]));
+        let shape = self.merging.shape(&self.tensors[tensors[0]]);
+        self.packed_as(scheme, name, [shape[0], shape[1]], tensors, experts)
+    }
+
+    /// As [`Written::packed`], in this shape.
+    fn packed_as(
+        &self,
+        scheme: Scheme,
+        name: &str,
+        shape: [usize; 2],
+        tensors: Vec<usize>,
+        experts: Option<usize>,
+    ) -> Vec<Piece> {
+        let specs = file_tensors(scheme, name, shape, stored(self.dtypes[tensors[0]]));
         let piece = |(part, TensorSpec { name, dtype, shape }): (usize, TensorSpec)| {
             let spec = TensorSpec { name, dtype, shape: experts.into_iter().chain(shape).collect() };
             Piece { packed: Some((scheme, part)), ..Piece::plain(spec, tensors.clone()) }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use crate::config::ModelConfig;
-use crate::files::base_files::BaseFiles;
+use crate::files::base_files::{BaseFiles, Names};
 use crate::merge::MergedTensor;
 
 /// A stack that is written: its name, its shape, and the numbers of the tensors it is made of.
@@ -36,8 +36,9 @@ impl Stacks {
         // Stacks of some of the parts are written as single experts.
         let is_whole = |[gates, ups, downs]: &OfLayer| gates.len() == ups.len() && gates.len() == downs.len();
         let whole = found.into_iter().filter(|(_, of_layer)| is_whole(of_layer));
+        let names = files.names(config);
         let stacks = whole.map(|(experts, of_layer)| {
-            let made = stacks(files, config.wrapper.is_some(), tensors, &of_layer);
+            let made = stacks(files, &names, tensors, &of_layer);
             (experts, Some(made))
         });
         Stacks { layers: stacks.collect() }
@@ -60,13 +61,13 @@ fn place<'n>(config: &ModelConfig, name: &'n str) -> Option<(&'n str, usize, usi
     Some((experts, expert.parse().ok()?, part))
 }
 
-fn stacks(files: &BaseFiles, is_wrapped: bool, tensors: &[MergedTensor<'_>], of_layer: &OfLayer) -> [Stack; 2] {
+fn stacks(files: &BaseFiles, names: &Names<'_>, tensors: &[MergedTensor<'_>], of_layer: &OfLayer) -> [Stack; 2] {
     let [gates, ups, downs] = of_layer;
     let stack = |part: &str, numbers: Vec<usize>, per_expert: usize| {
         let first = &tensors[numbers[0]];
         // The base's own stack says what its layer's experts are called.
         let own = files.stack_of(&first.name).and_then(|stack| stack.rsplit_once('.'));
-        let name = files.name_in_files(&first.name, is_wrapped);
+        let name = names.of(&first.name);
         let experts = own.map_or_else(
             || format!("{}.experts", name.split_once(".experts.").map_or(&*name, |(layer, _)| layer)),
             |(experts, _)| experts.to_owned(),

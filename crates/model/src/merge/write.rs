@@ -19,6 +19,7 @@ use crate::files::companions::{amend_config, companion_files};
 use crate::files::floats::{dtype_of, rounded};
 use crate::files::load::part_names;
 use crate::files::packing::{decoded, described, scheme_word, stored};
+use crate::files::wrapper;
 use crate::merge::loader::{Loader, is_mlx};
 use crate::merge::pieces::{Piece, Written};
 use crate::merge::{MergedTensor, Merging, beyond};
@@ -26,6 +27,9 @@ use crate::tree::expected_tensors;
 
 /// Bytes of the largest weight file of an export, as in transformers.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// Text models, by their `model_type`, that transformers has inside of their multimodal ones alone.
+const WITHOUT_CLASS: [&str; 1] = ["muse_glimmer_text"];
 
 /// How the weights of a merged model are written.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +64,9 @@ pub struct Merged {
     pub plain: Vec<(String, usize)>,
     /// The parts of a multimodal model that were left out, as mlx-lm has the text model alone.
     pub left_out: Vec<String>,
+    /// What is said where a text model is written alone in plain numbers, as its base has no other parts in
+    /// transformers' form.
+    pub alone: Option<String>,
 }
 
 /// Writes the merged model into a directory that is being made: weights in the base's number types
@@ -79,14 +86,10 @@ pub fn write_merged(
     text: &[(String, Vec<u8>)],
     progress: &dyn Fn(usize, usize),
 ) -> Result<Merged, ModelError> {
-    let (config, files) = BaseFiles::open(base, adapter.base.quantization)?;
-    if let (Some(Wrapper { class, .. }), None, true) = (&config.wrapper, form.quantize, files.is_packed(&config)?) {
-        return Err(ModelError::NotExpressible {
-            what: format!(
-                "{class} is written in plain numbers from 16 or 32 bits only: its other parts have a form of their own"
-            ),
-            hint: "name the 16-bit model, or --quantize for mlx-lm, which has the text model in it alone".to_owned(),
-        });
+    let (mut config, files) = BaseFiles::open(base, adapter.base.quantization)?;
+    let alone = text_alone(&config, &files, form)?;
+    if alone.is_some() {
+        config.wrapper = None;
     }
     expect_written_experts(&config, &files)?;
     let merging = Merging::new(&config, adapter);
@@ -97,6 +100,10 @@ pub fn write_merged(
     let merged = merging.config(&config);
     let mut companions = companion_files(base, writer.number_type(), text)?;
     amend_config(&mut companions, |config| {
+        if let (Some(_), Some(text)) = (&alone, wrapper::text_alone(config, merged.family.architecture)) {
+            *config = text;
+            config["tie_word_embeddings"] = Value::Bool(merged.tied_embeddings);
+        }
         if is_wrapped {
             merging.amend(&mut config["text_config"]);
             merging.amend_tie(config);
@@ -133,7 +140,39 @@ pub fn write_merged(
         _ => Vec::new(),
     };
     let (notice, kept, plain) = (writer.notice(&files), writer.kept.share(), writer.plain());
-    Ok(Merged { notice, kept, matrices, plain, left_out })
+    Ok(Merged { notice, kept, matrices, plain, left_out, alone })
+}
+
+/// What is said where the text model of a multimodal one is written alone in plain numbers: where mlx-lm or mlx-vlm
+/// packed it. The former leaves out other parts, the latter has them in a form of its own. `None`: all is written.
+///
+/// # Errors
+/// [`ModelError::NotExpressible`] if transformers has no class of the text model alone, or other parts are packed so
+/// that they cannot be decoded.
+fn text_alone(config: &ModelConfig, files: &BaseFiles, form: MergedForm) -> Result<Option<String>, ModelError> {
+    let Some(Wrapper { class, .. }) = &config.wrapper else { return Ok(None) };
+    if form.quantize.is_some_and(is_mlx) || !files.is_packed(config)? {
+        return Ok(None);
+    }
+    let other = "name the 16-bit model, or --quantize mlx8 for mlx-lm, which has the text model in it alone";
+    let refused = |what: String| Err(ModelError::NotExpressible { what, hint: other.to_owned() });
+    if !files.is_of_mlx() {
+        return match files.untold_codes()? {
+            Some(name) => refused(format!("`{name}` of {class} is packed in a form that does not tell its shape")),
+            None => Ok(None),
+        };
+    }
+    let text = config.family;
+    if WITHOUT_CLASS.contains(&text.model_type) {
+        return refused(format!(
+            "mlx-lm packed the text model of {class} alone, and transformers has no class with an output layer for that"
+        ));
+    }
+    let parts = files.safetensors().map(|files| part_names(files.left_out().map(|view| view.name)));
+    let without = parts
+        .filter(|parts| !parts.is_empty())
+        .map_or_else(String::new, |parts| format!(": MLX has {} in another form than transformers", parts.join(", ")));
+    Ok(Some(format!("written as {}, the text model of {class} alone{without}", text.architecture)))
 }
 
 /// Refuses experts with gate and up in turns (gpt-oss): a GGUF file has not the stacks of its directory.
@@ -251,10 +290,11 @@ impl<'a> Writer<'a> {
 
     /// The bytes of piece `n`. Packed matrices are made with their first part, and kept up to their last.
     fn bytes(&mut self, n: usize) -> Result<Vec<u8>, ModelError> {
-        let (tensors, packed) = (self.pieces[n].tensors.clone(), self.pieces[n].packed);
+        let Piece { packed, half, .. } = self.pieces[n];
+        let tensors = self.pieces[n].tensors.clone();
         let dtype = self.dtypes[tensors[0]];
         if let Some((scheme, part)) = packed {
-            if part == 0 {
+            if part == 0 && half != Some(1) {
                 self.parts.clear();
                 for tensor in tensors {
                     for (place, bytes) in self.packed(scheme, tensor, dtype)?.into_iter().enumerate() {
@@ -265,7 +305,16 @@ impl<'a> Writer<'a> {
                     }
                 }
             }
-            return Ok(std::mem::take(&mut self.parts[part]));
+            let mut bytes = std::mem::take(&mut self.parts[part]);
+            if half == Some(0) {
+                // The other half waits for its own piece.
+                self.parts[part] = bytes.split_off(bytes.len() / 2);
+            }
+            return Ok(bytes);
+        }
+        if let Some(half) = half {
+            let bytes = self.merging.bytes(&self.tensors[tensors[0]], dtype, true)?;
+            return Ok(bytes.chunks(bytes.len() / 2).nth(half).unwrap_or_default().to_vec());
         }
         if self.pieces[n].adds_one {
             return self.merging.bytes_with_one(&self.tensors[tensors[0]], dtype);

@@ -1,9 +1,10 @@
 //! Vectors and matrices of the tree, absent or loaded.
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use finetune_kernels::weight::packed_rows;
 use finetune_kernels::{PackedWeight, Weight};
 
+use crate::error::ModelError;
 use crate::files::by_row::ByRow;
 use crate::slice::{Cut, VectorCut};
 
@@ -100,15 +101,22 @@ impl Matrix {
         }
     }
 
-    /// All elements in f32, without a gradient. A packed matrix is decoded.
-    pub(crate) fn in_f32(&self, device: &Device) -> Tensor<2> {
-        match self.weight() {
+    /// All elements in f32, without a gradient. A packed matrix is decoded, one that is read by row is read as a whole.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or a number is not finite.
+    pub(crate) fn in_f32(&self, device: &Device) -> Result<Tensor<2>, ModelError> {
+        if let Some(by_row) = &self.by_row {
+            let values = TensorData::new(by_row.read_all()?, self.shape);
+            return Ok(Tensor::from_data(values, (device, DType::F32)));
+        }
+        Ok(match self.weight() {
             Weight::Dense(tensor) => tensor.clone().inner().cast(DType::F32),
             Weight::Packed(packed) => {
                 let like = Tensor::<1>::zeros([1], (device, DType::F32));
                 packed_rows(like, packed.clone(), (0..self.shape[0] as u32).collect())
             }
-        }
+        })
     }
 
     /// Its rows in the file, if they are read from there.
@@ -121,11 +129,12 @@ impl Matrix {
     }
 
     pub(crate) fn set(&mut self, tensor: Tensor<2>) {
-        self.weight = Some(Weight::Dense(tensor));
+        self.set_weight(Weight::Dense(tensor));
     }
 
+    /// Puts a weight in the place of another one, or of the rows in the file.
     pub(crate) fn set_weight(&mut self, weight: Weight) {
-        self.weight = Some(weight);
+        (self.weight, self.by_row) = (Some(weight), None);
     }
 
     /// Whether it is neither loaded nor read by row.
@@ -135,6 +144,6 @@ impl Matrix {
 
     /// Takes over the elements of another matrix.
     pub(crate) fn set_as(&mut self, other: &Matrix) {
-        self.weight = other.weight.clone();
+        (self.weight, self.by_row) = (other.weight.clone(), other.by_row.clone());
     }
 }

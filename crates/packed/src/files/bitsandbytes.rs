@@ -123,6 +123,21 @@ fn nested<'a>(module: &Module<'a>, state: &State<'_>, blocks: usize) -> Result<O
     Ok(Some(Nested { absmax, map, block, offset: state.number("nested_offset")? }))
 }
 
+/// The weight whose numbers beside its tensors are in the one of this name. `None`: that has no such numbers.
+pub(super) fn weight_of_state(name: &str) -> Option<&str> {
+    let stem = [NF4_STATE, FP4_STATE].into_iter().find_map(|end| name.strip_suffix(end))?;
+    name.get(..stem.len() + ".weight".len())
+}
+
+/// The shape of a weight, out of the numbers beside its tensors.
+pub(super) fn shape_in_state(tensor: TensorView<'_>) -> Result<[usize; 2], PackedError> {
+    let state = State::read(tensor)?;
+    match *state.shape().unwrap_or_default() {
+        [rows, columns] => Ok([rows, columns]),
+        _ => Err(state.wrong("shape", "a list of two lengths")),
+    }
+}
+
 /// The numbers beside the tensors.
 struct State<'a> {
     tensor: TensorView<'a>,
@@ -168,12 +183,15 @@ impl<'a> State<'a> {
     }
 
     fn check_shape(&self, [rows, columns]: [usize; 2]) -> Result<(), PackedError> {
-        let lengths: Option<Vec<u64>> =
-            self.json.get("shape").and_then(Value::as_array).and_then(|list| list.iter().map(Value::as_u64).collect());
-        if lengths.as_deref() == Some(&[rows as u64, columns as u64]) {
+        if self.shape().as_deref() == Some(&[rows, columns]) {
             return Ok(());
         }
         Err(self.wrong("shape", &format!("[{rows}, {columns}]")))
+    }
+
+    fn shape(&self) -> Option<Vec<usize>> {
+        let length = |value: &Value| value.as_u64().and_then(|length| usize::try_from(length).ok());
+        self.json.get("shape")?.as_array()?.iter().map(length).collect()
     }
 
     fn rounding(&self) -> Result<Rounding, PackedError> {

@@ -20,6 +20,9 @@ use super::module::{FLOATS, Module, check_count, check_dtype, check_shape, wrong
 use super::{Format, Found, Layout, Scales, bitsandbytes, fp4, numbers, scaled, unpack};
 use crate::{Codes, Decoder, Groups, NibbleOrder, PackedError, PackedMatrix, Rounding, Zeros};
 
+/// How the name of the tensor ends that has a weight's shape.
+pub(super) const SHAPE: &str = ".weight_shape";
+
 #[derive(Debug)]
 struct Packed<'a> {
     shape: [usize; 2],
@@ -80,19 +83,32 @@ pub(super) fn find<'a>(module: &Module<'a>, config: &PackedConfig) -> Result<Fou
 }
 
 fn check_shape_tensor(module: &Module<'_>) -> Result<(), PackedError> {
-    let tensor = module.need(".weight_shape")?;
-    check_dtype(&tensor, &[Dtype::I64, Dtype::I32])?;
-    check_count(&tensor, 2)?;
-    let bytes = tensor.bytes()?;
-    let lengths: Vec<i64> = match tensor.dtype {
-        Dtype::I64 => bytes.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect(),
-        _ => bytes.as_chunks::<4>().0.iter().map(|bytes| i64::from(i32::from_le_bytes(*bytes))).collect(),
-    };
-    let shape = module.shape();
+    let tensor = module.need(SHAPE)?;
+    let (lengths, shape) = (lengths_in(&tensor)?, module.shape());
     if lengths.iter().zip(shape).all(|(length, needed)| u64::try_from(*length) == Ok(needed as u64)) {
         return Ok(());
     }
     Err(wrong(&tensor, format!("it says {lengths:?}, and the model has {shape:?}")))
+}
+
+/// The shape of a weight, out of the tensor that has it.
+pub(super) fn shape_in(tensor: &TensorView<'_>) -> Result<[usize; 2], PackedError> {
+    let lengths = lengths_in(tensor)?;
+    match lengths.iter().map(|&length| usize::try_from(length)).collect::<Result<Vec<_>, _>>().as_deref() {
+        Ok(&[rows, columns]) => Ok([rows, columns]),
+        _ => Err(wrong(tensor, format!("it says {lengths:?}, and two lengths are needed"))),
+    }
+}
+
+/// Two numbers.
+fn lengths_in(tensor: &TensorView<'_>) -> Result<Vec<i64>, PackedError> {
+    check_dtype(tensor, &[Dtype::I64, Dtype::I32])?;
+    check_count(tensor, 2)?;
+    let bytes = tensor.bytes()?;
+    Ok(match tensor.dtype {
+        Dtype::I64 => bytes.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect(),
+        _ => bytes.as_chunks::<4>().0.iter().map(|bytes| i64::from(i32::from_le_bytes(*bytes))).collect(),
+    })
 }
 
 /// Zero points are packed along the rows, or whole numbers of a byte in older files.

@@ -108,6 +108,11 @@ impl PackedConfig {
         self.mlx.is_some() || self.method.is_some()
     }
 
+    /// Whether it is mlx-lm's or mlx-vlm's.
+    pub fn is_mlx(&self) -> bool {
+        self.mlx.is_some()
+    }
+
     /// The format that it names, in words: "MLX 4-bit, groups of 64".
     pub fn describe(&self) -> Option<String> {
         if let Some(mlx) = &self.mlx {

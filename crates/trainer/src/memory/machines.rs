@@ -135,6 +135,7 @@ impl Training {
         let placement = if cpu { Placement::cpu(None) } else { gpu };
         let sizing = Sizing {
             ends: ends(&config),
+            embedding_by_row: !config.tied_embeddings,
             config,
             adaptation: Some(adaptation),
             text_bytes: 0,
@@ -353,6 +354,26 @@ fn embedding_and_output_layer_count_where_they_are() {
     }
 }
 
+/// Where layers come from the disk, the rows of an embedding that is no output layer stay there, and do not count on the
+/// machine that has it.
+#[test]
+fn an_embedding_on_the_disk_does_not_count() {
+    for (file, machines) in [("llama-3.3-70b", 1), ("llama-3.3-70b", 4), ("kimi-k2", 2), ("gemma-3-27b", 1)] {
+        let (by_row, mut whole) = (Training::new(file, false), Training::new(file, false));
+        whole.sizing.embedding_by_row = false;
+        let is_tied = by_row.sizing.config.tied_embeddings;
+        assert_eq!(by_row.sizing.embedding_by_row, !is_tied, "{file}");
+        let of_embedding = by_row.sizing.ends[0].bytes(FloatType::BF16);
+        assert!(of_embedding > 1 << 30, "{file}: {of_embedding} bytes of the embedding");
+        for (from_disk, machine) in [false, true].into_iter().flat_map(|disk| (0..machines).map(move |n| (disk, n))) {
+            let way = Way { machines, from_disk };
+            let spared = whole.needed_by(way, machine, 1) - by_row.needed_by(way, machine, 1);
+            let want = if from_disk && machine == 0 && !is_tied { of_embedding } else { 0 };
+            assert_eq!(spared, want, "{file}: machine {machine} of {machines}, from the disk: {from_disk}");
+        }
+    }
+}
+
 /// A rank has room for as many layers as it offers to hold, and for no more.
 #[test]
 fn what_ranks_offer_is_what_fits() {
@@ -391,8 +412,8 @@ fn what_ranks_offer_is_what_fits() {
     assert!(bounded >= 4, "{bounded}");
 }
 
-/// With its experts read one by one, Kimi K2 takes embedding and output layer, two layers without experts and a few
-/// experts: the layer without experts is the largest of these.
+/// With its experts read one by one, Kimi K2 takes the output layer, two layers without experts and a few experts: the
+/// layer without experts is the largest of these.
 #[test]
 fn a_layer_larger_than_memory_is_read_by_experts() {
     let training = Training::new("kimi-k2", true);
@@ -413,9 +434,8 @@ fn a_layer_larger_than_memory_is_read_by_experts() {
     let without = two(first.bytes_without_experts(held), next.bytes_without_experts(held));
     let few = EXPERTS_IN_MEMORY as u64 * experts.largest(held);
     assert_eq!(weights(whole) - weights(by_experts.clone()), of_whole - without - few);
-    // Embedding and output layer have 16 bits.
-    let ends: u64 = training.sizing.ends.iter().map(|end| end.bytes(held)).sum();
-    let rest = weights(by_experts) - ends - without - few;
+    // The output layer has 16 bits. The rows of the embedding stay in their file.
+    let rest = weights(by_experts) - training.sizing.ends[1].bytes(held) - without - few;
     assert!(rest < 8 << 20, "norms of {rest} bytes");
 }
 

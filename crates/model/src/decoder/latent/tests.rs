@@ -69,9 +69,10 @@ fn held(mut model: Model, change: impl Fn(&[f32], [usize; 2]) -> Weight) -> [Mod
     let mut decoded = model.clone();
     let device = Device::flex();
     for (up, decoded) in ups(&mut model).into_iter().zip(ups(&mut decoded)) {
-        let values = data(up.weight.in_f32(&device)).expect("values");
+        let values = data(up.weight.in_f32(&device).expect("a matrix")).expect("values");
         up.weight.set_weight(change(&values, up.weight.shape));
-        let values = TensorData::new(data(up.weight.in_f32(&device)).expect("values"), up.weight.shape);
+        let values =
+            TensorData::new(data(up.weight.in_f32(&device).expect("a matrix")).expect("values"), up.weight.shape);
         decoded.weight.set(Tensor::from_data(values, &device));
     }
     [model, decoded]

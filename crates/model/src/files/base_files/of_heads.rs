@@ -7,6 +7,7 @@
 //!
 //! Either may be packed. A head's matrices are read as `embed_q.N` and `unembed_out.N`.
 
+use super::of_rows::names_of;
 use super::{BaseFiles, BaseTensor};
 use crate::error::ModelError;
 use crate::files::stacked::{HEAD_KEYS, HEAD_VALUES};
@@ -68,11 +69,7 @@ impl<'a> OfHeads<'a> {
 
     /// Names of the tensors that make it.
     pub(super) fn parts(&self) -> Vec<String> {
-        let names = |part: &BaseTensor<'_>| match part.parts() {
-            names if names.is_empty() => vec![part.name.clone()],
-            names => names,
-        };
-        self.all().flat_map(names).collect()
+        names_of(self.all())
     }
 
     /// The elements: of each head the rows of its keys, then those of its values.

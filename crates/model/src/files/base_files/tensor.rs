@@ -24,6 +24,7 @@ impl Stored<'_> {
             Stored::OfStack(of_stack) => of_stack.is_packed(),
             Stored::OfExpert(expert) => expert.parts.iter().any(BaseTensor::is_packed_in_file),
             Stored::OfHeads(heads) => heads.all().any(BaseTensor::is_packed_in_file),
+            Stored::OfRows(rows) => rows.all().any(BaseTensor::is_packed_in_file),
             Stored::Dense(_) | Stored::WithOne(_) | Stored::Gguf(..) => false,
         }
     }
@@ -45,6 +46,7 @@ impl BaseTensor<'_> {
             Stored::OfStack(of_stack) => of_stack.view().path(),
             Stored::OfExpert(expert) => expert.parts.first().map_or(self.base, BaseTensor::path),
             Stored::OfHeads(heads) => heads.first().map_or(self.base, BaseTensor::path),
+            Stored::OfRows(rows) => rows.first().map_or(self.base, BaseTensor::path),
             Stored::Gguf(base, _) => base.path_of(&self.name),
         }
     }
@@ -55,6 +57,7 @@ impl BaseTensor<'_> {
             Stored::Dense(view) | Stored::WithOne(view) => view.is_here(),
             Stored::OfStack(of_stack) => of_stack.view().is_here(),
             Stored::OfHeads(heads) => heads.all().all(BaseTensor::is_here),
+            Stored::OfRows(rows) => rows.all().all(BaseTensor::is_here),
             Stored::Packed(_) | Stored::OfExpert(_) | Stored::Gguf(..) => true,
         }
     }
@@ -80,6 +83,7 @@ impl BaseTensor<'_> {
         let parts = match &self.stored {
             Stored::OfExpert(OfExpert { parts, .. }) => parts,
             Stored::OfHeads(heads) => return heads.first().map_or(&self.name, |first| &first.name),
+            Stored::OfRows(rows) => return rows.first().map_or(&self.name, |first| &first.name),
             _ => return &self.name,
         };
         match parts.first().map(|part| &part.stored) {
@@ -109,6 +113,7 @@ impl BaseTensor<'_> {
             Stored::OfStack(of_stack) => of_stack.dtype(),
             Stored::OfExpert(expert) => expert.parts.first().and_then(BaseTensor::dtype),
             Stored::OfHeads(heads) => heads.first().filter(|_| !self.is_packed_in_file()).and_then(BaseTensor::dtype),
+            Stored::OfRows(rows) => rows.first().filter(|_| !self.is_packed_in_file()).and_then(BaseTensor::dtype),
             Stored::Gguf(_, GgufStored::Dense(kind, _)) => Some(dtype_of(*kind)),
             Stored::Packed(_) | Stored::Gguf(..) => None,
         }
@@ -160,6 +165,7 @@ impl BaseTensor<'_> {
             (Stored::OfStack(of_stack), _) if of_stack.is_packed() => Some("MXFP4".to_owned()),
             (Stored::OfExpert(expert), _) => expert.parts.first().and_then(BaseTensor::format),
             (Stored::OfHeads(heads), None) => heads.all().find_map(BaseTensor::format),
+            (Stored::OfRows(rows), None) => rows.all().find_map(BaseTensor::format),
             (Stored::Gguf(_, GgufStored::Packed { name, .. }), _) => Some(format!("GGUF {name}")),
             (_, Some(scheme)) => Some(format!("{} while it is loaded", packing::scheme_word(scheme))),
             (_, None) => None,
@@ -172,6 +178,7 @@ impl BaseTensor<'_> {
             (Stored::Packed(packed), _) => Some(packed.memory()),
             (Stored::OfStack(of_stack), _) if of_stack.is_packed() => Some(of_stack.packed_bytes()),
             (Stored::OfExpert(expert), _) => expert.parts.iter().map(BaseTensor::packed_bytes).sum(),
+            (Stored::OfRows(rows), None) => rows.packed_bytes(),
             (Stored::Gguf(_, GgufStored::Packed { bytes, .. }), _) => Some(*bytes as u64),
             (_, Some(scheme)) => Some(packing::quantized_bytes(scheme, &self.shape, self.dtype()?)),
             (_, None) => None,
@@ -191,6 +198,7 @@ impl BaseTensor<'_> {
             Stored::OfStack(of_stack) => of_stack.stacks(),
             Stored::OfExpert(expert) => expert.parts.iter().flat_map(BaseTensor::parts).collect(),
             Stored::OfHeads(heads) => heads.parts(),
+            Stored::OfRows(rows) => rows.names(),
             Stored::Dense(_) | Stored::WithOne(_) | Stored::Gguf(..) => Vec::new(),
         }
     }
@@ -215,11 +223,13 @@ impl BaseTensor<'_> {
             Stored::Packed(packed) => return Ok(Some(packed.read()?)),
             Stored::OfStack(of_stack) if of_stack.is_packed() => return of_stack.packed(),
             Stored::Gguf(base, GgufStored::Packed { .. }) => return Ok(Some(base.packed(&self.name)?)),
+            Stored::OfRows(rows) if rows.format().is_some() => return rows.packed(),
             Stored::Dense(_)
             | Stored::WithOne(_)
             | Stored::OfStack(_)
             | Stored::OfExpert(_)
             | Stored::OfHeads(_)
+            | Stored::OfRows(_)
             | Stored::Gguf(..) => {}
         }
         let (Some(scheme), Some(dtype), &[rows, columns]) = (self.quantization, self.dtype(), self.shape.as_slice())
@@ -259,6 +269,7 @@ impl BaseTensor<'_> {
             Stored::OfStack(of_stack) => of_stack.values(),
             Stored::OfExpert(expert) => expert.values(self.shape[0]),
             Stored::OfHeads(heads) => heads.values(),
+            Stored::OfRows(rows) => rows.values(),
             Stored::Gguf(base, _) => base.dense_f32(&self.name),
         }
     }

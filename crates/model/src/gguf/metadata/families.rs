@@ -25,6 +25,10 @@ pub(super) fn add(config: &ModelConfig, architecture: &Architecture, keys: &mut 
             keys.push(("embedding_scale", factor(config.embedding_scale)));
             keys.push(("residual_scale", factor(config.residual_scale)));
             keys.push(("logit_scale", factor(config.logits_divisor)));
+            // llama.cpp takes this key of Granite for whether there are positions, and its absence for yes.
+            if config.layers.iter().all(|layer| layer.rope.is_none()) {
+                keys.push(("rope.scaling.finetuned", Value::Bool(false)));
+            }
         }
         Kind::Gemma2 | Kind::Gemma3 | Kind::Phi3 | Kind::Olmo2 => {}
         Kind::Gemma4 => gemma4(config, keys),

@@ -39,7 +39,7 @@ const GEMMA4: &[&str] = &[
     "rope.dimension_count_swa",
 ];
 const MULTIPLIERS: &[&str] = &["attention.scale", "embedding_scale", "residual_scale", "logit_scale"];
-/// Of Mamba layers; a file without such layers may have them.
+/// Of Mamba layers and experts; a file of Granite 4 without such has them too.
 const MAMBA: &[&str] = &[
     "expert_count",
     "expert_used_count",
@@ -67,8 +67,7 @@ pub(super) fn keys(kind: Kind) -> &'static [&'static [&'static str]] {
     match kind {
         Kind::Plain => &[],
         Kind::Mistral3 => &[YARN, &["attention.temperature_scale"]],
-        Kind::Granite => &[MULTIPLIERS],
-        Kind::GraniteHybrid => &[MULTIPLIERS, MAMBA],
+        Kind::Granite | Kind::GraniteHybrid => &[MULTIPLIERS, MAMBA],
         Kind::Phi3 => &[&["attention.sliding_window", "rope.scaling.attn_factor"]],
         Kind::Olmo2 => &[WINDOWS, YARN],
         Kind::Glm4 => &[],
@@ -207,29 +206,31 @@ impl Keys<'_> {
             let head_dim = config["head_dim"].as_f64().unwrap_or(1.0);
             config["attention_multiplier"] = json!(1.0 / head_dim.sqrt());
         }
-        let is_turned = self.number("rope.scaling.finetuned")? != Some(0.0);
-        if kind == Kind::Granite {
-            if !is_turned {
-                let what = format!(
-                    "`{}` = false means no positions, which is not computed here",
-                    self.full("rope.scaling.finetuned")
-                );
-                return Err(self.refused(what, OTHER_COPY));
-            }
-            return Ok(());
+        if let Some(experts) = self.size("expert_count")?.filter(|&experts| experts > 0) {
+            let what = format!("`{}` = {experts}: experts of Granite are not computed here", self.full("expert_count"));
+            return Err(self.refused(what, OTHER_COPY));
         }
+        // Of these architectures alone the key means whether there are positions.
+        let is_turned = self.number("rope.scaling.finetuned")? != Some(0.0);
+        // Granite 4 without Mamba layers is a file of `granite` too. With positions it computes what Granite 3 does.
+        match kind == Kind::Granite && is_turned {
+            true => Ok(()),
+            false => self.add_granite4(config, is_turned),
+        }
+    }
+
+    /// Layers of Granite 4, all of which have attention.
+    fn add_granite4(&self, config: &mut Json, is_turned: bool) -> Result<(), ModelError> {
         let count = layers(config);
-        let heads = self.of_layers("attention.head_count_kv", count)?.unwrap_or_default();
+        let heads = self.of_layers("attention.head_count_kv", count)?;
+        let heads = heads.unwrap_or_else(|| vec![config["num_attention_heads"].as_u64().unwrap_or(0); count]);
         let first = heads.first().copied().unwrap_or(0);
         if let Some(layer) = (0..count).find(|&layer| heads.get(layer) != Some(&first) || first == 0) {
             let what = format!("layer {layer} is a Mamba layer or has heads of its own, which is not computed here");
             return Err(self.refused(what, OTHER_COPY));
         }
-        if let Some(experts) = self.size("expert_count")?.filter(|&experts| experts > 0) {
-            let what = format!("`{}` = {experts}: experts of Granite are not computed here", self.full("expert_count"));
-            return Err(self.refused(what, OTHER_COPY));
-        }
         let width = self.size("expert_shared_feed_forward_length")?.filter(|&width| width > 0);
+        config["model_type"] = json!("granitemoehybrid");
         config["shared_intermediate_size"] = json!(width.map_or_else(|| self.needed("feed_forward_length"), Ok)?);
         config["num_key_value_heads"] = json!(first);
         config["layer_types"] = vec!["full_attention"; count].into();

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::some_rows::{LAST_OF_FOUR_BITS, SomeRows, with_form};
+use super::some_rows::{EIGHT_SIGNED, LAST_OF_FOUR_BITS, SIGN, SomeRows, with_form};
 use crate::codes::NibbleOrder;
 use crate::dot::HALF;
 use crate::dot::rounded::PIECE;
@@ -154,8 +154,12 @@ impl SomeRows<'_> {
             for row in 0..N {
                 // SAFETY: `each_half` gives whole halves.
                 let sixteen = |at: usize| unsafe { _mm_loadu_si128(codes[row].wrapping_add(at).cast()) };
-                let first = self.value::<FORM>(numbers[row], _mm512_cvtepu8_epi32(sixteen(0)));
-                let second = self.value::<FORM>(numbers[row], _mm512_cvtepu8_epi32(sixteen(HALF / 2)));
+                let [first, second] = [sixteen(0), sixteen(HALF / 2)].map(|codes| {
+                    let signed = _mm_xor_si128(codes, _mm_set1_epi8(SIGN.cast_signed()));
+                    let is_signed = FORM == EIGHT_SIGNED;
+                    let codes = if is_signed { _mm512_cvtepi8_epi32(signed) } else { _mm512_cvtepu8_epi32(codes) };
+                    self.value::<FORM>(numbers[row], codes)
+                });
                 // SAFETY: both are 32 numbers of 16 bits.
                 values[row] = unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first)) };
             }

@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 
 use super::avx512::Sums512;
 use super::some_rows::{
-    EIGHT_AFFINE, EIGHT_AFFINE_AT_ONCE, EIGHT_SHIFTED, FOUR_AFFINE, FOUR_AFFINE_AT_ONCE, FOUR_ROUNDED, FOUR_SHIFTED,
-    LAST_OF_FOUR_BITS, SomeRows, with_form,
+    EIGHT_AFFINE, EIGHT_SHIFTED, EIGHT_SIGNED, FOUR_AFFINE, FOUR_AFFINE_AT_ONCE, FOUR_ROUNDED, FOUR_SHIFTED,
+    FOUR_SIGNED, LAST_OF_FOUR_BITS, SIGN, SomeRows, with_form,
 };
 use crate::codes::NibbleOrder;
 use crate::dot::rows_of_codes::TOGETHER;
@@ -105,9 +105,11 @@ impl SomeRows<'_> {
             for row in 0..N {
                 // SAFETY: `each_half` gives whole halves.
                 let pairs = _mm512_cvtepu16_epi32(unsafe { _mm256_loadu_si256(codes[row].cast()) });
-                let even = _mm512_and_si512(pairs, _mm512_set1_epi32(0xff));
-                let odd = _mm512_srli_epi32::<8>(pairs);
-                values[row] = [self.value::<FORM>(numbers[row], even), self.value::<FORM>(numbers[row], odd)];
+                let mut codes = [_mm512_and_si512(pairs, _mm512_set1_epi32(0xff)), _mm512_srli_epi32::<8>(pairs)];
+                if FORM == EIGHT_SIGNED {
+                    codes = codes.map(|codes| _mm512_sub_epi32(codes, _mm512_set1_epi32(i32::from(SIGN))));
+                }
+                values[row] = codes.map(|codes| self.value::<FORM>(numbers[row], codes));
             }
             take(n, values);
         });
@@ -130,6 +132,9 @@ impl SomeRows<'_> {
         if FORM == FOUR_AFFINE {
             return _mm512_add_ps(_mm512_mul_ps(factors, _mm512_set1_ps(scale)), _mm512_set1_ps(bias));
         }
+        if FORM == FOUR_SIGNED {
+            return _mm512_mul_ps(factors, _mm512_set1_ps(scale));
+        }
         let scaled = _mm512_mul_ps(_mm512_sub_ps(factors, _mm512_set1_ps(zero)), _mm512_set1_ps(scale));
         if FORM == FOUR_SHIFTED {
             return scaled;
@@ -150,11 +155,7 @@ impl SomeRows<'_> {
         // SAFETY: `new` has seen numbers for every group.
         let [scale, zero, bias] =
             unsafe { [piece.scales, piece.zeros, piece.biases].map(|numbers| *numbers.get_unchecked(group)) };
-        let offset = match FORM {
-            EIGHT_AFFINE | EIGHT_AFFINE_AT_ONCE => bias,
-            EIGHT_SHIFTED => zero,
-            _ => -zero * scale,
-        };
+        let offset = if FORM == EIGHT_SHIFTED { zero } else { bias };
         [_mm512_set1_ps(scale), _mm512_set1_ps(offset)]
     }
 
@@ -164,6 +165,7 @@ impl SomeRows<'_> {
     pub(super) fn value<const FORM: usize>(&self, [scale, offset]: [__m512; 2], codes: __m512i) -> __m512 {
         let code = _mm512_cvtepi32_ps(codes);
         match FORM {
+            EIGHT_SIGNED => _mm512_mul_ps(code, scale),
             EIGHT_AFFINE => _mm512_add_ps(_mm512_mul_ps(code, scale), offset),
             EIGHT_SHIFTED => {
                 let scaled = _mm512_mul_ps(_mm512_sub_ps(code, offset), scale);

@@ -10,20 +10,26 @@ use crate::values::{Meaning, Piece};
 pub(super) const FOUR_AFFINE: usize = 0;
 /// ... or the same in one operation, where that has the same bits, ...
 pub(super) const FOUR_AFFINE_AT_ONCE: usize = 1;
-/// ... `(code - zero) · scale`, with a code or the number that a table has for it, ...
-pub(super) const FOUR_SHIFTED: usize = 2;
+/// ... `number · scale`, with the number that each code stands for, ...
+pub(super) const FOUR_SIGNED: usize = 2;
+/// ... `(code - zero) · scale`, ...
+pub(super) const FOUR_SHIFTED: usize = 3;
 /// ... with a factor, ...
-pub(super) const FOUR_SCALED: usize = 3;
+pub(super) const FOUR_SCALED: usize = 4;
 /// ... or rounded in the end.
-pub(super) const FOUR_ROUNDED: usize = 4;
+pub(super) const FOUR_ROUNDED: usize = 5;
 pub(super) const LAST_OF_FOUR_BITS: usize = FOUR_ROUNDED;
 /// Of 8 bits, `code · scale + bias`, ...
-pub(super) const EIGHT_AFFINE: usize = 5;
-/// ... `(code - zero) · scale · factor`, ...
-pub(super) const EIGHT_SHIFTED: usize = 6;
-/// ... or the same in one operation, where that has the same bits.
+pub(super) const EIGHT_AFFINE: usize = 6;
+/// ... or the same in one operation, where that has the same bits, ...
 pub(super) const EIGHT_AFFINE_AT_ONCE: usize = 7;
-pub(super) const EIGHT_SHIFTED_AT_ONCE: usize = 8;
+/// ... `(code - zero) · scale · factor`, ...
+pub(super) const EIGHT_SHIFTED: usize = 8;
+/// ... or `code · scale` of codes with a sign.
+pub(super) const EIGHT_SIGNED: usize = 9;
+
+/// The zero point of numbers of 8 bits with a sign. Their codes have this bit the other way round.
+pub(super) const SIGN: u8 = 0x80;
 
 /// Calls a function that is compiled for each form.
 macro_rules! with_form {
@@ -37,7 +43,8 @@ macro_rules! with_form {
             5 => $some.$function::<5>($($argument),*),
             6 => $some.$function::<6>($($argument),*),
             7 => $some.$function::<7>($($argument),*),
-            _ => $some.$function::<8>($($argument),*),
+            8 => $some.$function::<8>($($argument),*),
+            _ => $some.$function::<9>($($argument),*),
         }
     };
 }
@@ -47,17 +54,16 @@ pub(super) use with_form;
 fn form_of(piece: &Piece) -> usize {
     // Products of codes with scales are not rounded then.
     let are_exact = piece.has_short_scales;
-    // The difference of two such products is the product of the difference, but for the sign of a zero.
-    let are_positive = || piece.scales.iter().fold(true, |all, scale| all & (*scale > 0.0));
     match (piece.codes.bits(), piece.rounding, piece.meaning) {
         (4, Rounding::None, Meaning::Affine) if are_exact => FOUR_AFFINE_AT_ONCE,
         (4, Rounding::None, Meaning::Affine) => FOUR_AFFINE,
-        (4, Rounding::None, _) if piece.factor == 1.0 => FOUR_SHIFTED,
+        (4, Rounding::None, Meaning::Shifted { zero: None }) if piece.factor == 1.0 => FOUR_SHIFTED,
+        (4, Rounding::None, _) if piece.factor == 1.0 => FOUR_SIGNED,
         (4, Rounding::None, _) => FOUR_SCALED,
         (4, ..) => FOUR_ROUNDED,
         (_, _, Meaning::Affine) if are_exact => EIGHT_AFFINE_AT_ONCE,
         (_, _, Meaning::Affine) => EIGHT_AFFINE,
-        _ if piece.factor == 1.0 && are_exact && are_positive() => EIGHT_SHIFTED_AT_ONCE,
+        (.., Meaning::Shifted { zero: Some(SIGN) }) if piece.factor == 1.0 => EIGHT_SIGNED,
         _ => EIGHT_SHIFTED,
     }
 }
@@ -65,7 +71,8 @@ fn form_of(piece: &Piece) -> usize {
 /// Rows of whole blocks.
 pub(super) struct SomeRows<'a> {
     pub(super) piece: &'a Piece<'a>,
-    pub(super) factors: &'a [f32; 16],
+    /// What the codes of 4 bits stand for, less the zero point in [`FOUR_SIGNED`].
+    pub(super) factors: [f32; 16],
     /// One of those above.
     pub(super) form: usize,
     /// Halves of blocks in a row.
@@ -89,7 +96,12 @@ impl<'a> SomeRows<'a> {
         for numbers in [piece.scales, piece.zeros, piece.biases] {
             assert!(numbers.len() >= rows * groups, "a number for each group");
         }
-        SomeRows { piece, factors, form: form_of(piece), halves, period, groups, stride }
+        let form = form_of(piece);
+        let factors = match piece.meaning {
+            Meaning::Shifted { zero: Some(zero) } if form == FOUR_SIGNED => factors.map(|code| code - f32::from(zero)),
+            _ => *factors,
+        };
+        SomeRows { piece, factors, form, halves, period, groups, stride }
     }
 
     /// Calls `half` with the number of half of a block, from 0 on, the place of its codes of B bits in each of N rows from
@@ -105,7 +117,7 @@ impl<'a> SomeRows<'a> {
         let bytes = HALF * B / 8;
         let start = self.piece.codes.bytes().as_ptr().wrapping_add(self.piece.bit / 8);
         let mut codes: [*const u8; N] = std::array::from_fn(|row| start.wrapping_add((first + row) * self.stride));
-        // `at`: halves from the start of the group.
+        // `at`: halves from the start of the group, or of the row.
         let mut one = |n: usize, at: usize, groups: &[T; N]| {
             if (at * bytes).is_multiple_of(LINE) {
                 for codes in codes {
@@ -124,14 +136,14 @@ impl<'a> SomeRows<'a> {
             for (row, of_row) in groups.iter_mut().enumerate() {
                 *of_row = of_group((first + row) * self.groups + group);
             }
-            // Groups of a block, the usual ones, without a loop.
-            if self.period == 2 && begin + 2 <= self.halves {
-                one(begin, 0, &groups);
-                one(begin + 1, 1, &groups);
-                continue;
-            }
-            for n in begin..self.halves.min(begin + self.period) {
-                one(n, n - begin, &groups);
+            // The usual groups without a loop.
+            match self.period {
+                1 => one(begin, begin, &groups),
+                2 if begin + 2 <= self.halves => {
+                    one(begin, 0, &groups);
+                    one(begin + 1, 1, &groups);
+                }
+                _ => (begin..self.halves.min(begin + self.period)).for_each(|n| one(n, n - begin, &groups)),
             }
         }
     }
