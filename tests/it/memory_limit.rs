@@ -125,6 +125,14 @@ pub(crate) fn write_model(directory: &Path, layers: usize) -> u64 {
     end
 }
 
+/// The quickstart's tokenizer for such a model, which knows as many tokens.
+fn write_tokenizer(folder: &Folder) {
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        let file = repository().join("datasets/quickstart/base").join(name);
+        folder.write(&format!("model/{name}"), &std::fs::read(file).expect("a file of the quickstart"));
+    }
+}
+
 const RECIPE: &str = r#"output_dir = "run"
 [model]
 path = "model"
@@ -202,15 +210,27 @@ fn a_base_of_eight_times_the_memory_trains_resumes_evaluates_and_is_merged() {
     let merged = std::fs::metadata(folder.path("merged/model.safetensors")).map_or(0, |file| file.len());
     assert!(merged >= base, "{merged} bytes");
 
-    // The quickstart's tokenizer knows as many tokens.
-    for name in ["tokenizer.json", "tokenizer_config.json"] {
-        let file = repository().join("datasets/quickstart/base").join(name);
-        folder.write(&format!("model/{name}"), &std::fs::read(file).expect("a file of the quickstart"));
-    }
+    write_tokenizer(&folder);
     let generate =
         ["generate", "model", "--adapter", "run", "--raw", "--prompt", "Hi", "--max-new-tokens", "2", "--json"];
     // Beside two layers there are the keys and values of all 124.
     let group = MemoryGroup::start("answers", LIMIT + LIMIT / 4).expect("a second group");
     let answer = run(&mut group.finetune(&folder, &generate)).expect(0).says("are read from the disk").json();
     assert_eq!(answer, folder.finetune(&generate).expect(0).json(), "other tokens under the limit");
+}
+
+/// A server has its model in memory. Where that has no room, the system would kill it.
+#[test]
+fn a_server_of_a_model_that_has_no_room_is_refused() {
+    let Some(group) = MemoryGroup::start("serves", LIMIT) else { return };
+    let folder = Folder::empty();
+    let base = write_model(&folder.path("model"), 20);
+    assert!(base > LIMIT, "{base} bytes");
+    write_tokenizer(&folder);
+    let serve = ["serve", "model", "--port", "0", "--device", "cpu"];
+    run(&mut group.finetune(&folder, &serve))
+        .expect(5)
+        .says("of memory, and this process may have 100.0 MiB")
+        .says("--quantization")
+        .says("--residency disk");
 }

@@ -170,6 +170,9 @@ fn rules_forms_and_logarithms_are_those_of_one_process() {
         json!({"logprobs": 3, "temperature": 0.8, "seed": 5}),
         json!({"logprobs": 1, "temperature": 0, "repetition_penalty": 1.3, "logit_bias": {"20": 5}}),
         json!({"response_format": {"type": "json_object"}, "temperature": 0.9, "seed": 2, "n": 3}),
+        // The last rank tells what it thinks of the prompts, too, of which the second has three tokens.
+        json!({"prompt": ["Hello, Leon", [5, 6, 7]], "echo": true, "logprobs": 2, "temperature": 0.7, "seed": 3, "n": 2}),
+        json!({"echo": true, "logprobs": 0, "max_tokens": 0}),
     ] {
         let mut asked = json!({"prompt": "Hello, Leon", "max_tokens": 16});
         let fields = more.as_object().expect("an object").clone();
@@ -181,9 +184,6 @@ fn rules_forms_and_logarithms_are_those_of_one_process() {
         });
         assert_eq!(got, want, "{asked}");
     }
-    let echo = json!({"prompt": "Hello, Leon", "max_tokens": 0, "echo": true, "logprobs": 1}).to_string();
-    let (status, body) = ask(&servers[1], "POST", "/v1/completions", "", &echo);
-    assert!(status == 400 && body.contains("--parallel tensor"), "{status} {body}");
 }
 
 /// The last of several stages chooses tokens, and all slices do: a request begins once they have its form. One that is

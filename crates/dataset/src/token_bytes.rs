@@ -15,7 +15,7 @@ enum Spelling {
 
 impl ChatTokenizer {
     /// The bytes of each token, by id, without those that a decoder takes off at the beginning of a text. `None`: it
-    /// stands for no text, or is a token that was added to the vocabulary and is not one of `plain`.
+    /// stands for no text, or is a token that was added to the vocabulary and is neither white space nor one of `plain`.
     ///
     /// # Errors
     /// A sentence, if the decoder of tokenizer.json is none of those that spell bytes.
@@ -26,7 +26,8 @@ impl ChatTokenizer {
             spelling(&decoder).ok_or("the decoder of tokenizer.json does not say which bytes a token has")?;
         let added = backend.get_added_vocabulary().get_added_tokens_decoder();
         let bytes = |id: u32| match added.get(&id) {
-            Some(token) => plain.contains(&token.content.as_str()).then(|| token.content.clone().into_bytes()),
+            Some(token) if plain.contains(&token.content.as_str()) => Some(token.content.clone().into_bytes()),
+            Some(token) => spelling.space(&token.content).filter(|_| !token.special),
             None => backend.id_to_token(id).and_then(|token| spelling.bytes(&token)),
         };
         Ok((0..self.vocab_size() as u32).map(bytes).collect())
@@ -56,6 +57,12 @@ fn spelling(decoder: &Value) -> Option<Spelling> {
 }
 
 impl Spelling {
+    /// The bytes of a token that is nothing but white space, as Gemma has added them.
+    fn space(self, token: &str) -> Option<Vec<u8>> {
+        let text = if self == Spelling::Text { token.replace('\u{2581}', " ") } else { token.to_owned() };
+        (!text.is_empty() && text.trim().is_empty()).then(|| text.into_bytes())
+    }
+
     fn bytes(self, token: &str) -> Option<Vec<u8>> {
         match self {
             Spelling::Letters => token.chars().map(byte_of_letter).collect(),
@@ -117,6 +124,15 @@ mod tests {
             ("é", "é".into()),
         ] {
             assert_eq!(Spelling::Text.bytes(token), Some(want), "{token}");
+        }
+    }
+
+    #[test]
+    fn added_tokens_that_are_white_space_are_text() {
+        assert_eq!(Spelling::Text.space("\u{2581}\u{2581}"), Some(b"  ".to_vec()));
+        assert_eq!(Spelling::Letters.space("\n\n"), Some(b"\n\n".to_vec()));
+        for token in ["", "<table>", "\u{2581}a"] {
+            assert_eq!(Spelling::Text.space(token), None, "{token}");
         }
     }
 

@@ -132,6 +132,37 @@ fn any_number_of_rows_on_any_number_of_processes_has_the_bits_of_one() {
     }
 }
 
+/// What the last process thinks of a prompt is heard on all of them: also of parts that follow each other, beside an
+/// answer, and behind a prompt whose listener has left while it was read.
+#[test]
+fn prompts_are_scored_as_in_one_process() {
+    let scored = TokenRules { of_prompt: true, ..rules() };
+    let asked = |model: &Arc<Model>| {
+        let mut engine = Engine::new(SETTINGS);
+        let gone = submit(&mut engine, request(model, &text(1300, 2), 4, scored.clone()));
+        engine.step();
+        gone.leave();
+        let heard = [
+            submit(&mut engine, request(model, &prompt(0), 30, rules())),
+            submit(&mut engine, request(model, &text(1300, 5), 4, scored.clone())),
+            submit(&mut engine, request(model, &text(40, 9), 0, scored.clone())),
+            submit(&mut engine, request(model, &text(1, 9), 2, scored.clone())),
+        ];
+        finish(&mut engine);
+        assert_eq!(engine.lost(), None);
+        heard.map(|heard| (heard.scores(), heard.chosen(), heard.end()))
+    };
+    for (family, layers) in [("llama", 3), ("gemma3", 3), ("qwen3_5", 4)] {
+        let want = asked(&Arc::new(load(family, None)));
+        assert_eq!(want.each_ref().map(|(scores, ..)| scores.len()), [0, 1299, 39, 0], "{family}");
+        for processes in 2..=3 {
+            let trouble = Trouble::default();
+            let all = together((family, layers), processes, trouble, &Arc::default(), |model| asked(&model));
+            assert!(all.iter().all(|got| *got == want), "{family}: {processes} processes");
+        }
+    }
+}
+
 #[test]
 fn processes_with_uneven_numbers_of_layers_have_the_bits_of_one() {
     for (family, counts) in

@@ -51,7 +51,7 @@ pub(crate) struct Asked {
 }
 
 /// What OpenAI's interface has and this server has not, with what is said about it.
-const UNSUPPORTED: [(&str, &str); 12] = [
+const UNSUPPORTED: [(&str, &str); 23] = [
     ("functions", "send `tools`"),
     ("function_call", "send `tool_choice`"),
     ("suffix", "text is only continued"),
@@ -59,7 +59,18 @@ const UNSUPPORTED: [(&str, &str); 12] = [
     ("prompt_logprobs", "there are `logprobs` of the answer"),
     ("web_search_options", "there is nothing to search with"),
     ("continue_final_message", "send `/v1/completions` the text to continue"),
-    // vLLM's. Without them an answer would have any form.
+    // Other servers'. Without them an answer would be of another model, of another prompt, or have any form.
+    ("adapters", "an adapter is a `model`"),
+    ("lora", "an adapter is a `model`"),
+    ("chat_template", "start the server with --chat-template"),
+    ("documents", "send `chat_template_kwargs`"),
+    ("prompt_embeds", "there is only text"),
+    ("bad_words", "send `logit_bias`"),
+    ("allowed_token_ids", "send `logit_bias`"),
+    ("use_beam_search", "ask for `n` answers"),
+    ("include_stop_str_in_output", "an answer ends in front of a text of `stop`"),
+    ("grammar", "forms are those of `response_format`"),
+    ("json_schema", "send `response_format`"),
     ("guided_json", "send `response_format`"),
     ("guided_choice", "send `response_format` with an `enum`"),
     ("guided_regex", "forms are those of `response_format`"),
@@ -163,9 +174,14 @@ impl Asked {
 
 fn refuse_unsupported(fields: &Fields, choices: i64) -> Result<(), ApiError> {
     for (name, instead) in UNSUPPORTED {
-        if fields.get(name).is_some_and(|value| *value != false && *value != "") {
+        let asks_nothing = |value: &Value| *value == false || *value == "" || *value == Value::Array(Vec::new());
+        if fields.get(name).is_some_and(|value| !asks_nothing(value)) {
             return Err(ApiError::unsupported(name, format!("`{name}` is not supported: {instead}")));
         }
+    }
+    if fields.flag("add_generation_prompt")? == Some(false) {
+        let message = "`add_generation_prompt` may be true: send `/v1/completions` the text to continue";
+        return Err(ApiError::unsupported("add_generation_prompt", message));
     }
     if fields.list("modalities")?.is_some_and(|all| all.iter().any(|one| *one != "text")) {
         return Err(ApiError::unsupported("modalities", "`modalities` may be [\"text\"]: there is only text"));
@@ -266,6 +282,7 @@ mod tests {
         assert_eq!(both.max_tokens, Some(9));
         let same = json!({
             "n": 2, "best_of": 2, "suffix": "", "modalities": ["text"], "continue_final_message": false, "top_p": 0,
+            "functions": [], "bad_words": [], "use_beam_search": false, "add_generation_prompt": true,
             "service_tier": "auto", "metadata": {"a": "b"}, "prediction": {"type": "content", "content": "x"},
         });
         let same = read(&same).expect("what changes no answer");
@@ -311,7 +328,13 @@ mod tests {
             (json!({"continue_final_message": true}), "continue_final_message"),
             (json!({"web_search_options": {}}), "web_search_options"),
             (json!({"echo": 1}), "echo"),
-            (json!({"functions": []}), "functions"),
+            (json!({"functions": [{"name": "now"}]}), "functions"),
+            (json!({"adapters": "runs/support"}), "adapters"),
+            (json!({"lora": [{"id": 0, "scale": 1}]}), "lora"),
+            (json!({"chat_template": "{{ messages }}"}), "chat_template"),
+            (json!({"allowed_token_ids": [5]}), "allowed_token_ids"),
+            (json!({"grammar": "root ::= \"x\""}), "grammar"),
+            (json!({"add_generation_prompt": false}), "add_generation_prompt"),
             (json!({"response_format": {"type": "grammar"}}), "response_format"),
             (json!({"response_format": {"type": "json_schema"}}), "response_format"),
             (

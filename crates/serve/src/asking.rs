@@ -165,15 +165,11 @@ pub(crate) fn ask(state: &State, asked: &Asked, question: &Question) -> Result<I
 
 /// Refuses prompts of which cannot be said what the model thinks of them.
 fn check_scored(model: &Model, prompts: &[Vec<u32>]) -> Result<(), ApiError> {
-    let what = if !model.chooses() {
-        "the last of several ranks knows them, and does not tell them; `--parallel tensor` has them"
-    } else if prompts.iter().any(|prompt| model.config.is_long(prompt.len())) {
-        "this model reads so long a text in another way than its beginning"
-    } else {
+    if !prompts.iter().any(|prompt| model.config.is_long(prompt.len())) {
         return Ok(());
-    };
-    let message = format!("`echo` with `logprobs` cannot be had: {what}");
-    Err(ApiError::unsupported("echo", message))
+    }
+    let what = "this model reads so long a text in another way than its beginning";
+    Err(ApiError::unsupported("echo", format!("`echo` with `logprobs` cannot be had: {what}")))
 }
 
 /// A form that cannot be kept. `param`: the field that asks for it.

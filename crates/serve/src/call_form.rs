@@ -32,6 +32,17 @@ pub(crate) struct CallForm {
     pub(crate) arguments: Arguments,
 }
 
+/// What tells calls from text in an answer that may have both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Begins {
+    /// This mark, wherever it stands.
+    Mark(&'static str),
+    /// An answer that begins with an object of JSON.
+    Json,
+    /// An answer that begins with a list in Python of calls.
+    List,
+}
+
 /// How the arguments of a call are written, from its name on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Arguments {
@@ -146,6 +157,21 @@ impl CallForm {
             call.name == SAMPLES[0] && serde_json::from_str::<Value>(&call.arguments).is_ok_and(|got| got == arguments)
         };
         shown.trim().is_empty() && rest.is_empty() && calls.len() == 1 && calls.iter().all(is_meant)
+    }
+
+    /// Whether arguments are a JSON object.
+    pub(crate) fn is_json(&self) -> bool {
+        matches!(self.arguments, Arguments::Json { .. })
+    }
+
+    /// What begins calls of this form, which one of the formats reads.
+    pub(crate) fn begins(&self, formats: &[&'static CallFormat]) -> Begins {
+        let marks = formats.iter().flat_map(|format| format.begins).copied();
+        match marks.filter(|mark| self.open.starts_with(mark)).max_by_key(|mark| mark.len()) {
+            Some(mark) => Begins::Mark(mark),
+            None if self.open.starts_with('{') => Begins::Json,
+            None => Begins::List,
+        }
     }
 
     /// The marks of formats that calls have: their tokens are text of these answers.

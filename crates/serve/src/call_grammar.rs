@@ -50,14 +50,28 @@ pub(crate) fn arguments_of(form: &CallForm, tools: &[&Value]) -> Result<Rules, S
     Ok(rules)
 }
 
-/// The rule `calls`, with all that it needs.
+/// The rule `calls`, with all that it needs. `begun`: what of the beginning of calls stands in front of it.
 ///
 /// # Errors
 /// As [`arguments_of`], or a name that the notation has no place for.
-pub(crate) fn calls(form: &CallForm, tools: &[&Value], one: bool) -> Result<Rules, String> {
+pub(crate) fn calls(form: &CallForm, tools: &[&Value], one: bool, begun: &str) -> Result<Rules, String> {
     let mut rules = arguments_of(form, tools)?;
-    let CallForm { open, next, close, arguments } = form;
-    let is_json = open.ends_with('"');
+    rules.add("first", &alternatives(form, tools, form.open.strip_prefix(begun).unwrap_or(&form.open))?);
+    let more = match form.next.as_ref().filter(|_| !one) {
+        None => "",
+        Some(next) => {
+            rules.add("more", &alternatives(form, tools, next)?);
+            " more*"
+        }
+    };
+    let close = if form.close.is_empty() { String::new() } else { quoted(&form.close) };
+    rules.add("calls", format!("first{more} {close}").trim());
+    Ok(rules)
+}
+
+/// A call of any of the tools, with this in front of its name: a word of its own would end before a text that begins alike.
+fn alternatives(form: &CallForm, tools: &[&Value], before: &str) -> Result<String, String> {
+    let is_json = form.open.ends_with('"');
     let mut bodies = Vec::new();
     for (n, tool) in tools.iter().enumerate() {
         let name = tool["function"]["name"].as_str().unwrap_or_default();
@@ -67,8 +81,8 @@ pub(crate) fn calls(form: &CallForm, tools: &[&Value], one: bool) -> Result<Rule
         // The quotes around it are the form's. A name may end with one of its own.
         let within = quoted(name);
         let within = within.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(&within);
-        let name = if is_json { within.to_owned() } else { name.to_owned() };
-        bodies.push(match arguments {
+        let name = before.to_owned() + if is_json { within } else { name };
+        bodies.push(match &form.arguments {
             Arguments::Json { between, counted: false } => format!("{} arguments{n}", quoted(&(name + between))),
             Arguments::Json { between, counted: true } => {
                 format!("{} /[0-9]{{1,3}}/ {} arguments{n}", quoted(&(name + ":")), quoted(between))
@@ -78,11 +92,7 @@ pub(crate) fn calls(form: &CallForm, tools: &[&Value], one: bool) -> Result<Rule
             Arguments::Python => format!("{} arguments{n}", quoted(&(name + "("))),
         });
     }
-    rules.add("call", &bodies.join(" | "));
-    let more = next.as_ref().filter(|_| !one).map_or_else(String::new, |next| format!(" ({} call)*", quoted(next)));
-    let around = |text: &str| if text.is_empty() { String::new() } else { quoted(text) };
-    rules.add("calls", format!("{} call{more} {}", around(open), around(close)).trim());
-    Ok(rules)
+    Ok(bodies.join(" | "))
 }
 
 impl CallForm {

@@ -1,5 +1,6 @@
 //! `POST /v1/chat/completions`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::Json;
@@ -16,7 +17,7 @@ use crate::asking::{
     FINGERPRINT, Question, Usage, ask, check_text, finish_reason, new_call_id, new_id, on_texts, on_thread,
     read_grammar, refused_form, token_text, whole,
 };
-use crate::call_form::CallForm;
+use crate::call_form::{Begins, CallForm};
 use crate::catalog::{Served, now};
 use crate::connection::Busy;
 use crate::error::ApiError;
@@ -24,11 +25,12 @@ use crate::events::{self, Chunks};
 use crate::fields::Fields;
 use crate::forms::{Calls, Thought, ToolChoice, grammar, trial};
 use crate::grammar::Grammar;
-use crate::messages::{Conversation, name_thinking, with_texts_of_arguments};
+use crate::harmony_forms::Final;
+use crate::messages::{Conversation, describe, name_thinking, with_texts_of_arguments};
 use crate::parts::{PartReader, Parts};
 use crate::server::State;
 use crate::tool_calls::{ToolCall, Tools};
-use crate::{form_bounds, harmony_forms};
+use crate::{form_bounds, free_forms, harmony_forms};
 
 pub(crate) async fn chat(
     Shared(state): Shared<Arc<State>>,
@@ -44,13 +46,14 @@ pub(crate) async fn chat(
     let served = state.ready()?.catalog.find(asked.model.as_deref())?;
     let (tools, choice, one_call) = (conversation.tools.clone(), conversation.choice.clone(), conversation.one_call);
     let (prompt, opened) = read_prompt(&state, &served, conversation).await?;
-    let wanted = Wanted { schema: asked.schema.as_ref(), tools: tools.as_ref(), choice: &choice };
+    let wanted = Wanted { schema: asked.schema.as_ref(), tools: tools.as_ref(), choice: &choice, one_call };
     let form = wanted.form(&state, &served, opened.as_deref()).await?;
+    let begins = form.as_ref().and_then(|_| wanted.begins(&served));
     let marks = served.marking.shown(tools.is_some());
     let prompts = vec![prompt];
     let question = Question { served: Arc::clone(&served), prompts, param: "messages", marks, form };
     let tools = tools.map(Tools::new);
-    let reader = || question.served.marking.reader(opened.as_deref(), tools.as_ref());
+    let reader = || question.served.marking.reader(opened.as_deref(), tools.as_ref(), begins);
     let pieces = ask(&state, &asked, &question)?;
     let answering = Naming { id: new_id("chatcmpl")?, created: now(), served };
     let usage = Usage { prompt: question.prompts.iter().map(Vec::len).sum(), ..Usage::default() };
@@ -79,9 +82,38 @@ struct Wanted<'a> {
     schema: Option<&'a Value>,
     tools: Option<&'a Value>,
     choice: &'a ToolChoice,
+    /// Whether there is one call at most.
+    one_call: bool,
 }
 
 impl Wanted<'_> {
+    /// Whether the model may call a tool that asks for arguments of its form, or say anything else.
+    fn is_free(&self) -> bool {
+        let mut tools = self.tools.and_then(Value::as_array).into_iter().flatten();
+        self.schema.is_none() && !self.choice.is_forced() && tools.any(free_forms::is_strict)
+    }
+
+    /// What begins calls in an answer with a form. gpt-oss's have a channel.
+    fn begins(&self, served: &Served) -> Option<Begins> {
+        let tagged = self.tools.filter(|_| !served.marking.is_harmony());
+        tagged.and_then(|_| served.call_form()).map(|form| form.begins(served.marking.formats()))
+    }
+
+    /// The tools that an answer may call. Where it may say anything else, those without `strict` take any object.
+    fn meant(&self, served: &Served) -> Vec<Cow<'_, Value>> {
+        let is_meant = |tool: &&Value| match self.choice {
+            ToolChoice::Named(name) => tool["function"]["name"] == **name,
+            _ => true,
+        };
+        let is_loose = |tool: &Value| {
+            let as_json = served.marking.is_harmony() || served.call_form().is_some_and(CallForm::is_json);
+            self.is_free() && as_json && !free_forms::is_strict(tool)
+        };
+        let all = self.tools.and_then(Value::as_array).into_iter().flatten().filter(is_meant);
+        all.map(|tool| if is_loose(tool) { Cow::Owned(free_forms::loosened(tool)) } else { Cow::Borrowed(tool) })
+            .collect()
+    }
+
     /// The grammar, if answers have to have a form. `opened`: what the template has put in front of them.
     async fn form(
         &self,
@@ -89,35 +121,56 @@ impl Wanted<'_> {
         served: &Arc<Served>,
         opened: Option<&str>,
     ) -> Result<Option<(Grammar, Arc<str>)>, ApiError> {
-        let Wanted { schema, tools, choice } = *self;
-        let is_forced = choice.is_forced();
-        if schema.is_none() && !is_forced {
+        let (is_forced, is_free) = (self.choice.is_forced(), self.is_free());
+        if self.schema.is_none() && !is_forced && !is_free {
             return Ok(None);
         }
-        let param = if is_forced { "tool_choice" } else { "response_format" };
-        let is_meant = |tool: &&Value| match choice {
-            ToolChoice::Named(name) => tool["function"]["name"] == **name,
-            _ => true,
+        let param = if is_forced {
+            "tool_choice"
+        } else if is_free {
+            "tools"
+        } else {
+            "response_format"
         };
-        let tools = tools.and_then(Value::as_array);
-        let meant: Vec<&Value> = tools.into_iter().flatten().filter(is_meant).collect();
+        // To find out how the template writes calls takes time.
+        let form = match self.tools {
+            Some(_) if !served.marking.is_harmony() => Some(call_form(state, served, param).await?),
+            _ => None,
+        };
+        let meant = self.meant(served);
+        let meant: Vec<&Value> = meant.iter().map(AsRef::as_ref).collect();
         // A forced call leaves no room for JSON beside it.
-        let schema = schema.filter(|_| !is_forced);
+        let schema = self.schema.filter(|_| !is_forced);
         let parameters = meant.iter().map(|tool| &tool["function"]["parameters"]);
         form_bounds::check(schema.into_iter().chain(parameters)).map_err(|what| refused_form(param, &what))?;
-        let unkept = |what: String| ApiError::unsupported(param, format!("`{param}` cannot be kept: {what}"));
-        let (trial, text) = if served.marking.is_harmony() {
-            let text = harmony_forms::grammar(&served.tokenizer, opened, schema, &meant);
-            (trial(schema, None, &meant).map_err(unkept)?, text.map_err(unkept)?)
-        } else {
-            let thought = Thought::of(&served.tokenizer, opened);
-            let form = if meant.is_empty() { None } else { Some(call_form(state, served, param).await?) };
-            let one = matches!(choice, ToolChoice::Named(_) | ToolChoice::Any { one: true });
-            let trial = trial(schema, form.as_ref(), &meant).map_err(unkept)?;
-            let calls = form.as_ref().map(|form| Calls { form, tools: meant, one });
-            (trial, grammar(schema, calls.as_ref(), thought).map_err(unkept)?)
-        };
+        let field = if is_free { "`strict` of `tools`".to_owned() } else { format!("`{param}`") };
+        let unkept = |what: String| ApiError::unsupported(param, format!("{field} cannot be kept: {what}"));
+        let trial = trial(schema, form.as_ref(), &meant).map_err(unkept)?;
+        let text = self.grammar(served, opened, form.as_ref(), schema, meant).map_err(unkept)?;
         read_grammar(state, served, text, trial, param).await.map(Some)
+    }
+
+    /// The text of the grammar.
+    fn grammar(
+        &self,
+        served: &Served,
+        opened: Option<&str>,
+        form: Option<&CallForm>,
+        schema: Option<&Value>,
+        tools: Vec<&Value>,
+    ) -> Result<String, String> {
+        if served.marking.is_harmony() {
+            let free = if self.is_free() { Final::Free } else { Final::Not };
+            return harmony_forms::grammar(&served.tokenizer, opened, &schema.map_or(free, Final::Json), &tools);
+        }
+        let thought = Thought::of(&served.tokenizer, opened);
+        if let Some(form) = form.filter(|_| self.is_free()) {
+            let begins = form.begins(served.marking.formats());
+            return free_forms::grammar(form, begins, &tools, self.one_call, thought);
+        }
+        let one = matches!(self.choice, ToolChoice::Named(_) | ToolChoice::Any { one: true });
+        let calls = form.map(|form| Calls { form, tools, one });
+        grammar(schema, calls.as_ref(), thought)
     }
 }
 
@@ -127,7 +180,8 @@ async fn call_form(state: &State, served: &Arc<Served>, param: &'static str) -> 
     let form = on_thread(state, move || asked.call_form().cloned()).await?;
     form.ok_or_else(|| {
         let what = "the chat template of this model writes no calls of tools, or in a form that is not known";
-        ApiError::unsupported(param, format!("`{param}` cannot be kept with these `tools`: {what}"))
+        let field = if param == "tools" { "`strict`".to_owned() } else { format!("`{param}`") };
+        ApiError::unsupported(param, format!("{field} cannot be kept with these `tools`: {what}"))
     })
 }
 
@@ -161,6 +215,7 @@ async fn read_prompt(
     }
     if served.marking.is_harmony() {
         name_thinking(&mut conversation.messages);
+        conversation.tools.iter_mut().for_each(describe);
     }
     let text = on_texts(state, "messages", move || {
         let Conversation { messages, tools, variables, .. } = &conversation;

@@ -171,6 +171,15 @@ impl Texts {
         })
     }
 
+    /// A piece of a stream.
+    fn chunk(&self, choice: Value) -> Value {
+        let mut object = self.around(vec![choice]);
+        if self.include_usage {
+            object["usage"] = Value::Null;
+        }
+        object
+    }
+
     /// The text that an answer begins with.
     fn prompt(&self, choice: usize) -> &str {
         self.echo.as_ref().map_or("", |echo| &echo.prompts[choice / echo.each].0)
@@ -230,11 +239,11 @@ impl Chunks for Texts {
         }
         let text = text.to_owned();
         let logprobs = logprobs.map(|tokens| self.of_tokens(choice, &tokens));
-        vec![self.around(vec![choice_object(choice, &text, logprobs, None)])]
+        vec![self.chunk(choice_object(choice, &text, logprobs, None))]
     }
 
     fn end(&mut self, choice: usize, finish: Finish) -> Result<Vec<Value>, ApiError> {
-        Ok(vec![self.around(vec![choice_object(choice, "", None, Some(finish_reason(&finish)?))])])
+        Ok(vec![self.chunk(choice_object(choice, "", None, Some(finish_reason(&finish)?)))])
     }
 
     fn last(&mut self) -> Vec<Value> {

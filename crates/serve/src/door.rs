@@ -20,8 +20,9 @@ use crate::server::State;
 /// Bodies count by pieces of so many bytes. The first piece of each is free, as most have no more.
 pub(crate) const PIECE: usize = 256 << 10;
 
-/// How long a body is read on whose request is refused.
+/// How long a body is read on whose request is refused, and how much of it: who still writes does not read the answer.
 const HEARD: Duration = Duration::from_secs(2);
+const MOST_HEARD: usize = 64 << 20;
 
 /// By this name clients find a request again, in their records and those of proxies.
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -57,7 +58,9 @@ async fn admitted(state: &State, request: Request) -> Result<(Request, Room<'_>)
     }
     let most = state.settings.bounds.body;
     let announced = text(&parts.headers, header::CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
-    if announced.is_some_and(|length| length > most as u64) {
+    let is_too_large = announced.is_some_and(|length| length > most as u64);
+    if is_too_large && parts.headers.contains_key(header::EXPECT) {
+        // The client has not begun to write.
         return Err(too_large(most));
     }
     let mut room = Room { state, pieces: Vec::new() };
@@ -97,25 +100,29 @@ impl Room<'_> {
 async fn read(body: Body, most: usize, announced: Option<u64>, room: &mut Room<'_>) -> Result<Bytes, ApiError> {
     let mut stream = body.into_data_stream();
     let mut bytes = Vec::new();
-    let mut grown = room.grow(announced.map_or(0, |length| length as usize)).await;
+    let mut grown = match announced.unwrap_or(0) {
+        length if length > most as u64 => Err(too_large(most)),
+        length => room.grow(length as usize).await,
+    };
     while grown.is_ok()
         && let Some(piece) = stream.next().await
     {
         let piece = piece.map_err(|_| ApiError::new(StatusCode::BAD_REQUEST, "the body did not come to its end"))?;
-        if bytes.len() + piece.len() > most {
-            return Err(too_large(most));
-        }
-        grown = room.grow(bytes.len() + piece.len()).await;
+        grown = match bytes.len() + piece.len() {
+            length if length > most => Err(too_large(most)),
+            length => room.grow(length).await,
+        };
         bytes.extend_from_slice(&piece);
     }
     if let Err(error) = grown {
-        let _ = timeout(HEARD, leave_out(&mut stream, most)).await;
+        drop(bytes);
+        let _ = timeout(HEARD, leave_out(&mut stream, MOST_HEARD)).await;
         return Err(error);
     }
     Ok(bytes.into())
 }
 
-/// Reads what comes without keeping it: a client that still writes would not read an answer.
+/// Reads what comes without keeping it.
 async fn leave_out(stream: &mut BodyDataStream, most: usize) {
     let mut left = most;
     while let Some(Ok(piece)) = stream.next().await

@@ -48,8 +48,13 @@ impl Fields {
         let Some(value) = self.get(name) else { return Ok(None) };
         // Some clients write 5.0.
         let whole = value.as_f64().filter(|number| number.fract() == 0.0 && number.abs() < 9e15);
-        let number =
-            value.as_i64().or(whole.map(|number| number as i64)).ok_or_else(|| wrong(name, value, "a whole number"))?;
+        let is_fraction = value.as_f64().is_some_and(|number| number.fract() != 0.0);
+        let refused = || match value.is_number() {
+            true if is_fraction => ApiError::field(name, format!("`{name}` must be a whole number, not {value}")),
+            true => ApiError::field(name, format!("`{name}` is {value}, which is too large")),
+            false => wrong(name, value, "a whole number"),
+        };
+        let number = value.as_i64().or(whole.map(|number| number as i64)).ok_or_else(refused)?;
         if !range.contains(&number) {
             let (least, most) = range.into_inner();
             let most = if most == i64::MAX { "or more".to_owned() } else { format!("to {most}") };
@@ -119,6 +124,27 @@ pub(crate) fn kind(value: &Value) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whole_numbers() {
+        let read = |text: &str| {
+            let fields = Fields::read(format!("{{\"n\": {text}}}").as_bytes()).expect("JSON");
+            fields.whole("n", 0..=i64::MAX).map_err(|error| error.object().to_string())
+        };
+        for (text, want) in [("5", Some(5)), ("5.0", Some(5)), ("9223372036854775807", Some(i64::MAX)), ("null", None)]
+        {
+            assert_eq!(read(text), Ok(want), "{text}");
+        }
+        for (text, words) in [
+            ("1.5", "must be a whole number, not 1.5"),
+            ("9223372036854775808", "is 9223372036854775808, which is too large"),
+            ("1e30", "which is too large"),
+            ("-1", "must be 0 or more"),
+            ("\"5\"", "must be a whole number, not a string"),
+        ] {
+            assert!(read(text).is_err_and(|error| error.contains(words)), "{text}: {:?}", read(text));
+        }
+    }
 
     #[test]
     fn values_are_counted_outside_of_texts() {

@@ -142,14 +142,15 @@ pub(crate) fn grammar(schema: Option<&Value>, calls: Option<&Calls<'_>>, thought
         others.push(json!({"name": "answer", "json_schema": with_space(schema)}));
     }
     if let Some(Calls { form, tools, one }) = calls {
-        let Rules { text, grammars } = call_grammar::calls(form, tools, *one)?;
+        let Rules { text, grammars } = call_grammar::calls(form, tools, *one, "")?;
         rules += &text;
         others.extend(grammars);
     }
     Ok(with_main(rules, others))
 }
 
-fn with_main(rules: String, mut others: Vec<Value>) -> String {
+/// A grammar of these rules, and those that they refer to.
+pub(crate) fn with_main(rules: String, mut others: Vec<Value>) -> String {
     others.insert(0, json!({"name": "main", "lark_grammar": rules}));
     json!({"grammars": others}).to_string()
 }

@@ -28,7 +28,17 @@ impl Marks {
     }
 }
 
-/// The text of a grammar: JSON of a schema in the final channel, or a call of one of the tools, or what the model likes
+/// What an answer may be beside a call.
+pub(crate) enum Final<'a> {
+    /// Nothing.
+    Not,
+    /// JSON of this schema.
+    Json(&'a Value),
+    /// As the model likes.
+    Free,
+}
+
+/// The text of a grammar: what may stand in the final channel, or a call of one of the tools, or what the model likes
 /// of both. `opened`: the header that the prompt has put in front of the answer.
 ///
 /// # Errors
@@ -36,7 +46,7 @@ impl Marks {
 pub(crate) fn grammar(
     tokenizer: &ChatTokenizer,
     opened: Option<&str>,
-    schema: Option<&Value>,
+    answer: &Final<'_>,
     tools: &[&Value],
 ) -> Result<String, String> {
     let Marks { start, channel, constrain, message, end } =
@@ -44,21 +54,30 @@ pub(crate) fn grammar(
     if opened != Some("assistant") {
         return Err("the chat template opens the answer in another way than with `<|start|>assistant`".to_owned());
     }
-    let body = match (schema.is_some(), tools.is_empty()) {
-        (true, true) => "final",
-        (true, false) => "final | call",
-        _ => "call",
+    let body = match (answer, tools.is_empty()) {
+        (Final::Not, _) => "call",
+        (_, true) => "final",
+        (_, false) => "final | call",
     };
+    // What a model says before it calls is as free as its answer.
+    let before = if matches!(answer, Final::Free) { "(\"analysis\" | \"commentary\")" } else { "\"analysis\"" };
     let mut rules = format!(
         "start: thought* body\n\
-         thought: {channel} \"analysis\" {message} TEXT? {end} {start} \"assistant\"\n\
+         thought: {channel} {before} {message} TEXT? {end} {start} \"assistant\"\n\
          TEXT: /(?s:.+)/\n\
          body: {body}\n"
     );
     let mut others = Vec::new();
-    if let Some(schema) = schema {
-        rules += &format!("final: {channel} \"final\" (\" \" {constrain} \"json\")? {message} @answer\n");
-        others.push(json!({"name": "answer", "json_schema": with_space(schema)}));
+    let within = match answer {
+        Final::Not => None,
+        Final::Json(schema) => {
+            others.push(json!({"name": "answer", "json_schema": with_space(schema)}));
+            Some("@answer")
+        }
+        Final::Free => Some("TEXT?"),
+    };
+    if let Some(within) = within {
+        rules += &format!("final: {channel} \"final\" (\" \" {constrain} \"json\")? {message} {within}\n");
     }
     let mut alternatives = Vec::new();
     for (n, tool) in tools.iter().enumerate() {
@@ -129,6 +148,8 @@ mod tests {
         let thought = "<|channel|>analysis<|message|>hm, {\"a\"<|end|><|start|>assistant";
         let call = "<|channel|>commentary to=functions.now <|constrain|>json<|message|>{\"zone\": 1}";
         let of_template = " to=functions.now<|channel|>commentary json<|message|>{\"zone\": 1}";
+        let (json_only, none) = (Final::Json(&object), Final::Not);
+        let answers = |schema| if schema { &json_only } else { &none };
         for (schema, tools, text, want) in [
             (true, vec![], json.to_owned(), true),
             (true, vec![], format!("{thought}{json}"), true),
@@ -149,15 +170,31 @@ mod tests {
             (true, vec![&now], json.to_owned(), true),
             (true, vec![&now], format!("{thought}{call}"), true),
         ] {
-            let grammar = grammar(&tokenizer, Some("assistant"), schema.then_some(&object), &tools).expect("a grammar");
+            let grammar = grammar(&tokenizer, Some("assistant"), answers(schema), &tools).expect("a grammar");
             assert_eq!(fits(&grammars, &tokenizer, &grammar, &text, ends[0]), want, "{text}");
         }
         for opened in [None, Some("assistant<|channel|>final<|message|>")] {
-            assert!(grammar(&tokenizer, opened, Some(&object), &[]).is_err_and(|error| error.contains("template")));
+            assert!(grammar(&tokenizer, opened, &json_only, &[]).is_err_and(|error| error.contains("template")));
         }
         let plain = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/quickstart/base");
         let plain = ChatTokenizer::load(&plain, None).expect("a tokenizer");
-        let refused = grammar(&plain, Some("assistant"), Some(&object), &[]);
+        let refused = grammar(&plain, Some("assistant"), &json_only, &[]);
         assert!(refused.is_err_and(|error| error.contains("channels")));
+
+        // A tool that may be called or not: the answer and what is said before a call are free, and a call is not.
+        let free = grammar(&tokenizer, Some("assistant"), &Final::Free, &[&now]).expect("a grammar");
+        let said = "<|channel|>commentary<|message|>Let me see.<|end|><|start|>assistant";
+        for (text, want) in [
+            ("<|channel|>final<|message|>Hello {\"a\"".to_owned(), true),
+            ("<|channel|>final<|message|>".to_owned(), true),
+            (format!("{thought}<|channel|>final<|message|>Hello"), true),
+            (format!("{thought}{said}{call}"), true),
+            (format!("{thought}{of_template}"), true),
+            (call.replace("1", "\"x\""), false),
+            (call.replace("now", "later"), false),
+            (call.replace("commentary", "analysis"), false),
+        ] {
+            assert_eq!(fits(&grammars, &tokenizer, &free, &text, ends[0]), want, "{text}");
+        }
     }
 }

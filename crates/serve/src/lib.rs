@@ -43,6 +43,7 @@ mod events;
 mod fields;
 mod form_bounds;
 mod forms;
+mod free_forms;
 mod grammar;
 mod harmony;
 mod harmony_forms;

@@ -2,6 +2,7 @@
 
 use finetune_dataset::{ChatTokenizer, REASONING_TAGS, opened_by};
 
+use crate::call_form::Begins;
 use crate::call_formats::{CallFormat, formats};
 use crate::harmony::{self, HarmonyReader};
 use crate::parts::{PartReader, TaggedReader};
@@ -53,13 +54,17 @@ impl Marking {
         tags.chain(marks).collect()
     }
 
-    /// What takes an answer apart. `opened`: as [`Marking::opened_by`] says. Without tools calls are text.
-    pub(crate) fn reader(&self, opened: Option<&str>, tools: Option<&Tools>) -> PartReader {
+    /// What takes an answer apart. `opened`: as [`Marking::opened_by`] says. Without tools calls are text. `only`: what
+    /// begins calls, if they have a form.
+    pub(crate) fn reader(&self, opened: Option<&str>, tools: Option<&Tools>, only: Option<Begins>) -> PartReader {
         let tools = tools.cloned();
         if self.is_harmony {
             return PartReader::Harmony(HarmonyReader::new(opened, tools));
         }
-        let calls = tools.map(|tools| CallReader::new(self.formats.clone(), tools));
+        let calls = tools.map(|tools| {
+            let reader = CallReader::new(self.formats.clone(), tools);
+            only.into_iter().fold(reader, CallReader::of_form)
+        });
         PartReader::Tagged(TaggedReader::new(opened, calls))
     }
 }
@@ -122,7 +127,7 @@ mod tests {
         ] {
             let marking = Marking::in_template(|text| template.contains(text));
             let tools = Tools::new(json!([{"type": "function", "function": {"name": "now"}}]));
-            let mut reader = marking.reader(None, Some(&tools));
+            let mut reader = marking.reader(None, Some(&tools), None);
             let mut parts = reader.push(answer);
             let last = reader.finish();
             parts.reasoning += &last.reasoning;

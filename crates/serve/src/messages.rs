@@ -31,6 +31,10 @@ impl Conversation {
         if let Some(documents) = fields.list("documents")? {
             variables.entry("documents").or_insert_with(|| documents.to_vec().into());
         }
+        // gpt-oss's template has a variable of OpenAI's name.
+        if let Some(effort) = fields.text("reasoning_effort")? {
+            variables.entry("reasoning_effort").or_insert_with(|| effort.into());
+        }
         let choice = ToolChoice::read(fields)?;
         Ok(Conversation {
             messages: messages.collect::<Result<_, _>>()?,
@@ -123,6 +127,17 @@ pub(crate) fn name_thinking(messages: &mut [Value]) {
     }
 }
 
+/// gpt-oss's template writes the description of a tool whether it has one or not.
+pub(crate) fn describe(tools: &mut Value) {
+    let functions = tools.as_array_mut().into_iter().flatten().filter_map(|tool| tool["function"].as_object_mut());
+    for function in functions {
+        let description = function.entry("description").or_insert_with(|| "".into());
+        if description.is_null() {
+            *description = "".into();
+        }
+    }
+}
+
 /// The messages with the arguments of their calls as texts. `None`: there are no such calls.
 pub(crate) fn with_texts_of_arguments(messages: &[Value]) -> Option<Vec<Value>> {
     let mut messages = messages.to_vec();
@@ -157,6 +172,13 @@ fn tools(fields: &Fields, choice: &ToolChoice) -> Result<Option<Value>, ApiError
         if tool["type"] != "function" || !has_name {
             let message = "a tool is {\"type\": \"function\", \"function\": {\"name\", ...}}";
             return Err(ApiError::field(format!("tools[{n}]"), message));
+        }
+        let function = |key: &str| tool["function"].get(key).filter(|value| !value.is_null());
+        if let Some(other) = function("parameters").filter(|parameters| !parameters.is_object()) {
+            return Err(wrong(&format!("tools[{n}].function.parameters"), other, "an object"));
+        }
+        if let Some(other) = function("strict").filter(|strict| !strict.is_boolean()) {
+            return Err(wrong(&format!("tools[{n}].function.strict"), other, "true or false"));
         }
     }
     let allowed = allowed(fields)?;
@@ -232,6 +254,25 @@ mod tests {
         let mut messages = [reasoned(""), reasoned("So:"), json!({"content": "", "reasoning_content": "hm"})];
         name_thinking(&mut messages);
         assert_eq!(messages.map(|message| message["thinking"] == "hm"), [true, false, false]);
+        let function = |description: Value| json!({"function": {"name": "now", "description": description}});
+        let mut tools = json!([{"function": {"name": "now"}}, function(Value::Null), function("the time".into())]);
+        describe(&mut tools);
+        assert_eq!(tools, json!([function("".into()), function("".into()), function("the time".into())]));
+    }
+
+    #[test]
+    fn variables_of_templates() {
+        let of = |more: Value| {
+            let mut asked = json!({"messages": [{"role": "user", "content": "Hi"}]});
+            asked.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+            read(&asked).map(|read| read.variables)
+        };
+        let low = vec![("reasoning_effort".to_owned(), json!("low"))];
+        assert_eq!(of(json!({})), Ok(Vec::new()));
+        assert_eq!(of(json!({"reasoning_effort": "low"})), Ok(low.clone()));
+        let both = json!({"reasoning_effort": "high", "chat_template_kwargs": {"reasoning_effort": "low"}});
+        assert_eq!(of(both), Ok(low));
+        assert!(of(json!({"reasoning_effort": 3})).is_err());
     }
 
     #[test]
@@ -266,6 +307,16 @@ mod tests {
             let both = json!({"messages": [user], "tools": [later, tool], "tool_choice": allowed(mode, "now")});
             let both = read(&both).expect("a conversation");
             assert_eq!((both.tools, both.choice), (Some(json!([tool])), choice));
+        }
+        for (function, param) in [
+            (json!({"name": "now", "strict": "yes"}), "tools[0].function.strict"),
+            (json!({"name": "now", "parameters": true}), "tools[0].function.parameters"),
+            (json!({"strict": true}), "tools[0]"),
+        ] {
+            let user = json!({"role": "user", "content": "Hi"});
+            let tools = json!([{"type": "function", "function": function}]);
+            let error = read(&json!({"messages": [user], "tools": tools})).expect_err("refused").object();
+            assert_eq!(error["error"]["param"], param, "{function}");
         }
         let user = json!({"role": "user", "content": "Hi"});
         let none = read(&json!({"messages": [user], "tool_choice": "required"})).expect_err("no tools").object();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use finetune_dataset::beginning;
 use serde_json::Value;
 
+use crate::call_form::Begins;
 use crate::call_formats::{CallFormat, json_calls, python_list, typed};
 use crate::schema_kinds::{kinds, resolved};
 
@@ -94,6 +95,8 @@ enum Beginning {
 pub(crate) struct CallReader {
     formats: Vec<&'static CallFormat>,
     tools: Tools,
+    /// What alone begins calls, if answers have a form. `None`: any of the formats does, and JSON and lists as well.
+    only: Option<Begins>,
     held: String,
     /// Whether anything but white space has been passed on.
     has_text: bool,
@@ -102,11 +105,22 @@ pub(crate) struct CallReader {
 
 impl CallReader {
     pub(crate) fn new(formats: Vec<&'static CallFormat>, tools: Tools) -> CallReader {
-        CallReader { formats, tools, held: String::new(), has_text: false, is_call: false }
+        CallReader { formats, tools, only: None, held: String::new(), has_text: false, is_call: false }
+    }
+
+    /// Of answers whose calls have a form: nothing else that looks like a call is one.
+    pub(crate) fn of_form(self, begins: Begins) -> CallReader {
+        CallReader { only: Some(begins), ..self }
+    }
+
+    /// Whether an answer may be a call that no mark begins.
+    fn may_be(&self, begins: Begins) -> bool {
+        self.only.is_none_or(|only| only == begins)
     }
 
     fn beginnings(&self) -> impl Iterator<Item = &'static str> {
-        self.formats.iter().flat_map(|format| format.begins).copied()
+        let all = self.formats.iter().flat_map(|format| format.begins).copied();
+        all.filter(|mark| self.may_be(Begins::Mark(*mark)))
     }
 
     /// The text that may be shown once this has come.
@@ -128,8 +142,11 @@ impl CallReader {
         if !self.has_text {
             let begun = self.held.trim_start();
             // An answer that begins with JSON, or with a list in Python, may be a call as a whole.
-            let list = self.tools.begins_list(begun);
-            self.is_call = begun.starts_with('{') || begun.starts_with("[{") || list == Beginning::Call;
+            let list = if self.may_be(Begins::List) { self.tools.begins_list(begun) } else { Beginning::Other };
+            let is_json = self.may_be(Begins::Json) && begun.starts_with('{');
+            // A list of objects is no form of any family.
+            let is_list = self.only.is_none() && begun.starts_with("[{");
+            self.is_call = is_json || is_list || list == Beginning::Call;
             if self.is_call || begun.is_empty() || begun == "[" || list == Beginning::Open {
                 return 0;
             }
@@ -148,11 +165,12 @@ impl CallReader {
     /// The calls that what is held consists of. `None`: it is something else.
     fn calls(&self) -> Option<Vec<ToolCall>> {
         let text = self.held.trim();
-        let mut fitting = self.formats.iter().filter(|format| format.begins.iter().any(|mark| text.starts_with(mark)));
+        let begun: Vec<&str> = self.beginnings().filter(|mark| text.starts_with(mark)).collect();
+        let mut fitting = self.formats.iter().filter(|format| format.begins.iter().any(|mark| begun.contains(mark)));
         fitting
             .find_map(|format| (format.read)(text, &self.tools))
-            .or_else(|| json_calls(text))
-            .or_else(|| python_list(text, &self.tools))
+            .or_else(|| if self.may_be(Begins::Json) { json_calls(text) } else { None })
+            .or_else(|| if self.may_be(Begins::List) { python_list(text, &self.tools) } else { None })
     }
 }
 

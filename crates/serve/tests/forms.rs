@@ -4,26 +4,11 @@
 
 mod client;
 
-use client::{ENGINE, Running, served, settings, tiny};
+use client::{CHAT, ENGINE, Running, TEXT, calling_as, question, served, settings, tiny, with};
 use finetune_dataset::ChatTokenizer;
 use finetune_model::EngineSettings;
 use finetune_serve::Served;
 use serde_json::{Value, json};
-
-const CHAT: &str = "/v1/chat/completions";
-const TEXT: &str = "/v1/completions";
-
-/// A request with more fields.
-fn with(mut request: Value, more: Value) -> Value {
-    if let (Some(request), Value::Object(more)) = (request.as_object_mut(), more) {
-        request.extend(more);
-    }
-    request
-}
-
-fn question(seed: u64) -> Value {
-    json!({"messages": [{"role": "user", "content": "Hi"}], "temperature": 1.5, "seed": seed, "max_tokens": 1500})
-}
 
 /// A ticket, whose JSON is never long.
 fn ticket() -> Value {
@@ -106,21 +91,6 @@ fn calling() -> Served {
         {{ '<tool_call>\\n{\"name\": \"' + call.function.name + '\", \"arguments\": ' }}\
         {{ call.function.arguments | tojson }}{{ '}\\n</tool_call>' }}{% endfor %}",
     )
-}
-
-/// The same with other calls.
-fn calling_as(calls: &str) -> Served {
-    let template = format!(
-        "{{% for message in messages %}}{{{{ '<|' + message['role'] + '|>\\n' }}}}\
-        {{% if message.tool_calls %}}{calls}{{% else %}}{{{{ message['content'] }}}}{{% endif %}}{{{{ '<|end|>' }}}}{{% endfor %}}\
-        {{% if add_generation_prompt %}}{{{{ '<|assistant|>\\n' }}}}{{% endif %}}"
-    );
-    let folder = tempfile::tempdir().expect("a directory");
-    let file = folder.path().join("calling.jinja");
-    std::fs::write(&file, template).expect("written");
-    let directory = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets/quickstart/base");
-    let tokenizer = ChatTokenizer::load(&directory, Some(&file)).expect("a tokenizer");
-    Served::new("tiny".to_owned(), None, tiny(), tokenizer, (0.0, 1.0))
 }
 
 /// How the templates of families write calls: with marks around each argument, between marks, and with literals.
@@ -464,8 +434,9 @@ fn several_answers_are_those_of_the_next_seeds() {
             let ends: Vec<&Value> = of_choice().map(|one| &one["finish_reason"]).filter(|end| !end.is_null()).collect();
             assert_eq!(ends, [&choice["finish_reason"]]);
         }
-        let last = objects.last().expect("an object");
+        let (last, pieces) = objects.split_last().expect("an object");
         assert_eq!((&last["choices"], count(last, "completion_tokens")), (&json!([]), made));
+        assert!(pieces.iter().all(|piece| piece.get("usage") == Some(&Value::Null)), "{path}: as OpenAI has it");
     }
 }
 

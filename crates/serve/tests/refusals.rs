@@ -210,6 +210,18 @@ fn bodies_that_are_too_large_are_refused() {
     let mut status = [0; 12];
     chunked.read_exact(&mut status).expect("an answer");
     assert_eq!(&status, b"HTTP/1.1 413");
+    // A client that writes all of its body before it reads hears of it, too.
+    let mut writing = connect(server.address);
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n";
+    let body = "x".repeat(8 << 20);
+    write!(writing, "{head}Content-Length: {}\r\n\r\n{body}", body.len()).expect("sent");
+    writing.read_exact(&mut status).expect("an answer");
+    assert_eq!(&status, b"HTTP/1.1 413");
+    // One that asks first need not write it.
+    let mut asking = connect(server.address);
+    write!(asking, "{head}Expect: 100-continue\r\nContent-Length: 5000\r\n\r\n").expect("sent");
+    asking.read_exact(&mut status).expect("an answer");
+    assert_eq!(&status, b"HTTP/1.1 413");
 }
 
 #[test]

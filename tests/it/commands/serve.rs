@@ -1,7 +1,9 @@
 //! `finetune serve` as a process: it says where it is, answers, and stops when it is asked to.
 
+use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::{Value, json};
 
@@ -70,9 +72,15 @@ fn a_key_is_asked_for() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("key");
     std::fs::write(&file, "secret\n").expect("a file");
-    let (_running, address) = serve(&["--port", "0", "--api-key-file", &file.to_string_lossy()]);
-    assert_eq!(ask(&address, "GET", "/v1/models", "", "").0, 401);
-    assert_eq!(ask(&address, "GET", "/v1/models", "Authorization: Bearer secret\r\n", "").0, 200);
+    for (mode, is_said) in [(0o644, true), (0o600, false)] {
+        std::fs::set_permissions(&file, Permissions::from_mode(mode)).expect("a file of ours");
+        let (running, address) = serve(&["--port", "0", "--api-key-file", &file.to_string_lossy()]);
+        assert_eq!(ask(&address, "GET", "/v1/models", "", "").0, 401);
+        assert_eq!(ask(&address, "GET", "/v1/models", "Authorization: Bearer secret\r\n", "").0, 200);
+        running.signal("TERM");
+        let ended = running.wait().expect(0);
+        assert_eq!(ended.stderr.contains("can be read by others"), is_said, "{mode:o}: {}", ended.stderr);
+    }
 }
 
 #[test]

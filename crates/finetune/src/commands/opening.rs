@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use finetune_model::adapter::{Adapter, BaseCheck};
-use finetune_model::{Model, ModelConfig, Placement, Scheme, scheme_word, slice_bytes};
+use finetune_model::{BaseForm, Model, ModelConfig, Placement, Scheme, scheme_word, slice_bytes};
 use finetune_recipe::{Quantization, ResidencyChoice};
 use finetune_trainer::{DevicePlan, ThisHost, Together, stored_type};
 
@@ -126,16 +126,14 @@ fn with_residency(
 ) -> Result<Placement, Failure> {
     let placement = device_plan.placement.clone();
     if residency == ResidencyArgument::Memory {
+        check_room(model, device_plan, host)?;
         return Ok(placement);
     }
     let held = placement.held(stored_type(model));
     let form = Model::form(model, placement.quantization())?;
     let is_mine = |n: usize| placement.stage().is_none_or(|stage| stage.holds(n));
     let mine = || form.layers.iter().enumerate().filter(|(n, _)| is_mine(*n));
-    let bytes = match placement.slice() {
-        Some(slice) => slice_bytes(&ModelConfig::load(model)?, &form, held, slice.count),
-        None => mine().map(|(_, layer)| layer.bytes(held)).sum(),
-    };
+    let bytes = layers_bytes(model, &placement, &form)?;
     let available = device_plan.memory(host);
     let is_too_large = available.is_some_and(|available| bytes > available - available / 5);
     if residency == ResidencyArgument::Auto && !is_too_large {
@@ -159,6 +157,46 @@ fn with_residency(
         "the layers, {bytes} in all, are read from the disk{each}: for each part of a prompt, for each token and for each group of rows"
     ));
     Ok(if by_experts { one_by_one } else { whole })
+}
+
+/// Bytes of the layers that a process holds.
+fn layers_bytes(model: &Path, placement: &Placement, form: &BaseForm) -> Result<u64, Failure> {
+    let held = placement.held(stored_type(model));
+    let is_mine = |n: usize| placement.stage().is_none_or(|stage| stage.holds(n));
+    let mine = form.layers.iter().enumerate().filter(|(n, _)| is_mine(*n));
+    Ok(match placement.slice() {
+        Some(slice) => slice_bytes(&ModelConfig::load(model)?, form, held, slice.count),
+        None => mine.map(|(_, layer)| layer.bytes(held)).sum(),
+    })
+}
+
+/// Bytes of the weights that a process holds in memory.
+pub(super) fn weights_bytes(model: &Path, placement: &Placement) -> Result<u64, Failure> {
+    let form = Model::form(model, placement.quantization())?;
+    let held = placement.held(stored_type(model));
+    let ends: u64 = form.ends.iter().map(|end| end.bytes(held)).sum();
+    Ok(layers_bytes(model, placement, &form)? + ends)
+}
+
+/// Refuses weights that the memory cannot hold: the system would kill the process without a word. Several ranks have
+/// looked before.
+fn check_room(model: &Path, device_plan: &DevicePlan, host: &ThisHost) -> Result<(), Failure> {
+    let placement = &device_plan.placement;
+    if placement.stage().is_some() || placement.slice().is_some() {
+        return Ok(());
+    }
+    let weights = weights_bytes(model, placement)?;
+    let Some(available) = device_plan.memory(host).filter(|available| weights > *available) else { return Ok(()) };
+    let (weights, available) = (progress::bytes(weights), progress::bytes(available));
+    let what = format!("{} takes {weights} of memory, and this process may have {available}", model.display());
+    let mut hints = vec![
+        "`finetune launch -n N -- serve` or `-- generate` spreads it over machines".to_owned(),
+        "`finetune generate --residency disk` leaves its layers on the disk".to_owned(),
+    ];
+    if placement.quantization().is_none() {
+        hints.insert(0, "--quantization packs a 16-bit model in fewer bits, such as mlx4 or int8".to_owned());
+    }
+    Err(Failure::no_space(what, hints))
 }
 
 /// Reads an adapter for a base. An adapter that was trained on another base is refused.

@@ -1,7 +1,9 @@
 //! `finetune serve`: requests of OpenAI's interface over HTTP.
 
+use std::fs::Metadata;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -101,7 +103,8 @@ fn serve_as(
             "anyone who reaches {address} can use this model: --api-key-file FILE asks for a key, --host 127.0.0.1 listens here only"
         ));
     }
-    source.notices.iter().for_each(|notice| say(notice));
+    let note = arguments.api_key_file.as_deref().and_then(readable_by_others);
+    note.iter().chain(&source.notices).for_each(|notice| say(notice));
     let first = adapters.first().map(|(_, directory)| directory.as_path());
     let join = |one: &OneOf| one.join(&source.model, first, &arguments.model(), arguments.parallel, &say);
     let together = one.map(join).transpose()?.flatten().map(Arc::new);
@@ -115,7 +118,7 @@ fn serve_as(
     if source.adapter.is_some() && served.len() > 1 {
         served.swap(0, 1);
     }
-    let engine = engine(arguments, &base.model);
+    let engine = engine(arguments, &base, together.as_deref())?;
     let base_id = base.id.clone();
     let below = arguments.adapters_dir.clone();
     let is_shared = together.is_some();
@@ -225,6 +228,16 @@ fn key(file: &Path) -> Result<String, Failure> {
     Ok(key.to_owned())
 }
 
+/// A note about a key that others can read. It may come through a pipe, and Kubernetes makes its files readable by a group,
+/// so it is no error.
+fn readable_by_others(file: &Path) -> Option<String> {
+    let found = file.metadata().ok().filter(Metadata::is_file)?;
+    let mode = found.permissions().mode() & 0o777;
+    let file = file.display();
+    let note = format!("the key in {file} can be read by others (mode {mode:o}): chmod 600 {file}");
+    (mode & 0o077 != 0).then_some(note)
+}
+
 /// The adapters with their ids: that of a run first.
 fn adapters(
     arguments: &ServeArguments,
@@ -274,18 +287,30 @@ fn name_of(path: &Path) -> String {
 
 /// As many answers as go through the model together, unless `--slots` says it. Without it, their keys and values take
 /// no more than those of [`SLOTS_OF_BYTES`] answers may: short ones need less than there is for each.
-fn engine(arguments: &ServeArguments, model: &Model) -> EngineSettings {
+fn engine(arguments: &ServeArguments, base: &Base, together: Option<&Together>) -> Result<EngineSettings, Failure> {
+    let model = &base.model;
     let slots = arguments.slots.unwrap_or(model.most_rows());
     let wanted = model.rows_bytes().saturating_mul(arguments.slots.unwrap_or(SLOTS_OF_BYTES));
-    let most = memory::machine_bytes().map_or(usize::MAX, |bytes| usize::try_from(bytes / 2).unwrap_or(usize::MAX));
-    let cache_bytes = wanted.min(most);
-    EngineSettings {
+    let weights = match model.placement().is_cpu() {
+        true => opening::weights_bytes(&base.directory, model.placement())?,
+        false => 0,
+    };
+    let ranks = together.map_or(1, |together| together.host.local_world.max(1) as u64);
+    let most = memory::machine_bytes().map_or(u64::MAX, |bytes| room_beside(weights, bytes / ranks));
+    let cache_bytes = wanted.min(usize::try_from(most).unwrap_or(usize::MAX));
+    Ok(EngineSettings {
         slots,
         queue: arguments.queue,
         cache_bytes,
         prefix_bytes: cache_bytes / 2,
         speculate: arguments.speculate,
-    }
+    })
+}
+
+/// Bytes of keys and values beside so many of weights: half of the memory at most. The allocator takes up to half as much
+/// again, so there is that beside the weights, too.
+fn room_beside(weights: u64, memory: u64) -> u64 {
+    (memory / 2).min(memory.saturating_sub(weights) / 3 * 2)
 }
 
 /// The base, and what adapters need of it.
@@ -404,6 +429,13 @@ mod tests {
             ("models/tiny/", "tiny"),
         ] {
             assert_eq!(base_id(Path::new(path)), want, "{path}");
+        }
+    }
+
+    #[test]
+    fn keys_and_values_have_room_beside_the_weights() {
+        for (weights, memory, want) in [(0, 16, 8), (4, 16, 8), (10, 16, 4), (16, 16, 0), (20, 16, 0)] {
+            assert_eq!(room_beside(weights << 30, memory << 30), want << 30, "{weights} of {memory} GiB");
         }
     }
 

@@ -8,8 +8,9 @@ use crate::decoder::head;
 use crate::decoder::pass::Context;
 use crate::error::ModelError;
 use crate::model::Model;
+use crate::passes::choices::Choice;
 use crate::passes::sampling::all_finite;
-use crate::passes::token_rules::{Logprobs, logprobs};
+use crate::passes::token_rules::{ChosenToken, logprobs};
 use crate::readback::data;
 
 /// Rows whose logits are there at a time: a vocabulary of 150,000 takes 600 KB for each.
@@ -17,15 +18,16 @@ const ROWS: usize = 64;
 
 impl Model {
     /// As [`Model::begin_read`], with the logarithms of probabilities of the tokens behind these, of which `next` is
-    /// behind the last one, and of so many of the likeliest in their places. The logits have the same bits. Without the
-    /// output layer there are none. The text must not become so long that its positions are others.
+    /// behind the last one, and of so many of the likeliest in their places: as if each had been chosen. The logits have
+    /// the same bits. Without the output layer there are none. The text must not become so long that its positions are
+    /// others.
     pub(crate) fn begin_scored(
         &self,
         tokens: &[u32],
         next: Option<u32>,
         cache: &mut KeyValueCache,
         top: usize,
-    ) -> Result<(Option<Vec<f32>>, Vec<Logprobs>), ModelError> {
+    ) -> Result<(Option<Vec<f32>>, Vec<Choice>), ModelError> {
         let targets: Vec<u32> = tokens.iter().skip(1).copied().chain(next).collect();
         let is_long = self.config.is_long(cache.tokens().len() + tokens.len());
         let read = cache.read(tokens, self.weights.layers.len(), |past, layers| {
@@ -42,13 +44,7 @@ impl Model {
     }
 
     /// Of each target what is thought of it behind the hidden state in its place.
-    fn scores(
-        &self,
-        x: &Tensor<2>,
-        targets: &[u32],
-        context: &Context,
-        top: usize,
-    ) -> Result<Vec<Logprobs>, ModelError> {
+    fn scores(&self, x: &Tensor<2>, targets: &[u32], context: &Context, top: usize) -> Result<Vec<Choice>, ModelError> {
         let mut scores = Vec::with_capacity(targets.len());
         if !self.weights.holds_head() {
             return Ok(scores);
@@ -57,11 +53,11 @@ impl Model {
             let rows = x.clone().narrow(0, n * ROWS, targets.len());
             let logits = data(head::logits(&self.weights, rows, context))?;
             let of_row = |(logits, target): (&[f32], &u32)| match all_finite(logits) {
-                true => Ok(logprobs(logits, *target, top)),
-                false => Err(ModelError::NotANumber { generated: 0 }),
+                true => Some(Ok(ChosenToken { token: *target, logprobs: Some(logprobs(logits, *target, top)) })),
+                false => Some(Err(ModelError::NotANumber { generated: 0 })),
             };
             let each = logits.par_chunks(logits.len() / targets.len()).zip(targets);
-            scores.extend(each.map(of_row).collect::<Result<Vec<_>, _>>()?);
+            scores.extend(each.map(of_row).collect::<Vec<_>>());
         }
         Ok(scores)
     }

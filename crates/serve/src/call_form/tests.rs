@@ -6,6 +6,7 @@ use super::*;
 use crate::call_formats::formats;
 use crate::forms::tests::{fits, tokenizer};
 use crate::forms::{Calls, Thought, grammar};
+use crate::free_forms;
 use crate::grammar::Grammars;
 
 /// A template's formats by a text that it has.
@@ -263,6 +264,80 @@ fn calls_that_fit_are_read_as_what_they_are() {
         for answer in ["", "Hello", "{}"] {
             assert!(!fits(&grammars, &tokenizer, &rules, answer, 0), "{answer:?} {sign}");
         }
+    }
+}
+
+/// Text is free. A call in it has its form, and nothing else is read as one.
+#[test]
+fn free_answers_have_calls_of_their_form() {
+    let (tokenizer, tool) = (tokenizer(), weather());
+    for (sign, text) in published() {
+        let form = form_in(sign, &text).expect("a form");
+        let begins = form.begins(&formats_of(sign));
+        let grammars = Grammars::of(&tokenizer, &[0], &form.marks(&formats_of(sign))).expect("a vocabulary of bytes");
+        let rules = free_forms::grammar(&form, begins, &[&tool], false, Thought::Not).expect("a grammar");
+        let may_come = |answer: &str| fits(&grammars, &tokenizer, &rules, answer, 0);
+        let read = |answer: &str| {
+            let reader = CallReader::new(formats_of(sign), Tools::new(json!([tool])));
+            let mut reader = reader.of_form(begins);
+            let shown = reader.push(answer);
+            let (rest, calls) = reader.finish();
+            (shown + &rest, calls.len())
+        };
+        let whole =
+            |written: &String| format!("{}{}{}", form.open, call(&form.arguments, "weather", written), form.close);
+        let (fitting, others) = written(&form.arguments);
+        for answer in fitting.iter().map(whole) {
+            assert!(may_come(&answer), "{answer}");
+            assert_eq!(read(&answer), (String::new(), 1), "{answer}");
+            let behind = format!("So, é: {answer}");
+            assert!(may_come(&behind), "{behind}");
+            // Without a mark only an answer as a whole is a call.
+            let has_mark = matches!(begins, Begins::Mark(_));
+            let want = if has_mark { ("So, é: ".to_owned(), 1) } else { (behind.clone(), 0) };
+            assert_eq!(read(&behind), want, "{behind}");
+        }
+        for answer in others.iter().map(whole) {
+            assert!(!may_come(&answer), "{answer}");
+        }
+        // A list of what is no tool is text.
+        let unknown = whole(&fitting[1]).replace("weather", "whether");
+        assert_eq!(may_come(&unknown), begins == Begins::List, "{unknown}");
+        let other = "<|python_tag|>{\"name\": \"weather\", \"parameters\": {}}";
+        for text in ["", "Hello", "1 < 2, [a](b) {c}", "\n\n[1]", other] {
+            assert!(may_come(text), "{text:?} {sign}");
+            assert_eq!(read(text), (text.to_owned(), 0), "{text:?} {sign}");
+        }
+    }
+}
+
+#[test]
+fn reasoning_stands_before_free_answers() {
+    let (tokenizer, tool) = (tokenizer(), weather());
+    let (sign, text) = &published()[0];
+    let form = form_in(sign, text).expect("a form");
+    let grammars = Grammars::of(&tokenizer, &[0], &form.marks(&formats_of(sign))).expect("a vocabulary of bytes");
+    let of = |city: &str| {
+        let arguments = call(&form.arguments, "weather", &format!("{{\"city\": {city}}}"));
+        format!("{}{arguments}{}", form.open, form.close)
+    };
+    let may = Thought::May("<think>", "</think>");
+    let opened = Thought::Opened("</think>");
+    for (thought, answer, want) in [
+        (may, "Hello".to_owned(), true),
+        (may, "Hello <think> hm".to_owned(), true),
+        (may, "<think>a <tool_call> b</think>\n\nHello".to_owned(), true),
+        (may, "<think>hm".to_owned(), false),
+        (may, format!("\n<think>hm</think>\n{}", of("\"Paris\"")), true),
+        (may, format!("<think>hm</think>{}", of("7")), false),
+        (opened, "hm</think>Hello".to_owned(), true),
+        (opened, format!("hm</think>So: {}", of("\"Paris\"")), true),
+        (opened, format!("hm</think>So: {}", of("7")), false),
+        (opened, "Hello".to_owned(), false),
+    ] {
+        let begins = form.begins(&formats_of(sign));
+        let rules = free_forms::grammar(&form, begins, &[&tool], false, thought).expect("a grammar");
+        assert_eq!(fits(&grammars, &tokenizer, &rules, &answer, 0), want, "{thought:?}: {answer}");
     }
 }
 

@@ -11,13 +11,16 @@ use finetune_dataset::ChatTokenizer;
 use finetune_model::adapter::Adapter;
 use finetune_model::{EngineSettings, Model, Placement};
 use finetune_serve::{Bounds, Served, Server, Settings, Stopper};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// After so long a server hangs.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 pub(crate) const ENGINE: EngineSettings =
     EngineSettings { slots: 8, queue: 16, cache_bytes: 1 << 30, prefix_bytes: 64 << 20, speculate: 0 };
+
+pub(crate) const CHAT: &str = "/v1/chat/completions";
+pub(crate) const TEXT: &str = "/v1/completions";
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -51,6 +54,34 @@ pub(crate) fn golden(family: &str) -> [Model; 2] {
 
 pub(crate) fn served(id: &str, parent: Option<&str>, model: Model) -> Served {
     Served::new(id.to_owned(), parent.map(str::to_owned), model, tokenizer(), (0.0, 1.0))
+}
+
+/// A request with more fields.
+pub(crate) fn with(mut request: Value, more: Value) -> Value {
+    if let (Some(request), Value::Object(more)) = (request.as_object_mut(), more) {
+        request.extend(more);
+    }
+    request
+}
+
+/// A question whose answer is drawn.
+pub(crate) fn question(seed: u64) -> Value {
+    json!({"messages": [{"role": "user", "content": "Hi"}], "temperature": 1.5, "seed": seed, "max_tokens": 1500})
+}
+
+/// The tiny model with a template that writes calls of tools so.
+#[expect(clippy::disallowed_methods, reason = "a file of tests")]
+pub(crate) fn calling_as(calls: &str) -> Served {
+    let template = format!(
+        "{{% for message in messages %}}{{{{ '<|' + message['role'] + '|>\\n' }}}}\
+        {{% if message.tool_calls %}}{calls}{{% else %}}{{{{ message['content'] }}}}{{% endif %}}{{{{ '<|end|>' }}}}{{% endfor %}}\
+        {{% if add_generation_prompt %}}{{{{ '<|assistant|>\\n' }}}}{{% endif %}}"
+    );
+    let folder = tempfile::tempdir().expect("a directory");
+    let file = folder.path().join("calling.jinja");
+    std::fs::write(&file, template).expect("written");
+    let tokenizer = ChatTokenizer::load(&quickstart(), Some(&file)).expect("a tokenizer");
+    Served::new("tiny".to_owned(), None, tiny(), tokenizer, (0.0, 1.0))
 }
 
 pub(crate) fn settings() -> Settings {

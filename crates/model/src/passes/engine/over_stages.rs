@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 
 use super::Engine;
 use super::group::{Group, Job};
-use super::reading::Parts;
+use super::reading::{Parts, Reading};
 use crate::error::ModelError;
 use crate::passes::lookup::Speculated;
 
@@ -66,6 +66,15 @@ impl Flights {
             Flight::Group(_) => None,
         });
         jobs.flatten()
+    }
+
+    /// Of each part of a prompt that is read, the request, if it is the last part.
+    pub(super) fn last_mut(&mut self) -> impl Iterator<Item = &mut Option<Reading>> {
+        let read = self.all.iter_mut().filter_map(|flight| match flight {
+            Flight::Parts(parts) => Some(&mut parts.last),
+            Flight::Group(_) => None,
+        });
+        read.flatten()
     }
 
     fn push(&mut self, flight: Flight) {

@@ -15,6 +15,7 @@ use crate::model::Model;
 use crate::passes::choices::{Choice, Chosen};
 use crate::passes::generate::PROMPT_PART;
 use crate::passes::sharing::PromptPart;
+use crate::passes::token_rules::ChosenToken;
 
 /// A request whose prompt is read.
 pub(super) struct Reading {
@@ -28,17 +29,37 @@ pub(super) struct Reading {
 pub(super) struct Parts {
     /// The model that it goes through, or one of those that share it.
     pub(super) model: Arc<Model>,
-    /// The first token of each answer whose prompt is read to its end.
+    /// The first token of each answer whose prompt is read to its end, behind what is thought of the tokens of a prompt.
     pub(super) chosen: Chosen,
+    scored: Scored,
     /// The logits behind each part, if this process has them.
     logits: Option<Vec<f32>>,
     /// Of each part the request, if it is the last part of its prompt.
     pub(super) last: Vec<Option<Reading>>,
 }
 
+/// How many tokens of a prompt a pass tells what is thought of.
+#[derive(Clone, Copy, Default)]
+struct Scored {
+    /// The number of the request.
+    request: u64,
+    tokens: usize,
+    /// So many of the likeliest tokens are told with each.
+    top: usize,
+}
+
 /// The part of a prompt of so many tokens that is read next, behind those before `begin`.
 fn next_part(begin: usize, length: usize) -> Range<usize> {
     begin..length.min(begin - begin % PROMPT_PART + PROMPT_PART)
+}
+
+impl Job {
+    /// What a pass over this part of the prompt tells: of each token behind one of the part.
+    fn scored_in(&self, part: &Range<usize>) -> Scored {
+        let targets = part.len().min(self.prompt.len() - 1 - part.start);
+        let scored = |top| Scored { request: self.number, tokens: targets, top };
+        self.chooser.of_prompt().map(scored).unwrap_or_default()
+    }
 }
 
 impl Reading {
@@ -146,7 +167,8 @@ impl Engine {
         self.passes.prompt_passes += 1;
         self.passes.prompt_parts += count as u64;
         self.passes.mixed_passes += u64::from(is_mixed);
-        let logits = match &mut self.reading[..count] {
+        let mut scored = Scored::default();
+        let read = match &mut self.reading[..count] {
             [Reading { job, cache, end }] => {
                 let part = next_part(*end, job.prompt.len());
                 *end = part.end;
@@ -154,6 +176,7 @@ impl Engine {
                     // A state cannot go back, so it is kept where the last whole part ends.
                     self.prefixes.put(&job.model, cache.clone());
                 }
+                scored = job.scored_in(&part);
                 read_part(&model, job, part, cache)
             }
             several => {
@@ -162,11 +185,11 @@ impl Engine {
                     *end = part.end;
                     PromptPart { model: &job.model, tokens: &job.prompt[part], cache }
                 });
-                Model::begin_parts(&mut parts.collect::<Vec<_>>())
+                Model::begin_parts(&mut parts.collect::<Vec<_>>()).map(|logits| (logits, Vec::new()))
             }
         };
-        let logits = match logits {
-            Ok(logits) => logits,
+        let (logits, scores) = match read {
+            Ok(read) => read,
             Err(error) => {
                 self.reading.drain(..count).for_each(|mut reading| reading.job.fail(&error));
                 return Err(error);
@@ -178,8 +201,8 @@ impl Engine {
             last.push(is_read.then(|| self.reading.remove(place)));
             place += usize::from(!is_read);
         }
-        match choose_first(&model, logits.as_deref(), &mut last) {
-            Ok(chosen) => Ok(Some(Parts { model, chosen, logits, last })),
+        match choose_first(&model, logits.as_deref(), (scored, scores), &mut last) {
+            Ok(chosen) => Ok(Some(Parts { model, chosen, scored, logits, last })),
             Err(error) => {
                 last.into_iter().flatten().for_each(|mut reading| reading.job.fail(&error));
                 Err(error)
@@ -189,14 +212,17 @@ impl Engine {
 
     /// Waits for a pass over parts of prompts. Behind the last part of a prompt comes the first token. The requests
     /// hear of an error.
-    pub(super) fn finish_parts(&mut self, Parts { model, chosen, logits, last }: Parts) -> Result<(), ModelError> {
-        let choices = match model.taken(chosen) {
+    pub(super) fn finish_parts(&mut self, parts: Parts) -> Result<(), ModelError> {
+        let Parts { model, chosen, scored, logits, mut last } = parts;
+        let mut scores = match model.taken(chosen) {
             Ok(choices) => choices,
             Err(error) => {
                 last.into_iter().flatten().for_each(|mut reading| reading.job.fail(&error));
                 return Err(error);
             }
         };
+        let choices = scores.split_off(scored.tokens.min(scores.len()));
+        self.tell_scores(scored, scores, &mut last);
         let count = last.len();
         let row = |n: usize| logits.as_ref().and_then(|logits| logits.chunks(logits.len() / count).nth(n));
         let is_last = |(_, last): &((usize, Choice), &Option<Reading>)| last.is_some();
@@ -209,6 +235,29 @@ impl Engine {
             self.finish_reading(job, cache, choice, logits)?;
         }
         Ok(())
+    }
+
+    /// Tells a request what the model thinks of the next tokens of its prompt. Where several processes hold the layers,
+    /// later parts of it may be under way. `last`: of this pass, the requests whose prompts are read to their ends.
+    fn tell_scores(&mut self, scored: Scored, scores: Vec<Choice>, last: &mut [Option<Reading>]) {
+        if scored.tokens == 0 {
+            return;
+        }
+        let read = last.iter_mut().chain(self.flights.last_mut()).flatten();
+        let mut jobs = read.chain(&mut self.reading).map(|reading| &mut reading.job);
+        // One that has left hears nothing.
+        let Some(job) = jobs.find(|job| job.number == scored.request) else { return };
+        let scores: Result<Vec<ChosenToken>, ModelError> = scores.into_iter().flatten().collect();
+        match scores {
+            Ok(scores) => {
+                let logprobs = scores.into_iter().filter_map(|score| score.logprobs);
+                job.tell(EngineEvent::Prompt(logprobs.collect()));
+            }
+            Err(error) => {
+                job.fail(&error);
+                job.is_left = true;
+            }
+        }
     }
 
     /// How many of the prompts whose turn it is are read in the next pass.
@@ -285,26 +334,36 @@ impl Engine {
     }
 }
 
-/// Reads a part of a prompt, and tells what the model thinks of it, if that was asked for.
+/// Reads a part of a prompt. Beside the logits behind it is what the model thinks of its tokens, if that was asked for.
 fn read_part(
     model: &Model,
-    job: &mut Job,
+    job: &Job,
     part: Range<usize>,
     cache: &mut KeyValueCache,
-) -> Result<Option<Vec<f32>>, ModelError> {
-    let Some(top) = job.chooser.of_prompt() else { return model.begin_read(&job.prompt[part], cache) };
-    let next = job.prompt.get(part.end).copied();
-    let (logits, scores) = model.begin_scored(&job.prompt[part], next, cache, top)?;
-    job.tell(EngineEvent::Prompt(scores));
-    Ok(logits)
+) -> Result<(Option<Vec<f32>>, Vec<Choice>), ModelError> {
+    match job.chooser.of_prompt() {
+        None => Ok((model.begin_read(&job.prompt[part], cache)?, Vec::new())),
+        Some(top) => {
+            let next = job.prompt.get(part.end).copied();
+            model.begin_scored(&job.prompt[part], next, cache, top)
+        }
+    }
 }
 
-/// Chooses the first tokens behind the prompts that are read to their ends.
-fn choose_first(model: &Model, logits: Option<&[f32]>, last: &mut [Option<Reading>]) -> Result<Chosen, ModelError> {
+/// Chooses the first tokens behind the prompts that are read to their ends. What is thought of the tokens of a prompt
+/// goes with them.
+fn choose_first(
+    model: &Model,
+    logits: Option<&[f32]>,
+    (scored, scores): (Scored, Vec<Choice>),
+    last: &mut [Option<Reading>],
+) -> Result<Chosen, ModelError> {
     let top = |last: &Option<Reading>| last.as_ref().and_then(|reading| reading.job.chooser.logprobs());
-    model.choose(logits, last.iter().map(top).collect(), |logits| {
+    let of_scores = std::iter::repeat_n(Some(scored.top), scored.tokens);
+    let rows = of_scores.chain(last.iter().map(top)).collect();
+    model.choose(logits, rows, |logits| {
         let of_parts = logits.chunks(logits.len() / last.len());
         let choose = |(row, last): (&[f32], &mut Option<Reading>)| last.as_mut().and_then(|last| last.job.choose(row));
-        of_parts.zip(last).map(choose).collect()
+        scores.into_iter().chain(of_parts.zip(last).map(choose)).collect()
     })
 }
