@@ -120,7 +120,7 @@ impl CallReader {
 
     fn beginnings(&self) -> impl Iterator<Item = &'static str> {
         let all = self.formats.iter().flat_map(|format| format.begins).copied();
-        all.filter(|mark| self.may_be(Begins::Mark(*mark)))
+        all.filter(|mark| self.may_be(Begins::Mark(mark)))
     }
 
     /// The text that may be shown once this has come.
