@@ -23,6 +23,7 @@
 //!   (tokens to text), `stops.rs` (where that text ends), `reasoning.rs` (what of it is reasoning);
 //! - which tokens are trained on: `mask.rs`; the result: `token_row.rs`;
 //! - which bytes a token stands for: `token_bytes.rs`;
+//! - what time a template is told: `clock.rs`;
 //! - about all rows: `notes.rs`, `ends.rs`, `counts.rs`; what was read before: `row_cache.rs`.
 //!
 //! What can be wrong: `problem.rs` (a row), `error.rs` (all else). Templates and tokenizers are

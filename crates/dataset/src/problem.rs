@@ -294,19 +294,7 @@ impl RowProblem {
                 "rows of good answers without it; or data.format = \"prompt_completion\", which trains on all of them"
             }
             Self::Preferences => "rows with one answer, such as messages, or prompt and completion",
-            Self::UnknownFormat { keys, .. }
-                if ["role", "content"].iter().all(|key| keys.iter().any(|it| it == key)) =>
-            {
-                "all messages of a conversation in one row: {\"messages\": [{\"role\", \"content\"}, ...]}"
-            }
-            Self::UnknownFormat { keys, more: false }
-                if keys.len() == 1 && ["data", "rows", "examples", "train"].contains(&keys[0].as_str()) =>
-            {
-                "the rows themselves, one on each line or in a list, without an object around them"
-            }
-            Self::UnknownFormat { .. } => {
-                "one of the keys messages, prompt, text, instruction, conversations, input_ids"
-            }
+            Self::UnknownFormat { keys, .. } => keys_of_a_row(keys),
             Self::UnknownToken { .. } => "tokens that the model's embedding has",
             Self::AsksForTraining(_) => {
                 "data.train_on = \"all\", or rows in which only the assistant's messages are trained on"
@@ -355,6 +343,21 @@ impl RowProblem {
             | Self::Tokenizer(_) => return None,
         };
         Some(text.to_owned())
+    }
+}
+
+/// What is expected of a row that has none of the keys that tell a format, but these.
+fn keys_of_a_row(keys: &[String]) -> &'static str {
+    const WRAPPERS: [&str; 4] = ["data", "rows", "examples", "train"];
+    let has = |wanted: &str| keys.iter().any(|key| key == wanted);
+    if has("role") && has("content") {
+        return "all messages of a conversation in one row: {\"messages\": [{\"role\", \"content\"}, ...]}";
+    }
+    match keys {
+        [only] if WRAPPERS.contains(&only.as_str()) => {
+            "the rows themselves, one on each line or in a list, without an object around them"
+        }
+        _ => "one of the keys messages, prompt, text, instruction, conversations, input_ids",
     }
 }
 

@@ -335,15 +335,7 @@ impl Advice for StoreError {
             Self::UnsafeName { .. } => vec![
                 "use 1 to 96 letters, digits, '.', '_' or '-', not starting with '.'".to_string(),
             ],
-            Self::NoModel { only_pickle: true, .. } => vec![
-                "pytorch_model.bin is a pickle, which can run code when it is read, so it is not read: get the safetensors revision of this model, or convert it".to_string(),
-            ],
-            Self::NoModel { found, .. } if found.contains("-of-") => vec![
-                "its parts are here without their index: fetch model.safetensors.index.json from where they are from".to_string(),
-            ],
-            Self::NoModel { .. } => {
-                vec!["give the directory that holds the model's safetensors files".to_string()]
-            }
+            Self::NoModel { found, only_pickle, .. } => vec![without_weights(found, *only_pickle).to_string()],
             Self::NoShard { path, .. } => vec![match absent::fetched_by(path) {
                 Some(id) => format!("with a network, `HF_HUB_OFFLINE=0 finetune download {id}` fetches what is missing"),
                 None => "get it from where the other files are from, or take another directory of the model".to_string(),
@@ -351,6 +343,17 @@ impl Advice for StoreError {
             Self::InItsPlace { path, what } => vec![what.hint(path)],
             Self::CannotWrite { .. } => Vec::new(),
         }
+    }
+}
+
+/// What to do about a directory without weights that are read. `found`: what it has.
+fn without_weights(found: &str, only_pickle: bool) -> &'static str {
+    if only_pickle {
+        "pytorch_model.bin is a pickle, which can run code when it is read, so it is not read: get the safetensors revision of this model, or convert it"
+    } else if found.contains("-of-") {
+        "its parts are here without their index: fetch model.safetensors.index.json from where they are from"
+    } else {
+        "give the directory that holds the model's safetensors files"
     }
 }
 
