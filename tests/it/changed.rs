@@ -43,6 +43,7 @@ const FIXED: &[(&str, &str)] = &[
     ("lora.use_dora", "true"),
     ("lora.modules_to_save", "[\"lm_head\"]"),
     ("data.train_on", "all"),
+    ("data.chat_template_kwargs", "{ enable_thinking = false }"),
     ("data.shuffle", "false"),
     ("train.global_batch_size", "6"),
     ("optimizer.betas", "[0.9, 0.99]"),

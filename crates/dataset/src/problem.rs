@@ -274,16 +274,7 @@ impl RowProblem {
         let text = match self {
             Self::Format { expected, .. } => expected.as_str(),
             Self::OtherFormat { wanted, .. } => return Some(format!("format {} in every row", wanted.as_str())),
-            Self::NotRendered { what: Unrendered::BehindReasoningPrompt(tag), .. } => {
-                return Some(reasoning_behind(tag));
-            }
-            Self::NotRendered { what: Unrendered::BehindClosedReasoning(_), .. } => {
-                "data.chat_template_kwargs = { enable_thinking = true } (DeepSeek: thinking), or the same in \
-                 chat_template_kwargs of the row, if the template reads that; or an answer without reasoning"
-            }
-            Self::NotRendered { what: Unrendered::ReasoningTwice, .. } => {
-                "the reasoning as reasoning_content, or another template (data.chat_template)"
-            }
+            Self::NotRendered { what, .. } => return Some(rendered(what)),
             Self::NotJson { expected, .. } => (*expected)?,
             Self::Utf16 | Self::NotUtf8(_) => "UTF-8 text",
             Self::NotAnObject(_) => "one JSON object on each line",
@@ -294,7 +285,7 @@ impl RowProblem {
                 "rows of good answers without it; or data.format = \"prompt_completion\", which trains on all of them"
             }
             Self::Preferences => "rows with one answer, such as messages, or prompt and completion",
-            Self::UnknownFormat { keys, .. } => keys_of_a_row(keys),
+            Self::UnknownFormat { keys, more } => format_of(keys, *more),
             Self::UnknownToken { .. } => "tokens that the model's embedding has",
             Self::AsksForTraining(_) => {
                 "data.train_on = \"all\", or rows in which only the assistant's messages are trained on"
@@ -322,9 +313,6 @@ impl RowProblem {
                 "a message of the user first; or \"weight\": 0 on this message, which makes it context; or \
                  data.train_on = \"last\""
             }
-            Self::NotRendered { .. } => {
-                "a template that adds each turn to what it wrote before, or marks it with {% generation %}"
-            }
             Self::LongLine(_)
             | Self::List(_)
             | Self::Cells(_)
@@ -346,15 +334,28 @@ impl RowProblem {
     }
 }
 
-/// What is expected of a row that has none of the keys that tell a format, but these.
-fn keys_of_a_row(keys: &[String]) -> &'static str {
-    const WRAPPERS: [&str; 4] = ["data", "rows", "examples", "train"];
-    let has = |wanted: &str| keys.iter().any(|key| key == wanted);
-    if has("role") && has("content") {
-        return "all messages of a conversation in one row: {\"messages\": [{\"role\", \"content\"}, ...]}";
-    }
+/// What is expected of a row, or of its template, that does not write a turn as the model meets it.
+fn rendered(what: &Unrendered) -> String {
+    let text = match what {
+        Unrendered::BehindReasoningPrompt(tag) => return reasoning_behind(tag),
+        Unrendered::BehindClosedReasoning(_) => {
+            "data.chat_template_kwargs = { enable_thinking = true } (DeepSeek: thinking), or the same in \
+             chat_template_kwargs of the row, if the template reads that; or an answer without reasoning"
+        }
+        Unrendered::ReasoningTwice => "the reasoning as reasoning_content, or another template (data.chat_template)",
+        _ => "a template that adds each turn to what it wrote before, or marks it with {% generation %}",
+    };
+    text.to_owned()
+}
+
+/// What is expected of a row with these keys, and others if there are `more`.
+fn format_of(keys: &[String], more: bool) -> &'static str {
+    let has = |key: &str| keys.iter().any(|it| it == key);
     match keys {
-        [only] if WRAPPERS.contains(&only.as_str()) => {
+        _ if has("role") && has("content") => {
+            "all messages of a conversation in one row: {\"messages\": [{\"role\", \"content\"}, ...]}"
+        }
+        [key] if !more && ["data", "rows", "examples", "train"].contains(&key.as_str()) => {
             "the rows themselves, one on each line or in a list, without an object around them"
         }
         _ => "one of the keys messages, prompt, text, instruction, conversations, input_ids",

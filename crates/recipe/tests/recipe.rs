@@ -244,6 +244,20 @@ fn set_is_checked_like_the_file() {
         ("data.columns.response=b", "`data.columns` has no key `response` | ours is `completion`"),
         ("data.columns.prompt=1", "expected a string, found an integer | write it in quotes"),
         (
+            "schedule.name=cosin",
+            "`schedule.name` must be one of \"constant\", \"linear\", \"cosine\", found \"cosin\" | did you mean \"cosine\"?",
+        ),
+        ("train.lr=1", "unknown key `lr` in [train] | ours is `learning_rate` in [optimizer]"),
+    ];
+    for (set, expected) in cases {
+        assert_eq!(seen(parse_with(MINIMAL, &[set])), format!("--set {set} {expected}"));
+    }
+}
+
+#[test]
+fn variables_of_a_template_are_checked_like_the_file() {
+    let cases: &[(&str, &str)] = &[
+        (
             "data.chat_template_kwargs=false",
             "expected a table of variables, found a boolean | for example { enable_thinking = false }",
         ),
@@ -260,11 +274,6 @@ fn set_is_checked_like_the_file() {
             "data.enable_thinking=false",
             "unknown key `enable_thinking` in [data] | ours is `chat_template_kwargs`; chat_template_kwargs = { enable_thinking = … }",
         ),
-        (
-            "schedule.name=cosin",
-            "`schedule.name` must be one of \"constant\", \"linear\", \"cosine\", found \"cosin\" | did you mean \"cosine\"?",
-        ),
-        ("train.lr=1", "unknown key `lr` in [train] | ours is `learning_rate` in [optimizer]"),
     ];
     for (set, expected) in cases {
         assert_eq!(seen(parse_with(MINIMAL, &[set])), format!("--set {set} {expected}"));
