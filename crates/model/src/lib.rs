@@ -52,7 +52,7 @@ pub use decoder::expert_use::ExpertCounts;
 pub use decoder::kept::{LayerKept, kept_layers};
 pub use error::ModelError;
 pub use files::base_files::{stated_type, stored_type};
-pub use files::config_alone::states_packing;
+pub use files::config_alone::{assumed_of_packing, stated_packing};
 pub use files::floats::float_type;
 pub use files::packing::{BaseForm, ExpertSizes, LayerSizes, PackedSizes, scheme_named, scheme_word};
 pub use finetune_kernels::devices::{
@@ -62,6 +62,7 @@ pub use finetune_kernels::footprint;
 pub use finetune_kernels::matmul::rate as matmul_rate;
 pub use finetune_kernels::processor;
 pub use finetune_packed::Scheme;
+pub use finetune_packed::files::PackedConfig;
 pub use flat_file::{FlatFile, FlatReader};
 pub use layer_source::{DiskWait, EXPERTS_IN_MEMORY, tell_of_disk_waits};
 pub use layout::{Layout, Parameter};

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use finetune_model::{BaseForm, FloatType, ModelConfig, expected_tensors, scheme_named};
+use finetune_model::{BaseForm, FloatType, ModelConfig, PackedConfig, expected_tensors, scheme_named};
 use serde_json::{Value, json};
 
 /// Each matrix of these forms has a table of 16 numbers in f32 besides. Programs that pack have one for all.
@@ -37,7 +37,7 @@ fn number(model: &Value, key: &str) -> u64 {
 
 /// Bytes of the weights, packed while they are loaded if `form` says how, and how many matrices that are.
 fn bytes(config: &ModelConfig, form: Option<&str>) -> (u64, u64) {
-    let form = BaseForm::of_config(config, form.and_then(scheme_named), FloatType::BF16);
+    let form = BaseForm::of_config(config, &PackedConfig::default(), form.and_then(scheme_named), FloatType::BF16);
     let dense = parameters(config) - form.packed.elements - form.by_row;
     // "nf4 while it is loaded; 212 of 272 matrices packed"
     let words = form.words.unwrap_or_default();
@@ -70,6 +70,46 @@ fn bytes_of_published_shapes_in_each_form() {
             let want = model["bytes"][form].as_u64().expect("a number");
             assert_eq!(found - tables, want, "{} as {form}: ours, and the program's that packs so", model["model"]);
         }
+    }
+}
+
+/// What makers publish packed, from its config alone, against the size of their repositories in billions of bytes.
+#[test]
+fn bytes_of_models_that_are_published_packed() {
+    let mxfp4 = json!({"quant_method": "mxfp4",
+        "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]});
+    let fp8 =
+        json!({"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3", "weight_block_size": [128, 128]});
+    let weights = json!({"num_bits": 4, "group_size": 32, "strategy": "group", "symmetric": true, "type": "int"});
+    let int4 = json!({"quant_method": "compressed-tensors", "format": "pack-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"]});
+    let published = published();
+    for (name, quantization, stated) in [
+        ("gpt-oss-20b", &mxfp4, 13.8),
+        ("gpt-oss-120b", &mxfp4, 65.2),
+        ("DeepSeek-V3", &fp8, 688.6),
+        ("Kimi-K2.5", &int4, 595.0),
+    ] {
+        let model = published.iter().find(|model| model["model"] == name).expect("a model");
+        let keys = json!({"quantization_config": quantization});
+        let packing = PackedConfig::parse(keys.as_object().expect("keys"), Path::new("config.json"));
+        let packing = packing.unwrap_or_else(|error| panic!("{error}"));
+        let config = config(&model["config"]);
+        let form = BaseForm::of_config(&config, &packing, None, FloatType::BF16);
+        let mut found = 2 * (parameters(&config) - form.packed.elements) + form.packed.bytes;
+        if name == "DeepSeek-V3" {
+            // The layer that predicts a further token: one more layer, both ends again, and a matrix of two widths.
+            let layer = form.layers.last().expect("layers").bytes(FloatType::BF16);
+            let ends: u64 = form.ends.iter().map(|end| end.bytes(FloatType::BF16)).sum();
+            found += layer + ends + 2 * (config.hidden_size * config.hidden_size) as u64;
+        }
+        let found = found as f64 / 1e9;
+        assert!(
+            (found / stated - 1.0).abs() < 0.01,
+            "{name}: {found:.1} billion bytes, stated {stated}: {:?}",
+            form.words
+        );
     }
 }
 

@@ -23,8 +23,10 @@ mod group_index;
 mod mlx;
 mod module;
 mod numbers;
+mod pattern;
 mod scaled;
 mod tables;
+mod told;
 mod told_shape;
 mod unpack;
 
@@ -38,6 +40,7 @@ use crate::{PackedError, PackedMatrix};
 pub use config::PackedConfig;
 pub use format::{Format, Scales};
 pub use fp4::{mxfp4_blocks, parts_of_mxfp4};
+pub use told::{Place, Told, Weight};
 pub use told_shape::told_shape;
 
 use family::Family;

@@ -43,7 +43,7 @@ pub enum Stored {
 }
 
 impl Stored {
-    fn dtype(self) -> Dtype {
+    pub(crate) fn dtype(self) -> Dtype {
         match self {
             Stored::F32 => Dtype::F32,
             Stored::F16 => Dtype::F16,

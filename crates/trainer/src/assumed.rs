@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use finetune_dataset::{Counts, Dataset, Ends, Origin, Row};
-use finetune_model::{FloatType, states_packing};
+use finetune_model::{FloatType, assumed_of_packing, stated_packing};
 use finetune_recipe::Recipe;
 use finetune_store::{Holding, recognize};
 
@@ -17,9 +17,14 @@ const MOST_TOKENS: usize = 1 << 26;
 
 /// What is said where a directory has a config.json and no weights.
 pub(crate) fn no_weights(directory: &Path, stored: FloatType) -> String {
-    let packed = states_packing(directory).map_or(String::new(), |words| {
-        format!(", not packed: config.json says {words}, which the files would take less memory with")
-    });
+    let packing = stated_packing(directory);
+    let packed = match (packing.describe(), assumed_of_packing(&packing, stored)) {
+        (None, _) => String::new(),
+        (Some(words), Some(assumed)) => format!(" where it does not say {words}: {assumed}"),
+        (Some(words), None) => {
+            format!(", not packed: config.json says {words}, which the files would take less memory with")
+        }
+    };
     format!(
         "{}: the weights are not here; sizes are those that config.json says, in {}{packed}",
         directory.display(),
@@ -88,6 +93,21 @@ mod tests {
 
     use super::*;
     use crate::test_recipe::test_recipe;
+
+    /// What a config.json says is packed counts so where it tells the sizes, and what was assumed is said.
+    #[test]
+    fn what_is_assumed_of_packed_weights_is_said() {
+        let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/packed");
+        let said = no_weights(&goldens.join("fp8_blocks"), FloatType::BF16);
+        let want = "in bf16 where it does not say FP8 E4M3, blocks of 128 x 128: routers and the output layer are not \
+                    packed, and scales are f32";
+        assert!(said.ends_with(want), "{said}");
+        let folder = tempfile::tempdir().expect("a directory");
+        let config = br#"{"model_type": "llama", "quantization_config": {"quant_method": "hqq"}}"#;
+        replace_file(&RealDisk, &folder.path().join("config.json"), config).expect("a file");
+        let said = no_weights(folder.path(), FloatType::BF16);
+        assert!(said.contains("in bf16, not packed: config.json says HQQ"), "{said}");
+    }
 
     #[test]
     fn rows_are_as_many_as_lines_and_as_long_as_allowed() {

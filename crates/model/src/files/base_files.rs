@@ -138,12 +138,7 @@ impl BaseFiles {
         let config = path.join("config.json");
         let object = config_object(path)?;
         let text = wrapper::text_config(&object).map(|(_, text)| text);
-        // Of a multimodal model either the whole or the text model in it says it.
-        let packing = PackedConfig::parse(&object, &config)?;
-        let packing = match &text {
-            Some(text) if !packing.is_packed() => PackedConfig::parse(text, &config)?,
-            _ => packing,
-        };
+        let packing = packing_of(&object, text.as_ref(), &config)?;
         let model_type = text.as_ref().unwrap_or(&object).get("model_type").and_then(Value::as_str);
         // A model that is of no known family has been refused, or will be.
         let family = Family::of_model(model_type).unwrap_or(&FAMILIES[0]);
@@ -432,13 +427,18 @@ pub fn stored_type(base: &Path) -> FloatType {
 /// Whether a tensor that is dense in its file is packed while it is read in this form.
 pub(crate) fn packs_while_read(scheme: Scheme, name: &str, shape: &[usize]) -> bool {
     // Routers are small, and which experts they choose is sensitive.
-    let stays = is_router(module_of(name)) || name.ends_with(".router.proj.weight")
+    let stays = chooses_experts(name)
         // It is read by row.
         || name == PER_LAYER_TABLE;
     match *shape {
         [rows, columns] => !stays && applies(scheme, [rows, columns], is_linear(name)),
         _ => false,
     }
+}
+
+/// Whether a matrix chooses among experts, Gemma 4's too.
+pub(crate) fn chooses_experts(name: &str) -> bool {
+    is_router(module_of(name)) || name.ends_with(".router.proj.weight")
 }
 
 /// Whether a tensor is the weight of a linear layer inside the decoder: a matrix that is neither
@@ -452,6 +452,20 @@ pub(crate) fn config_object(directory: &Path) -> Result<Map<String, Value>, Mode
     let path = directory.join("config.json");
     let text = read_text(&path, config_json::LIMIT)?;
     serde_json::from_str(&text).map_err(|error| ModelError::Malformed { path, what: error.to_string() })
+}
+
+/// What config.json says of packed weights. `text`: the part that is of the text model in a multimodal one.
+pub(crate) fn packing_of(
+    whole: &Map<String, Value>,
+    text: Option<&Map<String, Value>>,
+    path: &Path,
+) -> Result<PackedConfig, ModelError> {
+    // Either the whole or the text model in it says it.
+    let packing = PackedConfig::parse(whole, path)?;
+    Ok(match text {
+        Some(text) if !packing.is_packed() => PackedConfig::parse(text, path)?,
+        _ => packing,
+    })
 }
 
 /// The number type that config.json says a model is meant for.

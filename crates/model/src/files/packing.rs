@@ -192,11 +192,16 @@ impl PackedSizes {
 /// Formats of the packed matrices among these tensors, the most frequent first, and how many matrices
 /// are packed. `None`: none is.
 pub(crate) fn described<'t, 'a: 't>(tensors: impl Iterator<Item = &'t BaseTensor<'a>>) -> Option<String> {
+    described_of(tensors.filter(|tensor| tensor.shape.len() == 2).map(BaseTensor::format))
+}
+
+/// The same of matrices in these formats; `None`: not packed.
+pub(super) fn described_of(matrix_formats: impl Iterator<Item = Option<String>>) -> Option<String> {
     let mut formats: Vec<(String, usize)> = Vec::new();
     let mut matrices = 0;
-    for tensor in tensors.filter(|tensor| tensor.shape.len() == 2) {
+    for format in matrix_formats {
         matrices += 1;
-        let Some(format) = tensor.format() else { continue };
+        let Some(format) = format else { continue };
         match formats.iter_mut().find(|(known, _)| *known == format) {
             Some((_, count)) => *count += 1,
             None => formats.push((format, 1)),

@@ -24,6 +24,9 @@ use rayon::prelude::*;
 use crate::error::ModelError;
 use crate::files::floats::{float_type, to_finite_f32_of};
 
+/// The one form that such stacks are packed in.
+pub(crate) const FORMAT: &str = "MXFP4";
+
 /// Slices of stacks that gate or up was read from, kept for the other one: each is read once.
 #[derive(Default)]
 pub(crate) struct Slices {

@@ -14,16 +14,18 @@ use crate::PackedError;
 /// `quantization` and `quantization_config` of a model's config.json, or their absence.
 #[derive(Clone, Debug, Default)]
 pub struct PackedConfig {
-    mlx: Option<Mlx>,
+    pub(super) mlx: Option<Mlx>,
     method: Option<Method>,
+    /// Names and patterns of modules that stay as they are. `None`: no list is there.
+    pub(super) plain: Option<Vec<String>>,
 }
 
 /// `quantization` of mlx-lm.
 #[derive(Clone, Debug)]
-struct Mlx {
-    all: MlxForm,
+pub(super) struct Mlx {
+    pub(super) all: MlxForm,
     /// By the name of the module; `None` for those that stay as they are.
-    modules: BTreeMap<String, Option<MlxForm>>,
+    pub(super) modules: BTreeMap<String, Option<MlxForm>>,
 }
 
 /// The form of a module in MLX.
@@ -39,6 +41,7 @@ pub(super) struct MlxForm {
 pub(super) enum Method {
     Bitsandbytes {
         words: String,
+        form: Bitsandbytes,
     },
     Gptq(Gptq),
     Awq {
@@ -51,11 +54,20 @@ pub(super) enum Method {
     Fp8 {
         block: Option<[usize; 2]>,
     },
+    /// gpt-oss's.
+    Mxfp4,
     /// Formats whose tensors say all.
     Other {
         words: &'static str,
     },
     Foreign(Foreign),
+}
+
+/// What bitsandbytes packs in.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Bitsandbytes {
+    Int8,
+    Four { nf4: bool, double: bool },
 }
 
 /// GPTQ's keys.
@@ -68,7 +80,11 @@ pub(super) struct Gptq {
     pub(super) exact_zeros: bool,
     /// Whether modules may have other bits and groups than the above.
     pub(super) dynamic: bool,
-    act_order: bool,
+    pub(super) act_order: bool,
+    /// Whether the output layer is packed too.
+    pub(super) has_output: bool,
+    /// How the names of those modules end that are packed. `None`: all linear layers of the decoder.
+    pub(super) modules: Option<Vec<String>>,
 }
 
 /// The weights of one of compressed-tensors' `config_groups`.
@@ -76,7 +92,19 @@ pub(super) struct Gptq {
 pub(super) struct Scheme {
     pub(super) bits: Option<usize>,
     pub(super) group: Option<usize>,
+    pub(super) block: Option<[usize; 2]>,
+    pub(super) strategy: String,
+    /// The format of the group, or that of all of them.
+    pub(super) format: String,
+    pub(super) is_float: bool,
+    pub(super) is_symmetric: bool,
+    pub(super) act_order: bool,
+    /// Names, patterns and classes of modules.
+    pub(super) targets: Vec<String>,
 }
+
+/// What the list of modules is called that stay as they are: transformers, MiniMax, bitsandbytes, compressed-tensors.
+const PLAIN: [&str; 4] = ["modules_to_not_convert", "ignored_layers", "llm_int8_skip_modules", "ignore"];
 
 impl PackedConfig {
     /// Reads the two keys out of a model's config.json, which lies at `path`.
@@ -99,8 +127,9 @@ impl PackedConfig {
             (mlx, hub) => (mlx, hub.filter(|_| !hub_is_mlx)),
         };
         let mlx = mlx.map(|keys| Mlx::parse(&keys)).transpose()?;
+        let plain = hub.as_ref().and_then(|keys| PLAIN.iter().find_map(|key| keys.texts(key)));
         let method = hub.map(|keys| Method::parse(&keys)).transpose()?;
-        Ok(PackedConfig { mlx, method })
+        Ok(PackedConfig { mlx, method, plain })
     }
 
     /// Whether it names a packed format.
@@ -122,7 +151,7 @@ impl PackedConfig {
             });
         }
         Some(match self.method.as_ref()? {
-            Method::Bitsandbytes { words } | Method::Compressed { words, .. } => words.clone(),
+            Method::Bitsandbytes { words, .. } | Method::Compressed { words, .. } => words.clone(),
             Method::Gptq(gptq) => gptq.describe(),
             Method::Awq { group } => {
                 let group = group.map_or_else(String::new, |group| format!(", groups of {group}"));
@@ -130,6 +159,7 @@ impl PackedConfig {
             }
             Method::Fp8 { block: Some([rows, columns]) } => format!("FP8 E4M3, blocks of {rows} x {columns}"),
             Method::Fp8 { block: None } => "FP8 E4M3".to_owned(),
+            Method::Mxfp4 => "MXFP4, groups of 32".to_owned(),
             Method::Other { words } => (*words).to_owned(),
             Method::Foreign(foreign) => foreign.format.clone(),
         })
@@ -237,12 +267,14 @@ impl Method {
         let method = keys.text("quant_method")?.unwrap_or_default();
         Ok(match method {
             "bitsandbytes" | "" if keys.flag("load_in_8bit")? => {
-                Method::Bitsandbytes { words: "bitsandbytes int8".to_owned() }
+                Method::Bitsandbytes { words: "bitsandbytes int8".to_owned(), form: Bitsandbytes::Int8 }
             }
             "bitsandbytes" | "" if keys.flag("load_in_4bit")? || method == "bitsandbytes" => {
                 let kind = keys.text("bnb_4bit_quant_type")?.unwrap_or("fp4").to_uppercase();
-                let double = if keys.flag("bnb_4bit_use_double_quant")? { ", double quantization" } else { "" };
-                Method::Bitsandbytes { words: format!("bitsandbytes {}{double}", foreign::short(&kind)) }
+                let is_double = keys.flag("bnb_4bit_use_double_quant")?;
+                let double = if is_double { ", double quantization" } else { "" };
+                let form = Bitsandbytes::Four { nf4: kind == "NF4", double: is_double };
+                Method::Bitsandbytes { words: format!("bitsandbytes {}{double}", foreign::short(&kind)), form }
             }
             "gptq" => Gptq::parse(keys)?,
             "awq" => awq(keys)?,
@@ -255,7 +287,7 @@ impl Method {
             },
             "compressed-tensors" => compressed(keys)?,
             "fp8" => Method::Fp8 { block: keys.pair("weight_block_size")? },
-            "mxfp4" => Method::Other { words: "MXFP4, groups of 32" },
+            "mxfp4" => Method::Mxfp4,
             "metal" => Method::Other { words: "MLX affine by transformers' metal" },
             "modelopt" | "modelopt_fp4" => Method::Other { words: "TensorRT Model Optimizer" },
             other => Method::Foreign(foreign::of_method(other)),
@@ -278,7 +310,8 @@ impl Gptq {
         }
         let dynamic = keys.keys.get("dynamic").or(keys.keys.get("extra_config")).is_some_and(|value| !value.is_null());
         let (bits, group, act_order) = (keys.count("bits")?, keys.group()?, keys.flag("desc_act")?);
-        Ok(Method::Gptq(Gptq { bits, group, exact_zeros, dynamic, act_order }))
+        let (has_output, modules) = (keys.is_true("lm_head"), keys.texts("modules_in_block_to_quantize"));
+        Ok(Method::Gptq(Gptq { bits, group, exact_zeros, dynamic, act_order, has_output, modules }))
     }
 
     fn describe(&self) -> String {
@@ -319,12 +352,22 @@ fn compressed(keys: &Keys<'_>) -> Result<Method, PackedError> {
     for name in groups.iter().flat_map(|groups| groups.keys.keys()) {
         let Some(group) = groups.as_ref().map(|groups| groups.object(name)).transpose()?.flatten() else { continue };
         let Some(weights) = group.object("weights")? else { continue };
-        let group = weights.group()?.filter(|group| *group > 0);
-        schemes.push(Scheme { bits: weights.count("num_bits")?, group });
+        let word = |keys: &Keys<'_>, key: &str| keys.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        schemes.push(Scheme {
+            bits: weights.count("num_bits")?,
+            group: weights.group()?.filter(|group| *group > 0),
+            block: weights.pair("block_structure").unwrap_or_default(),
+            strategy: word(&weights, "strategy"),
+            format: Some(word(&group, "format")).filter(|own| !own.is_empty()).unwrap_or_else(|| format.to_owned()),
+            is_float: word(&weights, "type") == "float",
+            is_symmetric: weights.get("symmetric").is_none_or(|value| value.as_bool() != Some(false)),
+            act_order: word(&weights, "actorder") == "group",
+            targets: group.texts("targets").unwrap_or_default(),
+        });
     }
     let sizes = match schemes.first() {
-        Some(Scheme { bits: Some(bits), group: Some(group) }) => format!(", {bits}-bit, groups of {group}"),
-        Some(Scheme { bits: Some(bits), group: None }) => format!(", {bits}-bit"),
+        Some(Scheme { bits: Some(bits), group: Some(group), .. }) => format!(", {bits}-bit, groups of {group}"),
+        Some(Scheme { bits: Some(bits), group: None, .. }) => format!(", {bits}-bit"),
         _ => String::new(),
     };
     Ok(Method::Compressed { words: format!("compressed-tensors {}{sizes}", foreign::short(format)), schemes })
@@ -353,6 +396,18 @@ impl<'a> Keys<'a> {
 
     fn flag(&self, key: &str) -> Result<bool, PackedError> {
         self.get(key).map_or(Ok(false), |value| value.as_bool().ok_or_else(|| self.wrong(key, "`true` or `false`")))
+    }
+
+    /// The same of a key that only sizes are told from: whatever else it is counts as `false`.
+    fn is_true(&self, key: &str) -> bool {
+        self.get(key).and_then(Value::as_bool).unwrap_or(false)
+    }
+
+    /// The texts of a list, or of the lists in it. `None`: it is no list.
+    fn texts(&self, key: &str) -> Option<Vec<String>> {
+        let list = self.get(key)?.as_array()?;
+        let inner = |value: &'a Value| value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        Some(list.iter().flat_map(inner).filter_map(Value::as_str).map(str::to_owned).collect())
     }
 
     /// A whole number from 1 on.

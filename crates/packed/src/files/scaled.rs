@@ -106,6 +106,9 @@ fn found<'a>(
     Found { format, layout: Box::new(Scaled { shape: module.shape(), codes, scales, groups, kind }) }
 }
 
+/// Rows and columns of a block that config.json says nothing of.
+const BLOCK: [usize; 2] = [128, 128];
+
 /// Which elements share a scale, by the shape of the scales. Blocks are as the configuration has
 /// them, otherwise of 128 x 128.
 pub(super) fn arrangement(
@@ -113,24 +116,22 @@ pub(super) fn arrangement(
     scales: &TensorView<'_>,
     block: Option<[usize; 2]>,
 ) -> Result<Scales, PackedError> {
-    let [rows, columns] = module.shape();
-    let fits =
-        |[height, width]: [usize; 2], shape: [usize; 2]| shape == [rows.div_ceil(height), columns.div_ceil(width)];
-    match *scales.shape {
-        [] | [1] | [1, 1] => Ok(Scales::Matrix),
-        [of_rows] | [of_rows, 1] if of_rows == rows => Ok(Scales::Rows),
-        [of_rows, of_columns] => {
-            let shape = [of_rows, of_columns];
-            let block = block.unwrap_or([128, 128]);
-            if fits(block, shape) {
-                Ok(Scales::Blocks(block[0], block[1]))
-            } else if of_rows == rows && of_columns > 0 && columns.is_multiple_of(of_columns) {
-                Ok(Scales::Groups(columns / of_columns))
-            } else {
-                Err(no_arrangement(module, scales, block))
-            }
+    arranged(scales.shape, module.shape(), block).ok_or_else(|| no_arrangement(module, scales, block.unwrap_or(BLOCK)))
+}
+
+/// The same of scales of this shape. `None`: they are none of a matrix of this shape.
+pub(super) fn arranged(scales: &[usize], [rows, columns]: [usize; 2], block: Option<[usize; 2]>) -> Option<Scales> {
+    let [height, width] = block.unwrap_or(BLOCK);
+    match *scales {
+        [] | [1] | [1, 1] => Some(Scales::Matrix),
+        [of_rows] | [of_rows, 1] if of_rows == rows => Some(Scales::Rows),
+        [of_rows, of_columns] if [of_rows, of_columns] == [rows.div_ceil(height), columns.div_ceil(width)] => {
+            Some(Scales::Blocks(height, width))
         }
-        _ => Err(no_arrangement(module, scales, block.unwrap_or([128, 128]))),
+        [of_rows, of_columns] if of_rows == rows && of_columns > 0 && columns.is_multiple_of(of_columns) => {
+            Some(Scales::Groups(columns / of_columns))
+        }
+        _ => None,
     }
 }
 

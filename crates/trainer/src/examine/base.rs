@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use finetune_model::{BaseForm, FloatType, Model, ModelConfig, ModelError, PackedSizes, stated_type};
+use finetune_model::{BaseForm, FloatType, Model, ModelConfig, ModelError, PackedSizes, stated_packing, stated_type};
 use finetune_recipe::Method;
 use finetune_store::{StoreError, human_bytes};
 
@@ -89,7 +89,9 @@ impl Examiner<'_> {
         let Some(device_plan) = &self.found.device_plan else { return };
         let quantization = device_plan.placement.quantization();
         let form = match &self.found.config {
-            Some(config) if self.has_no_weights => Ok(BaseForm::of_config(config, quantization, self.stored)),
+            Some(config) if self.has_no_weights => {
+                Ok(BaseForm::of_config(config, &stated_packing(directory), quantization, self.stored))
+            }
             _ if has_weights(directory) => Model::form(directory, quantization).map_err(TrainError::from_base),
             _ => return,
         };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use finetune_model::{Model, Placement, Stage};
+use finetune_model::{Model, PackedSizes, Placement, Stage, assumed_of_packing, stated_packing};
 use finetune_recipe::{Method, Recipe};
 use serde::Serialize;
 
@@ -136,7 +136,11 @@ impl Planner<'_> {
         if !has_weights(directory) && subject.recipe.train.method == Method::Full {
             return 0;
         }
-        let of_config = parameters * subject.sizing.stored.bytes() as u64;
+        let stored = subject.sizing.stored;
+        // What is packed while it is loaded is not in its files.
+        let is_told = assumed_of_packing(&stated_packing(directory), stored).is_some();
+        let packed = if is_told { subject.sizing.packed } else { PackedSizes::default() };
+        let of_config = parameters.saturating_sub(packed.elements) * stored.bytes() as u64 + packed.bytes;
         Model::file_bytes(directory).unwrap_or(of_config)
     }
 }

@@ -14,6 +14,7 @@ use crate::files::finite::expect_finite;
 use crate::files::floats::{dtype_of, numbers, to_finite_f32};
 use crate::files::packing;
 use crate::files::part::bytes_of_part;
+use crate::files::taking_turns::FORMAT;
 use crate::gguf::read::GgufStored;
 use crate::slice::{Along, Cut};
 
@@ -162,7 +163,7 @@ impl BaseTensor<'_> {
     pub(crate) fn format(&self) -> Option<String> {
         match (&self.stored, self.quantization) {
             (Stored::Packed(packed), _) => Some(packed.format().to_string()),
-            (Stored::OfStack(of_stack), _) if of_stack.is_packed() => Some("MXFP4".to_owned()),
+            (Stored::OfStack(of_stack), _) if of_stack.is_packed() => Some(FORMAT.to_owned()),
             (Stored::OfExpert(expert), _) => expert.parts.first().and_then(BaseTensor::format),
             (Stored::OfHeads(heads), None) => heads.all().find_map(BaseTensor::format),
             (Stored::OfRows(rows), None) => rows.all().find_map(BaseTensor::format),
