@@ -134,8 +134,8 @@ mod tests {
         BaseForm::of_config(&config, &stated_packing(directory), scheme, stored_type(directory))
     }
 
-    /// With and without the files of weights the same is known of a base, in every family, whatever its files are packed
-    /// in.
+    /// With and without the files of weights the same is known of a base, in every family, however its files are
+    /// packed.
     #[test]
     fn a_config_says_what_files_say() {
         let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");
