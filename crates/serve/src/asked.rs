@@ -51,7 +51,7 @@ pub(crate) struct Asked {
 }
 
 /// What OpenAI's interface has and this server has not, with what is said about it.
-const UNSUPPORTED: [(&str, &str); 23] = [
+const UNSUPPORTED: [(&str, &str); 22] = [
     ("functions", "send `tools`"),
     ("function_call", "send `tool_choice`"),
     ("suffix", "text is only continued"),
@@ -63,7 +63,6 @@ const UNSUPPORTED: [(&str, &str); 23] = [
     ("adapters", "an adapter is a `model`"),
     ("lora", "an adapter is a `model`"),
     ("chat_template", "start the server with --chat-template"),
-    ("documents", "send `chat_template_kwargs`"),
     ("prompt_embeds", "there is only text"),
     ("bad_words", "send `logit_bias`"),
     ("allowed_token_ids", "send `logit_bias`"),
