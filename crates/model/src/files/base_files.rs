@@ -54,7 +54,7 @@ enum Origin {
         files: Box<TensorSet>,
         /// The same with the names that all tensors have in the files, if parts beside the text model may be packed.
         as_named: Option<Box<TensorSet>>,
-        packing: PackedConfig,
+        packing: Box<PackedConfig>,
         family: &'static Family,
         slices: Slices,
         /// Whether 1 was added to the weights of the norms that add it.
@@ -138,7 +138,7 @@ impl BaseFiles {
         let config = path.join("config.json");
         let object = config_object(path)?;
         let text = wrapper::text_config(&object).map(|(_, text)| text);
-        let packing = packing_of(&object, text.as_ref(), &config)?;
+        let packing = Box::new(packing_of(&object, text.as_ref(), &config)?);
         let model_type = text.as_ref().unwrap_or(&object).get("model_type").and_then(Value::as_str);
         // A model that is of no known family has been refused, or will be.
         let family = Family::of_model(model_type).unwrap_or(&FAMILIES[0]);
