@@ -2,6 +2,7 @@
 
 use crate::stops::beginning;
 use crate::texts::REASONING as REASONING_TAGS;
+use crate::thought::Prompted;
 
 #[derive(Debug, PartialEq)]
 enum State {
@@ -64,9 +65,8 @@ impl Reasoning {
 
 /// The end of a prompt from a tag that opens reasoning, if it ends with one.
 pub fn opened_by(prompt: &str) -> Option<&str> {
-    let end = prompt.trim_end();
-    let (open, _) = REASONING_TAGS.iter().find(|(open, _)| end.ends_with(open))?;
-    Some(&prompt[end.len() - open.len()..])
+    let opened = Prompted::at_end(prompt).filter(|prompted| !prompted.is_closed)?;
+    Some(&prompt[opened.start..])
 }
 
 #[cfg(test)]

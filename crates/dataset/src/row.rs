@@ -11,6 +11,7 @@ use crate::messages::{self, Messages, TrainingFlags};
 use crate::problem::RowProblem;
 use crate::row_of_tokens::{self, Tokens};
 use crate::sharegpt;
+use crate::texts::REASONING_KEYS;
 
 /// What a row says, whatever format it was written in.
 #[derive(Debug)]
@@ -404,9 +405,8 @@ fn alpaca_row(row: &mut Map<String, Value>) -> Result<Example, FormatProblem> {
 
 /// Whether a message has neither text nor calls nor reasoning.
 pub(crate) fn says_nothing(message: &Value) -> bool {
-    const REASONING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
     let reasons = |key: &str| message.get(key).and_then(Value::as_str).is_some_and(|text| !text.trim().is_empty());
-    content_text(message).trim().is_empty() && !REASONING.iter().any(|key| reasons(key))
+    content_text(message).trim().is_empty() && !REASONING_KEYS.iter().any(|key| reasons(key))
 }
 
 /// The text of a message's content, for a person to read. For a message without text its tool

@@ -327,13 +327,19 @@ fn function_of(value: &mut Value) -> Option<&mut Map<String, Value>> {
 /// The byte ranges of the parts of a content. Reasoning and answer of an assistant are parts of
 /// their own, and any other content is one part. The tags belong to none.
 fn sections(text: &str, kind: TextKind, is_assistant: bool) -> Vec<(TextKind, Range<usize>)> {
-    let closing = REASONING.iter().filter_map(|(open, close)| Some((text.find(close)?, *open, *close)));
-    let Some((end, open, close)) = closing.min().filter(|_| is_assistant) else { return vec![(kind, 0..text.len())] };
+    let Some((end, open, close)) = first_closed(text).filter(|_| is_assistant) else {
+        return vec![(kind, 0..text.len())];
+    };
     let answer = (kind, end + close.len()..text.len());
     match text[..end].find(open) {
         Some(start) => vec![(kind, 0..start), (TextKind::Reasoning, start + open.len()..end), answer],
         None => vec![(TextKind::Reasoning, 0..end), answer],
     }
+}
+
+/// The byte where the first closing tag of reasoning stands, and its tags.
+pub(crate) fn first_closed(text: &str) -> Option<(usize, &'static str, &'static str)> {
+    REASONING.iter().filter_map(|(open, close)| Some((text.find(close)?, *open, *close))).min()
 }
 
 /// Whether an assistant's content has reasoning in it.

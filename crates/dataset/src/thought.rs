@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::texts::{REASONING, REASONING_KEYS, reasoning};
+use crate::texts::{REASONING, REASONING_KEYS, first_closed, reasoning};
 
 /// The tags around reasoning.
 type Tags = (&'static str, &'static str);
@@ -141,8 +141,7 @@ pub(crate) fn apart(message: &Value) -> Option<(String, Value)> {
 /// The reasoning that a content begins with, and what stands behind it. The opening tag may be
 /// missing, since some prompts end with it.
 fn leading(content: &str) -> Option<(&str, &str)> {
-    let closing = REASONING.iter().filter_map(|(open, close)| Some((content.find(close)?, *open, *close)));
-    let (end, open, close) = closing.min()?;
+    let (end, open, close) = first_closed(content)?;
     let (before, behind) = (&content[..end], &content[end + close.len()..]);
     match before.split_once(open) {
         Some((first, reasoning)) => first.trim().is_empty().then_some((reasoning, behind)),

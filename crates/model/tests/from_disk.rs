@@ -252,27 +252,39 @@ fn rounded_numbers_are_those_of_the_model_in_memory() {
     }
 }
 
-/// A number of the embedding that is not finite is found when a token needs its row, and named.
-#[test]
+/// A copy of a golden model with numbers that are not finite. `places`: their bytes behind the header, which it is given.
 #[expect(clippy::disallowed_methods, reason = "a test damages a file")]
-fn a_damaged_row_of_the_embedding_is_named() {
+fn damaged(model: &str, places: impl FnOnce(&serde_json::Value) -> Vec<usize>) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
-    let source = golden::directory("llama3");
+    let source = golden::directory(model);
     std::fs::copy(source.join("config.json"), folder.path().join("config.json")).expect("a copy");
     let mut bytes = std::fs::read(source.join("model.safetensors")).expect("the weights");
     let length = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
-    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).expect("a header");
-    let table = &header["model.embed_tokens.weight"];
-    let (start, columns) = (table["data_offsets"][0].as_u64(), table["shape"][1].as_u64());
-    let (start, columns) = (start.expect("a place") as usize, columns.expect("columns") as usize);
-    assert_eq!(table["dtype"], "F32");
-    bytes[8 + length + start + 4 * (5 * columns + 1)..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let header = serde_json::from_slice(&bytes[8..8 + length]).expect("a header");
+    for place in places(&header) {
+        bytes[8 + length + place..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    }
     std::fs::write(folder.path().join("model.safetensors"), bytes).expect("a damaged copy");
+    folder
+}
+
+/// A number of the embedding that is not finite is found when a token needs its row, and named.
+#[test]
+fn a_damaged_row_of_the_embedding_is_named() {
+    let mut element = 0;
+    let folder = damaged("llama3", |header| {
+        let table = &header["model.embed_tokens.weight"];
+        let (start, columns) = (table["data_offsets"][0].as_u64(), table["shape"][1].as_u64());
+        let (start, columns) = (start.expect("a place") as usize, columns.expect("columns") as usize);
+        assert_eq!(table["dtype"], "F32");
+        element = 5 * columns + 1;
+        vec![start + 4 * element]
+    });
     let model =
         Model::load(folder.path(), &Placement::cpu(None).with_layers_from_disk(true)).expect("rows are read later");
     model.logits(&[1, 2, 3]).expect("tokens with other rows");
     let error = model.logits(&[1, 5, 3]).expect_err("a damaged row").to_string();
-    let element = format!("element {}", 5 * columns + 1);
+    let element = format!("element {element}");
     assert!(error.contains("model.embed_tokens.weight") && error.contains(&element), "{error}");
 }
 
@@ -300,24 +312,16 @@ fn a_damaged_layer_is_named() {
 
 /// A number in a file that is not finite is found when its expert is multiplied, and named, forward and in a step.
 #[test]
-#[expect(clippy::disallowed_methods, reason = "a test damages a file")]
 fn a_damaged_expert_is_named() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let source = golden::directory("qwen3_moe");
-    std::fs::copy(source.join("config.json"), folder.path().join("config.json")).expect("a copy");
-    let mut bytes = std::fs::read(source.join("model.safetensors")).expect("the weights");
-    let length = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
-    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).expect("a header");
-    // In all experts of the last layer, so that one that is used is among them.
-    let is_of_last = |name: &str| name.contains(".layers.2.") && name.contains(".experts.");
-    let damaged = header.as_object().expect("tensors").iter().filter(|(name, _)| is_of_last(name));
-    let places: Vec<usize> =
-        damaged.map(|(_, tensor)| tensor["data_offsets"][0].as_u64().expect("a place") as usize).collect();
-    assert!(!places.is_empty(), "experts of layer 2");
-    for place in places {
-        bytes[8 + length + place..][..4].copy_from_slice(&f32::NAN.to_le_bytes());
-    }
-    std::fs::write(folder.path().join("model.safetensors"), bytes).expect("a damaged copy");
+    let folder = damaged("qwen3_moe", |header| {
+        // In all experts of the last layer, so that one that is used is among them.
+        let is_of_last = |name: &str| name.contains(".layers.2.") && name.contains(".experts.");
+        let experts = header.as_object().expect("tensors").iter().filter(|(name, _)| is_of_last(name));
+        let places: Vec<usize> =
+            experts.map(|(_, tensor)| tensor["data_offsets"][0].as_u64().expect("a place") as usize).collect();
+        assert!(!places.is_empty(), "experts of layer 2");
+        places
+    });
     let placement = Placement::cpu(None).with_layers_from_disk(true).with_experts_from_disk(true);
     let model = Model::load(folder.path(), &placement).expect("layers are read later");
     for _ in 0..2 {
