@@ -132,6 +132,10 @@ fn an_answer_goes_on_when_its_adapter_is_unloaded() {
     }
 }
 
+fn names_a_rank(body: &str) -> bool {
+    body.contains("rank 1 (") || body.contains("rank 2 (")
+}
+
 /// The first rank has an adapter that is gone when the last one comes to it. The client hears which rank lacks it, no rank
 /// keeps it, and the server goes on.
 #[test]
@@ -150,7 +154,8 @@ fn an_adapter_that_one_rank_lacks_is_loaded_by_none() {
             client.join().expect("no panic")
         });
         assert_eq!(status, 400, "{launch:?}: {body}");
-        assert!(body.contains("rank 1 (") && body.contains("there is no such directory"), "{launch:?}: {body}");
+        // Which of the others: the one that is held up, or one that comes as late by itself.
+        assert!(names_a_rank(&body) && body.contains("there is no such directory"), "{launch:?}: {body}");
         assert_eq!((said(&at, "x").0, said(&at, "base").1[0] == before.1[0]), (404, true), "{launch:?}");
         std::fs::rename(folder.path("away"), folder.path("trained")).expect("a directory of ours");
         assert_eq!(ask(&at, "POST", LOAD, "", &adapter("x", "trained")).0, 200, "{launch:?}");
@@ -174,7 +179,7 @@ fn an_adapter_that_is_another_one_on_a_rank_is_loaded_by_none() {
         client.join().expect("no panic")
     });
     assert_eq!(status, 400, "{body}");
-    assert!(body.contains("rank 2 (") && body.contains("not that of the first rank"), "{body}");
+    assert!(names_a_rank(&body) && body.contains("not that of the first rank"), "{body}");
     assert_eq!(said(&at, "x").0, 404);
     assert_eq!(ask(&at, "POST", LOAD, "", &adapter("x", "trained")).0, 200);
     assert_eq!(said(&at, "x").0, 200);
