@@ -131,7 +131,7 @@ impl ChatTokenizer {
         let Some(directory) = source.tokenizer_dir() else { return Ok(None) };
         let path = directory.join(TOKENIZER);
         let foreign = Foreign::Tokenizer(path.display().to_string());
-        let configs = TokenConfigs::read(directory)?;
+        let configs = TokenConfigs::read(directory, source.model_dir)?;
         let special_tokens = configs.special.clone();
         let special = special_tokens.clone();
         let bytes = read_tokenizer(&path)?;
@@ -409,6 +409,7 @@ impl Loaded {
             ));
         }
         let directory = path.parent().unwrap_or(Path::new("."));
+        configs.text.apply(&mut tokenizer, &mut notices).map_err(refused)?;
         configs.add_to(&mut tokenizer, directory, &mut notices)?;
         let new_tokens = add_new(&mut tokenizer, new_tokens, &mut notices).map_err(refused)?;
         let post_processor = tokenizer.get_post_processor().cloned();

@@ -30,6 +30,7 @@ mod source;
 mod text;
 mod tool;
 mod torchtune;
+mod variables;
 mod yaml;
 
 use std::path::Path;

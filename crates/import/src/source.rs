@@ -70,6 +70,13 @@ impl<'a> Source<'a> {
         Some(Given { path: path.to_owned(), line: entry.line, node: &entry.node })
     }
 
+    /// The null at "a.b", if a null in that place means something. The key counts as looked at.
+    pub(crate) fn null(&self, path: &str) -> Option<Given<'a>> {
+        let entry = self.entry(path).filter(|entry| entry.node.is_null())?;
+        self.used.borrow_mut().insert(path.to_owned());
+        Some(Given { path: path.to_owned(), line: entry.line, node: &entry.node })
+    }
+
     /// The value at a path, without a mark.
     pub(crate) fn peek(&self, path: &str) -> Option<&'a Node> {
         self.entry(path).map(|entry| &entry.node).filter(|node| !node.is_null())

@@ -218,3 +218,43 @@ fn columns_and_words_of_rows_are_carried_over() {
         assert_eq!(found.join(" "), columns, "{text}");
     }
 }
+
+/// (configuration, the line of `data.chat_template_kwargs`, or why there is none)
+#[test]
+fn variables_of_the_template_are_carried_over() {
+    let axolotl = |variables: &str| {
+        format!("base_model: a/b\nsequence_len: 512\nchat_template_kwargs: {variables}\nlearning_rate: 1e-4\n")
+    };
+    let factory = |thinking: &str| {
+        format!("model_name_or_path: a/b\nstage: sft\ntemplate: qwen3\n{thinking}\nlearning_rate: 1e-4\n")
+    };
+    for (text, says) in [
+        (axolotl("\n  enable_thinking: No"), "chat_template_kwargs = { enable_thinking = false }  # carried over"),
+        (
+            axolotl(
+                "{date_string: 26 Jul 2024, day: 2026-11-30, n: 3, x: 0.5, \"a b\": [on, \"7\"], in: {n: 1, n: 2}}",
+            ),
+            "{ date_string = \"26 Jul 2024\", day = \"2026-11-30\", n = 3, x = 0.5, \"a b\" = [true, \"7\"], in = { n = 2 } }",
+        ),
+        (axolotl("{n: 010}"), "# could not be carried over: chat_template_kwargs = {n: 010} (line 3): not understood"),
+        (
+            axolotl("{n: 0x1f}"),
+            "# could not be carried over: chat_template_kwargs = {n: 0x1f} (line 3): not understood",
+        ),
+        (axolotl("{n: 99999999999999999999}"), "# could not be carried over: chat_template_kwargs = {n: 9"),
+        (axolotl("{thinking: null}"), "# could not be carried over: chat_template_kwargs = {thinking: null} (line 3)"),
+        (axolotl("false"), "# could not be carried over: chat_template_kwargs = false (line 3): not understood"),
+        (axolotl("{messages: x}"), "has the key `messages`, which is not a template's own"),
+        (axolotl("{enable_thinking: \"False\"}"), "has the text \"False\""),
+        (axolotl("{}"), "# empty or off there: chat_template_kwargs (line 3)"),
+        (factory("enable_thinking: true"), "chat_template_kwargs = { enable_thinking = true }"),
+        (factory("enable_thinking: false"), "chat_template_kwargs = { enable_thinking = false }"),
+        (factory("enable_thinking: null"), "# could not be carried over: enable_thinking = null (line 4)"),
+        (factory("enable_thinking: 2"), "# could not be carried over: enable_thinking = 2 (line 4): not understood"),
+    ] {
+        let recipe = imported("a.yaml", &text).recipe;
+        // Comments are wrapped.
+        let lines = recipe.replace("\n# ", " ");
+        assert!(recipe.contains(says) || lines.contains(says.trim_start_matches("# ")), "{says}:\n{recipe}");
+    }
+}

@@ -74,7 +74,7 @@ fn rows_are_measured_with_the_columns_of_the_run() {
     assert!(ended.stdout.contains("who?"), "{}", ended.stdout);
 }
 
-/// `data.chat_template_kwargs` counts in training, in what the run answers, and at a resume.
+/// `data.chat_template_kwargs` counts in training, in what the run and its exports answer, and at a resume.
 #[test]
 fn variables_of_the_template_stay_with_the_run() {
     let folder = Folder::with_chat_model(CHAT_RECIPE);
@@ -95,6 +95,11 @@ fn variables_of_the_template_stay_with_the_run() {
     let tokenizer = finetune_dataset::ChatTokenizer::load(&folder.path("model"), None).expect("a tokenizer");
     let prompt = tokenizer.decode(&ids, false).expect("text");
     assert!(prompt.starts_with("soft<|user|>\nHi"), "{prompt}");
+    // Exports know nothing of the run: their template has the variables as its defaults.
+    folder.finetune(&["export", "run", "--format", "merged", "--output", "merged"]).expect(0);
+    let answer = json_of(&folder, &["generate", "merged", "--prompt", "Hi", "--max-new-tokens", "2", "--json"]);
+    let merged: Vec<u32> = serde_json::from_value(answer["prompt_token_ids"].clone()).expect("ids");
+    assert_eq!(merged, ids);
     let ended = folder.finetune(&["run", "recipe.toml", "--resume", "--set", "train.max_steps=5"]).expect(2);
     ended.says("data.chat_template_kwargs: the checkpoint has { \"mood\" = \"soft\" }, the recipe none");
 }

@@ -4,6 +4,7 @@ use crate::draft::Draft;
 use crate::places::{self, Rows};
 use crate::source::{Given, Source};
 use crate::text::quoted;
+use crate::variables;
 use crate::yaml::{Node, Value};
 
 /// Keys of a dataset that are read here.
@@ -34,6 +35,9 @@ pub(super) fn map(source: &Source<'_>, draft: &mut Draft) {
     }
     evaluation(source, draft);
     template(source, draft);
+    if let Some(given) = source.get("chat_template_kwargs") {
+        variables::carry(draft, &given);
+    }
     tokens(source, draft);
 }
 

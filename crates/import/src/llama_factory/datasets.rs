@@ -47,7 +47,29 @@ pub(super) fn map(source: &Source<'_>, draft: &mut Draft, file: &Path) {
     if let Some(given) = source.get("template") {
         draft.left(&given, "the model's own template is used here; `chat_template` in [data] names a Jinja file");
     }
+    thinking(source, draft);
     train_on(source, draft);
+}
+
+/// `enable_thinking`, which is true there if the file does not say. It is a variable of the model's template here.
+fn thinking(source: &Source<'_>, draft: &mut Draft) {
+    const OURS: &str = "data.chat_template_kwargs";
+    if let Some(given) = source.null("enable_thinking") {
+        let why = "rows without reasoning get an empty block of it in their prompt there, others none: here by \
+                   `chat_template_kwargs` of each row";
+        return draft.left(&given, why);
+    }
+    let Some(given) = source.get("enable_thinking") else { return };
+    match given.node.bool() {
+        Some(true) => {
+            draft.other(OURS, "{ enable_thinking = true }", &[&given], "for a template that reads it");
+        }
+        Some(false) => {
+            let why = "for a template that reads it; reasoning of rows is left out there, refused here";
+            draft.other(OURS, "{ enable_thinking = false }", &[&given], why);
+        }
+        None => draft.left(&given, "not understood: true or false is meant"),
+    }
 }
 
 /// The folder of dataset_info.json and of the files that it names.
