@@ -9,7 +9,6 @@ use std::ops::Range;
 
 use burn::backend::{DispatchDevice, TensorMetadata};
 use burn::tensor::{DType, Device, Shape, TensorData};
-use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 use finetune_packed::{Decoder, Groups, NibbleOrder, Numbers, PackedMatrix, Rounding, Zeros};
