@@ -407,8 +407,8 @@ mod tests {
 
     use super::*;
 
-    /// A source of layers without matrices, of which each takes so long.
-    fn slow(time: Duration) -> LayerSource {
+    /// A source of layers without matrices, each of which is there when `wait` ends.
+    fn source_that(wait: impl Fn() + Send + 'static) -> LayerSource {
         let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models/qwen3");
         let (config, files) = BaseFiles::open(&base, None).expect("a golden model");
         let mut source = LayerSource::start(files, config, Placement::cpu(None)).expect("a thread");
@@ -416,7 +416,7 @@ mod tests {
         let (done, read) = channel();
         let work = move || {
             for _ in ordered {
-                std::thread::sleep(time);
+                wait();
                 if done.send(Ok(Vec::new())).is_err() {
                     return;
                 }
@@ -427,10 +427,13 @@ mod tests {
         source
     }
 
+    fn layer(layer: usize) -> Absent {
+        Absent { layer, matrices: Vec::new() }
+    }
+
     #[test]
     fn the_wait_for_what_was_read_ahead_in_vain_counts() {
-        let layer = |layer| Absent { layer, matrices: Vec::new() };
-        let source = slow(Duration::from_millis(200));
+        let source = source_that(|| std::thread::sleep(Duration::from_millis(200)));
         source.weights(&layer(0), Some(layer(1))).expect("layer 0");
         source.take_waited();
         source.weights(&layer(5), None).expect("layer 5");
@@ -441,27 +444,27 @@ mod tests {
 
     #[test]
     fn what_was_read_is_given_ahead_and_what_was_not_is_not_waited_for() {
-        let layer = |layer| Absent { layer, matrices: Vec::new() };
-        let source = slow(Duration::from_millis(200));
+        let (open, gate) = channel::<()>();
+        let source = source_that(move || gate.recv().unwrap_or_default());
+        open.send(()).expect("layer 0 is read");
         source.weights(&layer(0), Some(layer(1))).expect("layer 0");
         source.take_waited();
         // Another layer than the one that is read, and one that cannot have been read.
         source.give_ahead(&layer(5), None).expect("nothing");
         source.give_ahead(&layer(1), Some(layer(2))).expect("nothing yet");
         assert_eq!(source.take_waited(), (Duration::ZERO, 0));
+        open.send(()).expect("layer 1 is read");
         let mut read = 0;
         while read == 0 {
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(1));
             source.give_ahead(&layer(1), Some(layer(2))).expect("layer 1 once it is there");
             read = source.take_waited().1;
         }
-        let (is_ordered, given) = {
-            let desk = source.desk.lock().expect("no panic");
-            (desk.ahead.as_ref().is_some_and(|ahead| ahead.layer == 2), desk.given.as_ref().map(|given| given.0.layer))
-        };
-        assert!(is_ordered && given == Some(1), "{is_ordered} {given:?}");
-        source.weights(&layer(1), Some(layer(2))).expect("layer 1, which was given");
+        // It is there, and so is the order of the next one: nothing more is waited for or ordered.
+        source.weights(&layer(1), Some(layer(3))).expect("layer 1, which was given");
         assert_eq!(source.take_waited(), (Duration::ZERO, 0));
+        assert_eq!(source.desk.lock().expect("no panic").ahead.as_ref().map(|ahead| ahead.layer), Some(2));
+        open.send(()).expect("layer 2 is read");
         source.weights(&layer(2), None).expect("layer 2");
         assert_eq!(source.take_waited().1, 1);
     }
