@@ -26,6 +26,7 @@ mod import;
 mod init;
 mod joining;
 mod launch;
+mod loading;
 mod memory;
 mod memory_limit;
 mod messages;

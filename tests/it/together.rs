@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -12,9 +13,9 @@ use crate::commands::serve::ask;
 use crate::folder::{Folder, repository};
 use crate::program::{DEADLINE, Running, finetune, run, start};
 
-const BASE: &str = "datasets/quickstart/base";
+pub(crate) const BASE: &str = "datasets/quickstart/base";
 
-fn in_repository(arguments: &[&str]) -> Command {
+pub(crate) fn in_repository(arguments: &[&str]) -> Command {
     let mut command = finetune(arguments.iter().copied());
     command.current_dir(repository());
     command
@@ -39,7 +40,7 @@ fn ranks_generate_what_one_process_does() {
 }
 
 /// Where a server says that it is, for the `nth` time.
-fn address(running: &mut Running, nth: usize) -> String {
+pub(crate) fn address(running: &mut Running, nth: usize) -> String {
     running.wait_until("the address", |running| running.stdout().matches("Ctrl-C stops").count() >= nth);
     let said = running.stdout();
     said.split("http://").nth(nth).and_then(|rest| rest.split(' ').next()).expect("an address").to_owned()
@@ -79,12 +80,9 @@ fn slices_generate_what_one_process_does() {
     assert_eq!(together.stdout, alone.stdout);
 }
 
-/// An adapter of this program on all linear layers, and a base that is packed while it is loaded.
-#[test]
-fn slices_have_their_part_of_an_adapter() {
-    let folder = Folder::empty();
-    let run_directory = folder.path("run");
-    let trained = run_directory.to_str().expect("a path of letters");
+/// A run of three steps: an adapter on all linear layers that changes what the base says.
+pub(crate) fn train(directory: &Path) {
+    let directory = directory.to_str().expect("a path of letters");
     let sets = [
         "train.max_steps=3",
         "schedule.warmup_steps=0",
@@ -94,8 +92,17 @@ fn slices_have_their_part_of_an_adapter() {
         "model.device=cpu",
     ];
     let sets = sets.iter().flat_map(|set| ["--set", set]);
-    let train = ["run", "recipes/quickstart.toml", "--output-dir", trained].into_iter().chain(sets);
+    let train = ["run", "recipes/quickstart.toml", "--output-dir", directory].into_iter().chain(sets);
     run(&mut in_repository(&train.collect::<Vec<_>>())).expect(0);
+}
+
+/// An adapter of this program on all linear layers, and a base that is packed while it is loaded.
+#[test]
+fn slices_have_their_part_of_an_adapter() {
+    let folder = Folder::empty();
+    train(&folder.path("run"));
+    let run_directory = folder.path("run");
+    let trained = run_directory.to_str().expect("a path of letters");
     let asked = ["--device", "cpu", "--json", "--raw", "--prompt", "Hello, Leon", "--max-new-tokens", "24"];
     let said = |launch: &[&str], model: &[&str]| {
         run(&mut in_repository(&[launch, &["generate"], model, &asked].concat())).expect(0).json()
@@ -150,8 +157,6 @@ fn serves_as_one_process(launch: &[&str]) {
         })
     };
     assert_eq!(all_at_once(&first_at), want);
-    let (status, body) = ask(&first_at, "POST", "/v1/load_lora_adapter", "", r#"{"lora_name": "a", "lora_path": "b"}"#);
-    assert!(status >= 400, "{body}");
     kill_last_rank(&together);
     let again_at = address(&mut together, 2);
     assert_eq!(all_at_once(&again_at), want);
@@ -235,7 +240,7 @@ fn signal_last_rank(together: &Running, signal: &str) {
 }
 
 /// The status of an answer. `None`: nobody listens, or the connection ends without one.
-fn status(address: &str, method: &str, path: &str, body: &str) -> Option<u16> {
+pub(crate) fn status(address: &str, method: &str, path: &str, body: &str) -> Option<u16> {
     let mut socket = TcpStream::connect(address).ok()?;
     socket.set_read_timeout(Some(DEADLINE)).ok()?;
     let length = body.len();
@@ -313,7 +318,7 @@ fn long_answer() -> String {
 }
 
 /// Waits until an answer is under way.
-fn wait_for_tokens(address: &str) {
+pub(crate) fn wait_for_tokens(address: &str) {
     let began = Instant::now();
     let tokens = |metrics: &str| {
         let line = metrics.lines().find_map(|line| line.strip_prefix("finetune_answer_tokens_total "));

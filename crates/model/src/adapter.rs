@@ -36,6 +36,9 @@ pub const TENSOR_FILE: &str = "adapter_model.safetensors";
 /// The hint for adapters that a format of adapters has no place for.
 pub(crate) const IS_IN_MERGED: &str = "--format merged, and gguf without --adapter-only, write the model with it";
 
+/// Numbers that are hashed at a time.
+const HASHED: usize = 1 << 16;
+
 /// An adapter as read from a directory. Branches are in model order. Values are in the order of the
 /// layout that [`Model::add_adapter`] makes of them.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,6 +70,22 @@ impl Adapter {
     /// What the adapter trains, without dropout.
     pub fn adaptation(&self) -> Adaptation {
         Adaptation { targets: self.targets.clone(), saved: self.saved.clone(), dropout: 0.0 }
+    }
+
+    /// A hash of all that the adapter does to a base: where it is the same, so are answers.
+    pub fn content(&self) -> String {
+        let Adapter { targets, saved, values, vocabulary, rows, .. } = self;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(format!("{targets:?} {saved:?} {rows}").as_bytes());
+        let of_vocabulary =
+            vocabulary.iter().map(|matrix| (format!("{} {:?}", matrix.module, matrix.shape), &matrix.values));
+        for (name, values) in of_vocabulary.chain([(String::new(), values)]) {
+            hasher.update(name.as_bytes());
+            for part in values.chunks(HASHED) {
+                hasher.update(&part.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+            }
+        }
+        hasher.finalize().to_hex().to_string()
     }
 
     /// Checks that the adapter has exactly the branches, and the modules trained in full, that a

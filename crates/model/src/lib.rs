@@ -68,7 +68,7 @@ pub use layer_source::{DiskWait, EXPERTS_IN_MEMORY, tell_of_disk_waits};
 pub use layout::{Layout, Parameter};
 pub use lora::{LoraTarget, LoraTargets};
 pub use merge::quantize_model;
-pub use model::Model;
+pub use model::{Model, OpenedBase};
 pub use passes::backward::{Backward, Coefficients, Part};
 pub use passes::engine::{
     Engine, EngineCounts, EngineEnd, EngineEvent, EngineRequest, EngineSettings, Listener, PassCounts, Refusal,

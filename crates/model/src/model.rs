@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use finetune_kernels::FloatType;
 use finetune_kernels::devices::reserved_bytes;
 use finetune_packed::Scheme;
 use finetune_store::OpenedFile;
@@ -68,6 +69,42 @@ pub struct Model {
     pub(crate) router_loss: f64,
 }
 
+/// The opened files of a base, whose headers were read and checked. No weight was.
+pub struct OpenedBase {
+    config: ModelConfig,
+    files: BaseFiles,
+}
+
+impl OpenedBase {
+    /// Opens a base: a Hugging Face model directory or a GGUF file. `quantization`: how its matrices are packed while it is
+    /// loaded.
+    ///
+    /// # Errors
+    /// As [`Model::check_shapes`].
+    pub fn open(directory: &Path, quantization: Option<Scheme>) -> Result<OpenedBase, ModelError> {
+        let (config, files) = BaseFiles::open(directory, quantization)?;
+        Ok(OpenedBase { config, files })
+    }
+
+    /// The architecture.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The number type of its files, as [`stored_type`](crate::stored_type) says it.
+    pub fn stored_type(&self) -> FloatType {
+        self.files.number_type()
+    }
+
+    /// How its matrices are packed, in its files or while it is loaded, and how large they are.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn form(&self) -> Result<BaseForm, ModelError> {
+        Ok(BaseForm::of(&self.files.tensors(&self.config)?))
+    }
+}
+
 impl Model {
     /// Loads a base: a Hugging Face model directory. Every tensor's shape is checked before the first
     /// is read. Packed matrices stay packed.
@@ -77,8 +114,17 @@ impl Model {
     /// device fails. A number that is not finite is an error that names its tensor. If the placement asks for
     /// a slice of layers that are not split over processes.
     pub fn load(directory: &Path, placement: &Placement) -> Result<Model, ModelError> {
-        let (config, files) = BaseFiles::open(directory, placement.quantization())?;
-        let mut model = Model::build(config, directory, &Source::Files { files: &files }, placement)?;
+        Model::load_opened(OpenedBase::open(directory, placement.quantization())?, placement)
+    }
+
+    /// The same of a base that was opened with the quantization of this placement.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_opened(base: OpenedBase, placement: &Placement) -> Result<Model, ModelError> {
+        let OpenedBase { config, files } = base;
+        let directory = files.path().to_owned();
+        let mut model = Model::build(config, &directory, &Source::Files { files: &files }, placement)?;
         model.opened = files.opened();
         if placement.reads_layers() || placement.stage().is_some() {
             let source = LayerSource::start(files, model.config.clone(), placement.clone())?;
@@ -175,8 +221,7 @@ impl Model {
     /// # Errors
     /// As [`Model::check_shapes`].
     pub fn form(directory: &Path, quantization: Option<Scheme>) -> Result<BaseForm, ModelError> {
-        let (config, files) = BaseFiles::open(directory, quantization)?;
-        Ok(BaseForm::of(&files.tensors(&config)?))
+        OpenedBase::open(directory, quantization)?.form()
     }
 
     /// What a user should know about how the directory was read.

@@ -229,6 +229,26 @@ fn beginnings_belong_to_their_model_and_go_with_it() {
     assert_eq!(engine.counts().prefix_bytes, both / 2, "the adapter's are gone");
 }
 
+/// Processes that hold a model together drop it at different times, so what was kept of it goes when they are told.
+#[test]
+fn beginnings_of_a_model_are_forgotten_while_somebody_holds_it() {
+    let base = base("llama");
+    let adapted = Arc::new(with_adapter(&base, "llama"));
+    let base = Arc::new(base);
+    let prompt = text(600, 3);
+    let mut engine = Engine::new(SETTINGS);
+    let known = |engine: &mut Engine, model: &Arc<Model>| {
+        let heard = submit(engine, request(model, &prompt, 2, DRAWN.into()));
+        finish(engine);
+        heard.cached()
+    };
+    assert_eq!([&base, &adapted].map(|model| known(&mut engine, model)), [Some(0), Some(0)]);
+    let both = engine.counts().prefix_bytes;
+    engine.forget(&adapted);
+    assert_eq!(engine.counts().prefix_bytes, both / 2);
+    assert_eq!([&base, &adapted].map(|model| known(&mut engine, model)), [Some(512), Some(0)]);
+}
+
 #[test]
 fn beginnings_take_no_more_bytes_than_they_may() {
     let model = Arc::new(base("llama"));

@@ -9,7 +9,9 @@ use axum::body::Bytes;
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
+use crate::catalog::Catalog;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::server::State;
@@ -27,41 +29,63 @@ pub(crate) async fn load(Shared(state): Shared<Arc<State>>, body: Bytes) -> Resu
         return Err(ApiError::field("lora_path", "`lora_path` is missing: a directory below --adapters-dir"));
     };
     let ready = state.ready()?;
-    let taken = || ApiError::field("lora_name", format!("there is a model `{name}` already"));
-    if ready.catalog.has(&name) {
-        return Err(taken());
+    let path = below(&directory, Path::new(path))?;
+    // Reading takes long, and one adapter at a time is enough.
+    let longest = state.settings.bounds.turn;
+    let place = timeout(longest, state.loading.lock()).await;
+    let _place = place.map_err(|_| ApiError::not_loaded("this server, as others were loaded", longest))?;
+    expect_room(&ready.catalog, &name)?;
+    let (loading, id, own) = (Arc::clone(&state), name.clone(), path.clone());
+    let loaded = tokio::task::spawn_blocking(move || match &loading.ready() {
+        Ok(ready) => (ready.loader)(&id, &own),
+        Err(_) => Err("the model is loading".to_owned()),
+    });
+    let loaded = timeout(longest, loaded).await.map_err(|_| ApiError::not_loaded("this server", longest))?;
+    let served = loaded.map_err(|_| ApiError::failed("the adapter could not be read, which is a bug"))?;
+    let served = served.map_err(|reason| ApiError::field("lora_path", reason))?;
+    // What is wrong here is told without the others.
+    let lent = ready.computing.load_elsewhere(&served, &path, longest).await?;
+    let model = served.model();
+    // The thread that computes knows it before a request can name it.
+    if let Some(lent) = lent {
+        lent.keep(Arc::clone(&model));
     }
-    if ready.catalog.count() >= MOST_MODELS {
+    if !ready.catalog.add(served) {
+        ready.computing.unload(model);
+        return Err(taken(&name));
+    }
+    Ok(Json(json!({"status": "ok", "id": name})))
+}
+
+/// Refuses a name that is taken, and more models than there may be.
+fn expect_room(catalog: &Catalog, name: &str) -> Result<(), ApiError> {
+    if catalog.has(name) {
+        return Err(taken(name));
+    }
+    if catalog.count() >= MOST_MODELS {
         let message = format!("there are {MOST_MODELS} models already: unload one first");
         return Err(ApiError::field("lora_name", message));
     }
-    let path = below(&directory, Path::new(path))?;
-    let (loading, id) = (Arc::clone(&state), name.clone());
-    // Reading takes long, and one adapter at a time is enough.
-    let place = state.loading.lock().await;
-    let loaded = tokio::task::spawn_blocking(move || match &loading.ready() {
-        Ok(ready) => (ready.loader)(&id, &path),
-        Err(_) => Err("the model is loading".to_owned()),
-    });
-    let served = loaded.await.map_err(|_| ApiError::failed("the adapter could not be read, which is a bug"))?;
-    let served = served.map_err(|reason| ApiError::field("lora_path", reason))?;
-    drop(place);
-    if !ready.catalog.add(served) {
-        return Err(taken());
-    }
-    Ok(Json(json!({"status": "ok", "id": name})))
+    Ok(())
+}
+
+fn taken(name: &str) -> ApiError {
+    ApiError::field("lora_name", format!("there is a model `{name}` already"))
 }
 
 pub(crate) async fn unload(Shared(state): Shared<Arc<State>>, body: Bytes) -> Result<Json<Value>, ApiError> {
     allowed(&state)?;
     let name = name(&Fields::read(&body)?)?;
-    let catalog = &state.ready()?.catalog;
-    catalog.find(Some(&name))?;
-    if !catalog.remove(&name) {
+    let ready = state.ready()?;
+    ready.catalog.find(Some(&name))?;
+    let Some(served) = ready.catalog.remove(&name) else {
         let message =
             format!("`{name}` was named when the server was started, and stays: only what was loaded is unloaded");
         return Err(ApiError::field("lora_name", message));
-    }
+    };
+    let model = served.model();
+    drop(served);
+    ready.computing.unload(model);
     Ok(Json(json!({"status": "ok", "id": name})))
 }
 
@@ -84,12 +108,13 @@ fn name(fields: &Fields) -> Result<String, ApiError> {
     }
 }
 
-/// A directory below another one, where symbolic links lead to. A path that is not there and one
-/// that is elsewhere are told apart by nobody.
+/// The path of a directory below another one, where symbolic links lead to: the same one on other hosts, whatever their
+/// links. A path that is not there and one that is elsewhere are told apart by nobody.
 fn below(directory: &Path, path: &Path) -> Result<PathBuf, ApiError> {
     let found = directory.canonicalize().and_then(|directory| {
         let found = directory.join(path).canonicalize()?;
-        Ok((found.starts_with(&directory) && found != directory && found.is_dir()).then_some(found))
+        let below = found.strip_prefix(&directory).ok().filter(|below| *below != Path::new("") && found.is_dir());
+        Ok(below.map(Path::to_owned))
     });
     found.ok().flatten().ok_or_else(|| {
         let shown = path.display();
@@ -114,6 +139,12 @@ mod tests {
         let is_below = |path: &str| below(&directory, Path::new(path)).is_ok();
         assert!(is_below("a") && is_below("a/inner") && is_below("a/../a"));
         assert!(is_below(&directory.join("a").to_string_lossy()), "whole paths are taken, too");
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink("a/inner", directory.join("newest")).expect("a link");
+            let found = below(&directory, Path::new("newest")).map_err(|error| error.object());
+            assert_eq!(found, Ok(PathBuf::from("a/inner")), "another host may have another newest");
+        }
         for path in ["", ".", "..", "../elsewhere", "link", "nowhere", "/", &at("elsewhere").to_string_lossy()] {
             assert!(!is_below(path), "{path}");
         }

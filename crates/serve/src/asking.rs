@@ -15,6 +15,7 @@ use crate::answering::{Answering, Finish, Piece, Pieces};
 use crate::asked::Asked;
 use crate::catalog::Served;
 use crate::computing::Submitted;
+use crate::elsewhere::Became;
 use crate::error::ApiError;
 use crate::grammar::Grammar;
 use crate::server::State;
@@ -203,7 +204,7 @@ pub(crate) async fn read_grammar(
     if let Some(elsewhere) = elsewhere {
         // The others hear of it between two steps, and these may be long.
         let turn = state.settings.bounds.turn;
-        if !elsewhere.wait(turn).await.map_err(|what| ApiError::lost(&what))? {
+        if let Became::Late(_) = elsewhere.wait(turn).await.map_err(|what| ApiError::lost(&what))? {
             return Err(ApiError::waited(turn.as_secs()));
         }
     }

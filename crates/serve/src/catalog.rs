@@ -1,7 +1,7 @@
 //! The models that requests can name: a base and its adapters.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Once, OnceLock, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use finetune_dataset::ChatTokenizer;
@@ -27,11 +27,15 @@ pub struct Served {
     pub(crate) temperature: f64,
     pub(crate) top_p: f64,
     created: u64,
+    /// A hash of its adapter, where ranks have to have the same one.
+    pub(crate) content: Option<String>,
     /// How its chat template marks what answers consist of.
     pub(crate) marking: Marking,
     /// Made when they are first asked for.
     grammars: OnceLock<Result<Arc<Grammars>, String>>,
     call_form: OnceLock<Option<CallForm>>,
+    /// That calls of tools with `strict` stay text is said once.
+    pub(crate) says_unheld: Once,
 }
 
 impl Served {
@@ -64,10 +68,17 @@ impl Served {
             temperature,
             top_p,
             created: now(),
+            content: None,
             marking,
             grammars: OnceLock::new(),
             call_form: OnceLock::new(),
+            says_unheld: Once::new(),
         }
+    }
+
+    /// With a hash of its adapter: ranks that load one while they serve compare theirs with that of the first rank.
+    pub fn of_content(self, content: String) -> Served {
+        Served { content: Some(content), ..self }
     }
 
     /// What makes grammars over its tokens. The first call for these tokens takes a second for a vocabulary of 150,000.
@@ -106,9 +117,12 @@ impl Served {
     }
 }
 
-/// Reads an adapter while the server runs: its name and directory become a model, or a sentence
-/// that says what is wrong.
+/// Reads an adapter while the server runs: its name and its path below the directory of adapters become a model, or a
+/// sentence that says what is wrong.
 pub type Loader = Box<dyn Fn(&str, &Path) -> Result<Served, String> + Send + Sync>;
+
+/// Gets lines that whoever runs the server should see.
+pub type Say = Box<dyn Fn(&str) + Send + Sync>;
 
 /// Seconds since 1970.
 pub(crate) fn now() -> u64 {
@@ -161,16 +175,12 @@ impl Catalog {
         is_new
     }
 
-    /// Takes out an adapter that was loaded while the server runs. Answers that are under way go on. False: it was there
+    /// Takes out an adapter that was loaded while the server runs. Answers that are under way go on. `None`: it was there
     /// from the start.
-    pub(crate) fn remove(&self, id: &str) -> bool {
+    pub(crate) fn remove(&self, id: &str) -> Option<Arc<Served>> {
         let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
         let place = all.iter().position(|served| served.id == id);
-        let goes = place.filter(|place| *place >= self.at_start);
-        if let Some(place) = goes {
-            all.remove(place);
-        }
-        goes.is_some()
+        place.filter(|place| *place >= self.at_start).map(|place| all.remove(place))
     }
 
     /// The answer of `/v1/models`.

@@ -32,6 +32,8 @@ use crate::server::State;
 use crate::tool_calls::{ToolCall, Tools};
 use crate::{form_bounds, free_forms, harmony_forms};
 
+const NO_CALLS: &str = "the chat template of this model writes no calls of tools, or in a form that is not known";
+
 pub(crate) async fn chat(
     Shared(state): Shared<Arc<State>>,
     busy: Option<Extension<Arc<Busy>>>,
@@ -49,10 +51,11 @@ pub(crate) async fn chat(
     let wanted = Wanted { schema: asked.schema.as_ref(), tools: tools.as_ref(), choice: &choice, one_call };
     let form = wanted.form(&state, &served, opened.as_deref()).await?;
     let begins = form.as_ref().and_then(|_| wanted.begins(&served));
+    let has_unheld = form.is_none() && wanted.is_free();
     let marks = served.marking.shown(tools.is_some());
     let prompts = vec![prompt];
     let question = Question { served: Arc::clone(&served), prompts, param: "messages", marks, form };
-    let tools = tools.map(Tools::new);
+    let tools = tools.map(|tools| if has_unheld { Tools::unheld(tools) } else { Tools::new(tools) });
     let reader = || question.served.marking.reader(opened.as_deref(), tools.as_ref(), begins);
     let pieces = ask(&state, &asked, &question)?;
     let answering = Naming { id: new_id("chatcmpl")?, created: now(), served };
@@ -134,7 +137,20 @@ impl Wanted<'_> {
         };
         // To find out how the template writes calls takes time.
         let form = match self.tools {
-            Some(_) if !served.marking.is_harmony() => Some(call_form(state, served, param).await?),
+            Some(_) if !served.marking.is_harmony() => match call_form(state, served).await? {
+                None if is_free => {
+                    // Some clients always send `strict`. No call of such a tool is given, so none breaks its promise.
+                    let (say, id) = (&state.ready()?.say, &served.id);
+                    let line = || say(&format!("{id}: {NO_CALLS}: calls of tools with `strict` stay text"));
+                    served.says_unheld.call_once(line);
+                    return Ok(None);
+                }
+                None => {
+                    let message = format!("`{param}` cannot be kept with these `tools`: {NO_CALLS}");
+                    return Err(ApiError::unsupported(param, message));
+                }
+                form => form,
+            },
             _ => None,
         };
         let meant = self.meant(served);
@@ -174,15 +190,10 @@ impl Wanted<'_> {
     }
 }
 
-/// How the model's template writes calls, if they can be forced.
-async fn call_form(state: &State, served: &Arc<Served>, param: &'static str) -> Result<CallForm, ApiError> {
+/// How the model's template writes calls, if that is a form that can be kept.
+async fn call_form(state: &State, served: &Arc<Served>) -> Result<Option<CallForm>, ApiError> {
     let asked = Arc::clone(served);
-    let form = on_thread(state, move || asked.call_form().cloned()).await?;
-    form.ok_or_else(|| {
-        let what = "the chat template of this model writes no calls of tools, or in a form that is not known";
-        let field = if param == "tools" { "`strict`".to_owned() } else { format!("`{param}`") };
-        ApiError::unsupported(param, format!("{field} cannot be kept with these `tools`: {what}"))
-    })
+    on_thread(state, move || asked.call_form().cloned()).await
 }
 
 /// The most likely tokens that are wanted beside the chosen one.

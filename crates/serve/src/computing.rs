@@ -2,7 +2,8 @@
 //! listeners only put what they hear into channels without bounds, of which each holds one answer.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -11,18 +12,14 @@ use std::{io, thread};
 use finetune_model::{Engine, EngineCounts, EngineRequest, EngineSettings, Listener, Model};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::elsewhere::{Elsewhere, Expected};
+use crate::catalog::Served;
+use crate::elsewhere::{Became, Elsewhere, Expected};
 use crate::error::ApiError;
-use crate::others::{Orders, Others};
+use crate::leading::lead;
+use crate::others::{Load, Others};
 
 /// Bytes of the thread's stack, as the main thread has them.
 const STACK: usize = 8 << 20;
-
-/// How often an idle server looks whether the other ranks are there.
-const LOOK: Duration = Duration::from_secs(1);
-
-/// How many such looks it is before the ranks use their connections, which must not rest for long.
-const LOOKS: u64 = 240;
 
 /// A request, and who hears of it.
 pub(crate) struct Submitted {
@@ -32,11 +29,19 @@ pub(crate) struct Submitted {
     pub(crate) grammar: Option<Arc<str>>,
 }
 
-/// What the thread is told.
-enum Told {
+/// What the thread is told. All but requests is for other ranks.
+pub(crate) enum Told {
     Requests(Vec<Submitted>),
-    /// The text of a form that a request of this model will have, for other ranks, and its number.
+    /// The text of a form that a request of this model will have, and its number.
     Form(Arc<Model>, Arc<str>, u64),
+    /// An adapter that they load.
+    Load(Load),
+    /// All of them have this one, under its number: requests may name it.
+    Loaded(u64, Arc<Model>),
+    /// They give back the one of this number, which no request has named.
+    GiveBack(u64),
+    /// They drop this one once no request needs it any more.
+    Unload(Arc<Model>),
 }
 
 /// A handle of the thread.
@@ -64,7 +69,10 @@ impl Computing {
         let (sender, receiver) = channel();
         let counts: Arc<Mutex<EngineCounts>> = Arc::default();
         let shown = Arc::clone(&counts);
-        let of = |others: &Others| Elsewhere::new(Arc::clone(&others.have_read), others.world.saturating_sub(1));
+        let of = |others: &Others| {
+            let models = others.models.len() as u64;
+            Elsewhere::new(Arc::clone(&others.heard), others.hosts.clone(), models)
+        };
         let elsewhere = others.as_ref().map(of);
         let thread = thread::Builder::new().name("computing".to_owned()).stack_size(STACK);
         let thread = thread.spawn(move || {
@@ -73,7 +81,7 @@ impl Computing {
                     compute(Engine::new(settings), &receiver, &shown);
                     Ok(())
                 }
-                Some(others) => compute_together(Engine::new(settings), settings, &receiver, &shown, others),
+                Some(others) => lead(settings, &receiver, &shown, others),
             };
             match catch_unwind(AssertUnwindSafe(work)) {
                 Ok(Ok(())) => {}
@@ -105,6 +113,36 @@ impl Computing {
         let expected = self.elsewhere.as_ref()?.expect();
         self.tell(Told::Form(Arc::clone(model), Arc::clone(form), expected.number()));
         Some(expected)
+    }
+
+    /// The other ranks load this adapter, too, if there are some: each from this path below its own directory. If this is
+    /// dropped, they give it back.
+    ///
+    /// # Errors
+    /// One of them cannot, takes longer than `longest`, or is lost.
+    pub(crate) async fn load_elsewhere(
+        &self,
+        served: &Served,
+        path: &Path,
+        longest: Duration,
+    ) -> Result<Option<Lent<'_>>, ApiError> {
+        let Some(elsewhere) = &self.elsewhere else { return Ok(None) };
+        let no_text = || ApiError::field("lora_path", format!("`{}` has bytes that are no text", path.display()));
+        let path = path.to_str().ok_or_else(no_text)?.to_owned();
+        let expected = elsewhere.expect();
+        let lent = Lent { computing: self, number: expected.number(), is_kept: false };
+        let (name, content) = (served.id.clone(), served.content.clone());
+        self.tell(Told::Load(Load { number: lent.number, name, path, content }));
+        match expected.wait(longest).await.map_err(|what| ApiError::lost(&what))? {
+            Became::Done => Ok(Some(lent)),
+            Became::Refused(rank, what) => Err(ApiError::field("lora_path", format!("{rank}: {what}"))),
+            Became::Late(ranks) => Err(ApiError::not_loaded(&ranks, longest)),
+        }
+    }
+
+    /// A model is named by no request any more. Those under way go on.
+    pub(crate) fn unload(&self, model: Arc<Model>) {
+        self.tell(Told::Unload(model));
     }
 
     fn tell(&self, told: Told) {
@@ -140,6 +178,30 @@ impl Computing {
     }
 }
 
+/// An adapter that all other ranks have loaded, or are loading.
+pub(crate) struct Lent<'a> {
+    computing: &'a Computing,
+    number: u64,
+    is_kept: bool,
+}
+
+impl Lent<'_> {
+    /// Requests may name it, as this model.
+    pub(crate) fn keep(mut self, model: Arc<Model>) {
+        self.computing.tell(Told::Loaded(self.number, model));
+        self.is_kept = true;
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        // Also if the client has left meanwhile.
+        if !self.is_kept {
+            self.computing.tell(Told::GiveBack(self.number));
+        }
+    }
+}
+
 /// Computes until the other end of the channel is gone.
 fn compute(mut engine: Engine, requests: &Receiver<Told>, shown: &Mutex<EngineCounts>) {
     loop {
@@ -157,71 +219,6 @@ fn compute(mut engine: Engine, requests: &Receiver<Told>, shown: &Mutex<EngineCo
         engine.step();
         *shown.lock().unwrap_or_else(PoisonError::into_inner) = engine.counts();
     }
-}
-
-/// The same, and tells the other ranks what is done.
-fn compute_together(
-    mut engine: Engine,
-    settings: EngineSettings,
-    requests: &Receiver<Told>,
-    shown: &Mutex<EngineCounts>,
-    others: &Others,
-) -> Result<(), String> {
-    others.begin(settings)?;
-    let mut looks = 0u64;
-    loop {
-        let mut orders = Orders { has_step: true, ..Orders::default() };
-        let mut order = |engine: &mut Engine, told: Told| {
-            let all = match told {
-                Told::Requests(all) => all,
-                Told::Form(model, text, number) => {
-                    orders.forms.extend(others.number(&model).map(|model| (model, text.to_string(), number)));
-                    return;
-                }
-            };
-            for Submitted { request, listener, grammar } in all {
-                let order = others.order(&request, grammar.as_deref());
-                if engine.submit(request, listener).is_ok() {
-                    orders.requests.push(order);
-                }
-            }
-        };
-        if engine.is_idle() {
-            match requests.recv_timeout(LOOK) {
-                Ok(told) => order(&mut engine, told),
-                Err(RecvTimeoutError::Timeout) => {
-                    (others.check)()?;
-                    looks += 1;
-                    if looks.is_multiple_of(LOOKS) {
-                        others.rest()?;
-                    }
-                    continue;
-                }
-                Err(RecvTimeoutError::Disconnected) => return end_together(&mut engine, others),
-            }
-        }
-        loop {
-            match requests.try_recv() {
-                Ok(told) => order(&mut engine, told),
-                Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => return end_together(&mut engine, others),
-            }
-        }
-        orders.gone = engine.gone();
-        others.tell(&orders)?;
-        engine.step_without(&orders.gone);
-        (others.check)()?;
-        // The group may not know yet what a connection has come to.
-        engine.lost().map_or(Ok(()), |what| Err(what.to_owned()))?;
-        *shown.lock().unwrap_or_else(PoisonError::into_inner) = engine.counts();
-    }
-}
-
-/// Tells the others to end, and takes with them what is under way: what the last rank has chosen has to go somewhere.
-fn end_together(engine: &mut Engine, others: &Others) -> Result<(), String> {
-    others.end()?;
-    engine.drain();
-    Ok(())
 }
 
 fn take(engine: &mut Engine, told: Told) {

@@ -1,6 +1,7 @@
 //! What goes wrong: at the start, for the program; with a request, in OpenAI's form.
 
 use std::io;
+use std::time::Duration;
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -112,6 +113,12 @@ impl ApiError {
         let message = format!("the turn of this request has not come within {seconds} s; try again later");
         let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message).with_code("queue_timeout");
         ApiError { retry_after: Some(5), ..error }
+    }
+
+    /// An adapter takes too long to load. `who`: what loads it.
+    pub(crate) fn not_loaded(who: &str, longest: Duration) -> ApiError {
+        let message = format!("the adapter was not loaded within {} s by {who}; try again later", longest.as_secs());
+        ApiError { retry_after: Some(5), ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message) }
     }
 
     pub(crate) fn of_refusal(refusal: &Refusal, param: &str) -> ApiError {

@@ -17,8 +17,9 @@
 //! - what an answer consists of: `marking.rs` (how the model's template marks it), `parts.rs` (reasoning, text,
 //!   calls), `harmony.rs` (gpt-oss), `tool_calls.rs`, `call_formats.rs` (calls of the families), `literals.rs`;
 //! - an answer: `chat.rs`, `completions.rs`, `events.rs` (as a stream);
-//! - other ranks that hold layers of the model: `others.rs`, `others_forms.rs` (forms, on those ranks), `elsewhere.rs`
-//!   (when these are read, on the first rank);
+//! - other ranks that hold layers of the model: `others.rs` (what they are told), `leading.rs` (by the first rank),
+//!   `following.rs` (what they do), `others_models.rs` and `others_forms.rs` (adapters and forms, on those ranks),
+//!   `elsewhere.rs` (when they have these, on the first rank);
 //! - what went wrong: `error.rs`; numbers: `metrics.rs`; the page: `page.rs`.
 
 #![forbid(unsafe_code)]
@@ -41,18 +42,21 @@ mod elsewhere;
 mod error;
 mod events;
 mod fields;
+mod following;
 mod form_bounds;
 mod forms;
 mod free_forms;
 mod grammar;
 mod harmony;
 mod harmony_forms;
+mod leading;
 mod literals;
 mod marking;
 mod messages;
 mod metrics;
 mod others;
 mod others_forms;
+mod others_models;
 mod page;
 mod parts;
 mod schema_kinds;
@@ -62,8 +66,9 @@ mod text_grammar;
 mod tool_calls;
 mod value_grammar;
 
-pub use catalog::{Loader, Served};
+pub use catalog::{Loader, Say, Served};
 pub use error::ServeError;
-pub use others::{Check, HaveRead, Others, follow};
+pub use following::{Tell, follow};
+pub use others::{Check, Heard, Others, Reply};
 pub use server::{Server, Stopper};
 pub use settings::{Bounds, Settings};

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use finetune_model::Form;
 
-use crate::catalog::Served;
 use crate::grammar::Grammar;
+use crate::others_models::Models;
 
 /// Forms that are kept, and that wait to be read. The first rank reads one at a time, so there are more of them only where
 /// this rank is slower.
@@ -48,15 +48,15 @@ impl Place {
 }
 
 struct Kept {
-    /// The model, by its number among those that are served.
-    model: usize,
+    /// The number of its model.
+    model: u64,
     text: String,
     place: Arc<Place>,
 }
 
 /// What the thread that reads is asked for.
 struct Asked {
-    model: usize,
+    model: u64,
     text: String,
     place: Arc<Place>,
     /// What the first rank is told once it is read, if it waits for it.
@@ -77,18 +77,18 @@ impl<'scope> Forms<'scope> {
     /// first rank the number of a form that is read.
     pub(crate) fn start(
         scope: &'scope Scope<'scope, '_>,
-        served: &'scope [Served],
+        models: &'scope Models,
         has_read: &'scope (dyn Fn(u64) + Sync),
     ) -> Forms<'scope> {
         let (reader, asked) = sync_channel(MOST_KEPT);
         let has_ended = Arc::<AtomicBool>::default();
         let ended = Arc::clone(&has_ended);
-        scope.spawn(move || read_all(served, &asked, has_read, &ended));
+        scope.spawn(move || read_all(models, &asked, has_read, &ended));
         Forms { kept: VecDeque::new(), reader, has_read, has_ended }
     }
 
     /// Begins to read a form, if it is not known. The first rank is told this number once it is read.
-    pub(crate) fn announce(&mut self, model: usize, text: String, number: u64) {
+    pub(crate) fn announce(&mut self, model: u64, text: String, number: u64) {
         self.ask(model, text, Some(number));
     }
 
@@ -97,14 +97,19 @@ impl<'scope> Forms<'scope> {
         (self.has_read)(number);
     }
 
+    /// Forgets the forms of a model that is unloaded.
+    pub(crate) fn forget(&mut self, model: u64) {
+        self.kept.retain(|kept| kept.model != model);
+    }
+
     /// The form of an answer.
-    pub(crate) fn of(&mut self, model: usize, text: String) -> Box<dyn Form> {
+    pub(crate) fn of(&mut self, model: u64, text: String) -> Box<dyn Form> {
         let known = self.kept.iter().find(|kept| kept.model == model && kept.text == text);
         let place = known.map(|kept| Arc::clone(&kept.place));
         Box::new(Late { place: place.unwrap_or_else(|| self.ask(model, text, None)), form: None })
     }
 
-    fn ask(&mut self, model: usize, text: String, number: Option<u64>) -> Arc<Place> {
+    fn ask(&mut self, model: u64, text: String, number: Option<u64>) -> Arc<Place> {
         let known = self.kept.iter().find(|kept| kept.model == model && kept.text == text);
         let (place, is_new) = known.map_or_else(|| (Arc::default(), true), |kept| (Arc::clone(&kept.place), false));
         // A known one may still be read: the thread tells of it behind that.
@@ -135,14 +140,14 @@ impl Drop for Forms<'_> {
     }
 }
 
-fn read_all(served: &[Served], asked: &Receiver<Asked>, has_read: &(dyn Fn(u64) + Sync), has_ended: &AtomicBool) {
+fn read_all(models: &Models, asked: &Receiver<Asked>, has_read: &(dyn Fn(u64) + Sync), has_ended: &AtomicBool) {
     for Asked { model, text, place, number } in asked {
         // What still waits then is for nobody.
         if has_ended.load(Ordering::Relaxed) {
             return;
         }
         if place.lock().is_none() {
-            let served = served.get(model).ok_or_else(|| "the first rank has other models".to_owned());
+            let served = models.get(model).ok_or_else(|| "the first rank has other models".to_owned());
             place.put(served.and_then(|served| served.grammars()?.read(&text)));
         }
         number.into_iter().for_each(has_read);
@@ -212,8 +217,9 @@ mod tests {
         let said = Mutex::new(Vec::new());
         let has_read = |number: u64| said.lock().expect("no panic").push(number);
         let numbers = 0..MOST_KEPT as u64 + 5;
+        let models = Models::new(Vec::new());
         std::thread::scope(|scope| {
-            let mut forms = Forms::start(scope, &[], &has_read);
+            let mut forms = Forms::start(scope, &models, &has_read);
             for n in numbers.clone() {
                 let text = text(&json!({"enum": [n]}));
                 forms.announce(0, text.clone(), n);
@@ -225,11 +231,15 @@ mod tests {
                 forms.announce(0, text, 100 + n);
                 assert_eq!(first, place(&forms), "{n}");
                 assert!(forms.kept.len() <= MOST_KEPT);
+                forms.forget(1);
+                assert_eq!(first, place(&forms), "another model's is kept");
                 while !said.lock().expect("no panic").contains(&(100 + n)) {
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }
             forms.skip(77);
+            forms.forget(0);
+            assert!(forms.kept.is_empty());
         });
         let want: Vec<u64> = numbers.flat_map(|n| [n, 100 + n]).chain([77]).collect();
         assert_eq!(said.into_inner().expect("no panic"), want);
@@ -247,8 +257,9 @@ mod tests {
             said.lock().expect("no panic").push(number);
         };
         let most = MOST_KEPT as u64;
+        let models = Models::new(Vec::new());
         std::thread::scope(|scope| {
-            let mut forms = Forms::start(scope, &[], &has_read);
+            let mut forms = Forms::start(scope, &models, &has_read);
             let held = is_held.lock().expect("no panic");
             forms.announce(0, "0".to_owned(), 0);
             // The thread is with the first one.

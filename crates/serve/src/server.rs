@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use crate::adapters;
-use crate::catalog::{Catalog, Loader, Served};
+use crate::catalog::{Catalog, Loader, Say, Served};
 use crate::chat::chat;
 use crate::completions::completions;
 use crate::computing::Computing;
@@ -62,6 +62,7 @@ pub(crate) struct Ready {
     pub(crate) catalog: Catalog,
     pub(crate) computing: Computing,
     pub(crate) loader: Loader,
+    pub(crate) say: Say,
     /// Whether the other ranks are there, if there are some.
     check: Option<Check>,
 }
@@ -164,7 +165,7 @@ impl Server {
     }
 
     /// The models are loaded, the default first: requests are answered from now on. A second call
-    /// does nothing. `others`: the ranks that hold layers of them too.
+    /// does nothing. `others`: the ranks that hold layers of them too. `say` gets what whoever runs the server should see.
     ///
     /// # Errors
     /// [`ServeError::Start`].
@@ -174,6 +175,7 @@ impl Server {
         engine: EngineSettings,
         loader: Loader,
         others: Option<Others>,
+        say: Say,
     ) -> Result<(), ServeError> {
         let events = self.stopper.0.clone();
         let ended = move |lost: Option<String>| {
@@ -182,7 +184,7 @@ impl Server {
         };
         let check = others.as_ref().map(|others| Arc::clone(&others.check));
         let computing = Computing::start(engine, others, ended).map_err(ServeError::Start)?;
-        let _ = self.state.ready.set(Ready { catalog: Catalog::new(served), computing, loader, check });
+        let _ = self.state.ready.set(Ready { catalog: Catalog::new(served), computing, loader, say, check });
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::call_form::Begins;
 use crate::call_formats::{CallFormat, json_calls, python_list, typed};
+use crate::free_forms::is_strict;
 use crate::schema_kinds::{kinds, resolved};
 
 /// A call of a tool.
@@ -28,16 +29,32 @@ impl ToolCall {
 
 /// The tools of a request.
 #[derive(Clone, Debug)]
-pub(crate) struct Tools(Arc<Value>);
+pub(crate) struct Tools {
+    all: Arc<Value>,
+    /// Nothing holds calls to a form. So those of tools with `strict` are none.
+    are_unheld: bool,
+}
 
 impl Tools {
     /// `tools`: as the request has them.
     pub(crate) fn new(tools: Value) -> Tools {
-        Tools(Arc::new(tools))
+        Tools { all: Arc::new(tools), are_unheld: false }
+    }
+
+    /// Of answers whose calls nothing holds to a form: what looks like a call of a tool with `strict` stays text.
+    pub(crate) fn unheld(tools: Value) -> Tools {
+        Tools { are_unheld: true, ..Tools::new(tools) }
+    }
+
+    /// Whether calls of this name are given to the client.
+    fn takes(&self, call: &ToolCall) -> bool {
+        let mut tools = self.all.as_array().into_iter().flatten();
+        let is_meant = |tool: &Value| tool["function"]["name"] == *call.name && is_strict(tool);
+        !(self.are_unheld && tools.any(is_meant))
     }
 
     fn function(&self, name: &str) -> Option<&Value> {
-        self.0.as_array()?.iter().map(|tool| &tool["function"]).find(|function| function["name"] == *name)
+        self.all.as_array()?.iter().map(|tool| &tool["function"]).find(|function| function["name"] == *name)
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -65,7 +82,7 @@ impl Tools {
     /// Whether a text begins with a list in Python of a call of one of them, or may as more comes.
     fn begins_list(&self, text: &str) -> Beginning {
         let Some(call) = text.strip_prefix('[').map(str::trim_start) else { return Beginning::Other };
-        let names = self.0.as_array().into_iter().flatten().filter_map(|tool| tool["function"]["name"].as_str());
+        let names = self.all.as_array().into_iter().flatten().filter_map(|tool| tool["function"]["name"].as_str());
         let of_name = |name: &str| match call.strip_prefix(name).map(str::trim_start) {
             Some(behind) if behind.starts_with('(') => Beginning::Call,
             Some("") => Beginning::Open,
@@ -157,8 +174,8 @@ impl CallReader {
     /// The text that was held back, or the calls, at the end of the answer.
     pub(crate) fn finish(self) -> (String, Vec<ToolCall>) {
         match self.calls() {
-            Some(calls) => (String::new(), calls),
-            None => (self.held, Vec::new()),
+            Some(calls) if calls.iter().all(|call| self.tools.takes(call)) => (String::new(), calls),
+            _ => (self.held, Vec::new()),
         }
     }
 
@@ -202,6 +219,30 @@ mod tests {
             let (rest, calls) = reader.finish();
             text += &rest;
             assert_eq!((text.as_str(), calls), (answer, Vec::new()), "{answer}");
+        }
+    }
+    /// (what the model says, whether that is a call where nothing holds calls to a form)
+    #[test]
+    fn calls_of_strict_tools_that_nothing_holds_are_text() {
+        let tool = |name: &str, strict: bool| json!({"type": "function", "function": {"name": name, "strict": strict}});
+        let tools = json!([tool("order", true), tool("now", false)]);
+        let read = |tools: Tools, answer: &str| {
+            let mut reader = CallReader::new(formats(str::is_empty), tools);
+            let text = reader.push(answer);
+            let (rest, calls) = reader.finish();
+            (text + &rest, calls.len())
+        };
+        for (answer, calls) in [
+            ("{\"name\": \"order\", \"parameters\": {\"count\": \"many\"}}", 0),
+            ("{\"name\": \"now\", \"parameters\": {}}", 1),
+            ("{\"name\": \"other\", \"parameters\": {}}", 1),
+            ("<tool_call>{\"name\": \"order\", \"arguments\": {}}</tool_call>", 0),
+            ("[order(count=1)]", 0),
+            ("[now()]", 1),
+        ] {
+            let want = if calls == 0 { answer } else { "" };
+            assert_eq!(read(Tools::unheld(tools.clone()), answer), (want.to_owned(), calls), "{answer}");
+            assert_eq!(read(Tools::new(tools.clone()), answer), (String::new(), 1), "{answer}");
         }
     }
 }

@@ -251,7 +251,7 @@ fn requests_hear_that_the_model_is_loading() {
     let taken = Server::start(Settings { port: address.port(), ..settings() });
     assert!(matches!(taken, Err(ServeError::Bind { .. })), "two servers at one address");
     server
-        .ready(vec![served("tiny", None, tiny())], ENGINE, Box::new(|_, _| Err(String::new())), None)
+        .ready(vec![served("tiny", None, tiny())], ENGINE, Box::new(|_, _| Err(String::new())), None, Box::new(|_| {}))
         .expect("a thread");
     assert_eq!(ask(address, "GET", "/health", &[], "").status, 200);
 }

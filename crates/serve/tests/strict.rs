@@ -2,7 +2,10 @@
 
 mod client;
 
+use std::sync::{Arc, Mutex};
+
 use client::{CHAT, ENGINE, Running, calling_as, question, settings, tokenizer, with};
+use finetune_serve::Server;
 use serde_json::{Value, json};
 
 /// Calls as Llama 3 writes them: an answer that begins with an object of JSON is one.
@@ -78,10 +81,41 @@ fn what_strict_cannot_keep_is_refused_by_name() {
         let answer = writing.post(CHAT, &with(question(0), json!({"tools": tools, "max_tokens": 3})));
         assert_eq!((answer.status, &answer.json()["error"]["param"]), (status, &param), "{tools}: {}", answer.body);
     }
-    // A template that knows tools and writes no calls.
-    let silent = Running::start(settings(), ENGINE, vec![calling_as("{{ '' if tools else '' }}")]);
-    for (strict, status) in [(true, 400), (false, 200)] {
-        let answer = silent.post(CHAT, &with(question(0), json!({"tools": [order(strict)], "max_tokens": 3})));
-        assert_eq!(answer.status, status, "{}", answer.body);
+}
+
+/// A template that knows tools and writes no calls: the promise of `strict` cannot be broken where no call is given, and
+/// some clients always make it. Where the client waits for a call, it hears that none can come.
+#[test]
+fn strict_tools_that_are_never_called_are_taken() {
+    let said = Arc::<Mutex<Vec<String>>>::default();
+    let heard = Arc::clone(&said);
+    let say = move |line: &str| heard.lock().expect("no panic").push(line.to_owned());
+    let server = Server::start(settings()).expect("a server");
+    let all = vec![calling_as("{{ '' if tools else '' }}")];
+    server.ready(all, ENGINE, Box::new(|_, _| Err(String::new())), None, Box::new(say)).expect("a thread");
+    let server = Running::of(server);
+    let ask = |strict: bool, more: Value| {
+        let asked = with(question(0), json!({"tools": [order(strict)], "temperature": 0, "max_tokens": 20}));
+        server.post(CHAT, &with(asked, more))
+    };
+    let content = |strict: bool| {
+        let answer = ask(strict, json!({}));
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        answer.json()["choices"][0]["message"]["content"].as_str().expect("a text").to_owned()
+    };
+    let loose = content(false);
+    assert_eq!(*said.lock().expect("no panic"), Vec::<String>::new(), "nobody asked for it");
+    assert!(!loose.is_empty());
+    assert_eq!([content(true), content(true)], [loose.clone(), loose]);
+    for choice in [json!("required"), json!({"type": "function", "function": {"name": "order"}})] {
+        let refused = ask(true, json!({"tool_choice": choice}));
+        assert_eq!(
+            (refused.status, &refused.json()["error"]["param"]),
+            (400, &json!("tool_choice")),
+            "{}",
+            refused.body
+        );
     }
+    let said = said.lock().expect("no panic");
+    assert!(said.len() == 1 && said[0].starts_with("tiny: ") && said[0].contains("stay text"), "{said:?}");
 }

@@ -97,6 +97,6 @@ pub use samples::{Answers, Sample};
 pub use schedule::Schedule;
 pub use state::{Best, TrainState};
 pub use summary::Summary;
-pub use together::{OnRank, Parallel, Replies, Sizes, Together};
+pub use together::{OnRank, Parallel, Replies, Reply, Sizes, Together};
 pub use train::{Outcome, train};
 pub use validate::{DataSummary, FirstRow, Problem, Validation, validate};

@@ -2,8 +2,9 @@
 
 mod dealing;
 
+use std::collections::BTreeMap;
 use std::error::Error;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use finetune_allreduce::{Group, GroupError, Reduction};
@@ -165,6 +166,11 @@ impl Together {
         (self.ranks.group().rank(), self.ranks.group().world())
     }
 
+    /// The host of each rank.
+    pub fn hosts(&self) -> Vec<String> {
+        self.ranks.group().who().iter().map(|who| who.host.clone()).collect()
+    }
+
     /// Whether all ranks are there. Looks without waiting.
     ///
     /// # Errors
@@ -220,35 +226,77 @@ impl Together {
 pub struct Replies {
     lines: Connections,
     world: usize,
+    /// Held by the thread that tells, so that a reply and its words stay together.
+    telling: Mutex<()>,
+    /// Of a rank whose words are still under way: the number of the reply, and their bytes.
+    begun: Mutex<BTreeMap<usize, (u64, usize)>>,
 }
+
+/// What another rank says of something that the first one has given a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The rank.
+    pub rank: usize,
+    /// The number.
+    pub number: u64,
+    /// What is wrong; empty: nothing is.
+    pub words: String,
+}
+
+/// Letters of what is wrong. More helps nobody.
+const LONGEST_WORDS: usize = 2000;
 
 impl Replies {
     fn connect(ranks: &Ranks) -> Result<Replies, TrainError> {
         let (rank, world) = (ranks.group().rank(), ranks.group().world());
         let links = (1..world).map(|other| (other, 0)).collect();
-        Ok(Replies { lines: Connections::new(ranks, [rank, world], links, QUEUE)?, world })
+        let lines = Connections::new(ranks, [rank, world], links, QUEUE)?;
+        Ok(Replies { lines, world, telling: Mutex::default(), begun: Mutex::default() })
     }
 
-    /// Tells the first rank a number, from another one.
+    /// Tells the first rank of a number, from another one: what is wrong, or nothing.
     ///
     /// # Errors
     /// If it cannot be reached.
-    pub fn tell(&self, number: u64) -> Result<(), Box<dyn Error + Send + Sync>> {
-        self.lines.send(0, number.to_le_bytes().to_vec())
+    pub fn tell(&self, number: u64, words: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let words: String = words.chars().take(LONGEST_WORDS).collect();
+        let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        let length = words.len() as u64;
+        self.lines.send(0, [number.to_le_bytes(), length.to_le_bytes()].concat())?;
+        if words.is_empty() { Ok(()) } else { self.lines.send(0, words.into_bytes()) }
     }
 
-    /// On the first rank, the numbers that have arrived since, of all others. It does not wait.
+    /// On the first rank, what has arrived since, of all others. It does not wait.
     ///
     /// # Errors
     /// If a rank is lost.
-    pub fn heard(&self) -> Result<Vec<u64>, TrainError> {
-        let mut numbers = Vec::new();
-        for other in 1..self.world {
-            while let Some(bytes) = self.lines.arrived(other, size_of::<u64>())? {
-                numbers.extend(bytes.try_into().map(u64::from_le_bytes));
+    pub fn heard(&self) -> Result<Vec<Reply>, TrainError> {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut replies = Vec::new();
+        for rank in 1..self.world {
+            loop {
+                let (number, length) = match begun.get(&rank) {
+                    Some(known) => *known,
+                    None => {
+                        let Some(head) = self.lines.arrived(rank, 2 * size_of::<u64>())? else { break };
+                        let of = |half: &[u8]| half.try_into().map_or(0, u64::from_le_bytes);
+                        let (number, length) = head.split_at(size_of::<u64>());
+                        (of(number), of(length) as usize)
+                    }
+                };
+                let words = match length {
+                    0 => Some(Vec::new()),
+                    _ => self.lines.arrived(rank, length)?,
+                };
+                let Some(words) = words else {
+                    begun.insert(rank, (number, length));
+                    break;
+                };
+                begun.remove(&rank);
+                replies.push(Reply { rank, number, words: String::from_utf8_lossy(&words).into_owned() });
             }
         }
-        Ok(numbers)
+        Ok(replies)
     }
 }
 
@@ -343,9 +391,12 @@ fn reading() -> Duration {
 mod tests {
     use super::*;
 
-    /// Each number once, those of a rank in their order.
+    /// Each number once with its words, those of a rank in their order.
     #[test]
     fn the_first_rank_hears_what_the_others_tell() {
+        fn words(n: u64) -> String {
+            if n == 1 { "no room, ".repeat(300) } else { String::new() }
+        }
         let start = |group: Group| {
             std::thread::spawn(move || {
                 let ranks = Ranks::new(group, None).expect("ranks");
@@ -358,7 +409,9 @@ mod tests {
                             assert!(began.elapsed() < Duration::from_secs(20), "{heard:?}");
                         }
                     }
-                    rank => (0..3).for_each(|n| replies.tell(10 * rank + n).expect("the first one is there")),
+                    rank => {
+                        (0..3).for_each(|n| replies.tell(10 * rank + n, &words(n)).expect("the first one is there"))
+                    }
                 }
                 // Nobody leaves before.
                 ranks.group().barrier().expect("all are there");
@@ -366,9 +419,14 @@ mod tests {
             })
         };
         let threads: Vec<_> = Group::in_process(3, None).into_iter().map(start).collect();
-        let heard: Vec<Vec<u64>> = threads.into_iter().map(|thread| thread.join().expect("no panic")).collect();
-        let of = |rank: u64| heard[0].iter().copied().filter(|number| number / 10 == rank).collect::<Vec<_>>();
-        assert_eq!((of(1), of(2), heard[0].len()), (vec![10, 11, 12], vec![20, 21, 22], 6));
+        let heard: Vec<Vec<Reply>> = threads.into_iter().map(|thread| thread.join().expect("no panic")).collect();
+        for rank in 1..3 {
+            let own: Vec<&Reply> = heard[0].iter().filter(|reply| reply.rank == rank).collect();
+            let said: Vec<(u64, usize)> = own.iter().map(|reply| (reply.number, reply.words.len())).collect();
+            let first = 10 * rank as u64;
+            assert_eq!(said, [(first, 0), (first + 1, LONGEST_WORDS), (first + 2, 0)]);
+        }
+        assert_eq!(heard[0].len(), 6);
     }
 
     /// (ranks, layers, bytes of all layers, of a slice, the part that a token uses, seconds of a sum, whether tensor

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use finetune_model::adapter::{Adapter, BaseCheck};
-use finetune_model::{BaseForm, Model, ModelConfig, Placement, Scheme, scheme_word, slice_bytes};
+use finetune_model::{
+    BaseForm, FloatType, LayerSizes, Model, ModelConfig, OpenedBase, Placement, Scheme, scheme_word, slice_bytes,
+};
 use finetune_recipe::{Quantization, ResidencyChoice};
 use finetune_trainer::{DevicePlan, ThisHost, Together, stored_type};
 
@@ -44,11 +46,18 @@ pub(super) fn open(
         Some(adapter) => Some(read_adapter(adapter, &source.model, arguments.force, say)?),
         None => None,
     };
-    let mut model = open_base(&source.model, arguments, purpose, adapter.as_ref(), together, say)?;
+    let Opened { mut model, .. } = open_base(&source.model, arguments, purpose, adapter.as_ref(), together, say)?;
     if let Some(adapter) = adapter {
         model.attach(&adapter)?;
     }
     Ok(model)
+}
+
+/// A base in memory.
+pub(super) struct Opened {
+    pub(super) model: Model,
+    /// Bytes of the weights that this process holds, if it reads none from the disk.
+    pub(super) weights: u64,
 }
 
 /// The base model in a directory, packed as it was when `adapter` was trained on it. Nothing is
@@ -60,7 +69,7 @@ pub(super) fn open_base(
     adapter: Option<&Adapter>,
     together: Option<&Together>,
     say: &dyn Fn(&str),
-) -> Result<Model, Failure> {
+) -> Result<Opened, Failure> {
     disk_waits::say_silence(together.map(|together| together.place().0), Verbosity::Normal);
     let trained_over = adapter.and_then(|adapter| adapter.base.quantization);
     let host = this_host(together);
@@ -81,11 +90,16 @@ pub(super) fn open_base(
         (None, None) => {}
     }
     let device_plan = DevicePlan { placement: placed(device_plan.placement.clone(), together), ..device_plan };
-    let placement = with_residency(directory, arguments.residency, purpose, &device_plan, &host, say)?;
-    let mut model = Model::load(directory, &placement)?;
+    // Its headers are read once, for all that is asked about sizes and for loading.
+    let base = OpenedBase::open(directory, device_plan.placement.quantization())?;
+    let held = device_plan.placement.held(base.stored_type());
+    let sizes = Sizes { form: base.form()?, config: base.config(), held };
+    let placement = with_residency(directory, &sizes, arguments.residency, purpose, &device_plan, &host, say)?;
+    let weights = sizes.weights(&placement);
+    let mut model = Model::load_opened(base, &placement)?;
     connect(&mut model, together)?;
     model.notices().iter().for_each(|notice| say(notice));
-    Ok(model)
+    Ok(Opened { model, weights })
 }
 
 /// The device of a base on a host, packed as `trained_over` says unless the arguments say it.
@@ -113,11 +127,42 @@ fn this_host(together: Option<&Together>) -> ThisHost {
     together.map_or_else(alone, |together| together.host.clone())
 }
 
+/// What is known of the sizes of a base before it is loaded.
+struct Sizes<'a> {
+    form: BaseForm,
+    config: &'a ModelConfig,
+    /// What matrices that are not packed are held in.
+    held: FloatType,
+}
+
+impl Sizes<'_> {
+    /// The layers that a process holds, or parts of.
+    fn layers(&self, placement: &Placement) -> impl Iterator<Item = &LayerSizes> {
+        let stage = placement.stage();
+        let is_mine = move |n: usize| stage.is_none_or(|stage| stage.holds(n));
+        self.form.layers.iter().enumerate().filter(move |(n, _)| is_mine(*n)).map(|(_, layer)| layer)
+    }
+
+    /// Bytes of the layers that a process holds.
+    fn layers_bytes(&self, placement: &Placement) -> u64 {
+        match placement.slice() {
+            Some(slice) => slice_bytes(self.config, &self.form, self.held, slice.count),
+            None => self.layers(placement).map(|layer| layer.bytes(self.held)).sum(),
+        }
+    }
+
+    /// Bytes of the weights that a process holds in memory, if it does not read its layers.
+    fn weights(&self, placement: &Placement) -> u64 {
+        self.layers_bytes(placement) + self.form.ends_bytes(self.held, placement.reads_layers())
+    }
+}
+
 /// The placement with its layers where `--residency` says. `auto` leaves on the disk what would take more than
 /// four fifths of the memory. Experts are read one by one for text, and where two layers with all of theirs are too
 /// large.
 fn with_residency(
     model: &Path,
+    sizes: &Sizes<'_>,
     residency: ResidencyArgument,
     purpose: Purpose,
     device_plan: &DevicePlan,
@@ -126,14 +171,10 @@ fn with_residency(
 ) -> Result<Placement, Failure> {
     let placement = device_plan.placement.clone();
     if residency == ResidencyArgument::Memory {
-        check_room(model, device_plan, host)?;
+        check_room(model, sizes, device_plan, host)?;
         return Ok(placement);
     }
-    let held = placement.held(stored_type(model));
-    let form = Model::form(model, placement.quantization())?;
-    let is_mine = |n: usize| placement.stage().is_none_or(|stage| stage.holds(n));
-    let mine = || form.layers.iter().enumerate().filter(|(n, _)| is_mine(*n));
-    let bytes = layers_bytes(model, &placement, &form)?;
+    let bytes = sizes.layers_bytes(&placement);
     let available = device_plan.memory(host);
     let is_too_large = available.is_some_and(|available| bytes > available - available / 5);
     if residency == ResidencyArgument::Auto && !is_too_large {
@@ -142,16 +183,14 @@ fn with_residency(
     let whole = placement.clone().with_layers_from_disk(true);
     let one_by_one = whole.clone().with_experts_from_disk(true);
     // Two layers are in memory at a time.
-    let mut largest: Vec<u64> = mine().map(|(_, layer)| layer.bytes(held)).collect();
+    let mut largest: Vec<u64> = sizes.layers(&placement).map(|layer| layer.bytes(sizes.held)).collect();
     largest.sort_unstable_by(|a, b| b.cmp(a));
     let parts = placement.slice().map_or(1, |slice| slice.count as u64);
-    let [embedding, output] = form.ends.map(|end| end.bytes(held));
-    let ends = if form.embedding_by_row { output } else { embedding + output };
-    let two = largest.iter().take(2).sum::<u64>() / parts + ends;
+    let two = largest.iter().take(2).sum::<u64>() / parts + sizes.form.ends_bytes(sizes.held, true);
     let is_too_large = available.is_some_and(|available| two > available - available / 5);
-    let has_experts = mine().any(|(_, layer)| layer.experts.bytes(held) > 0) && one_by_one.reads_experts();
+    let has_experts = sizes.layers(&placement).any(|layer| layer.experts.bytes(sizes.held) > 0);
     // A token uses few of them: less is read than whole layers.
-    let by_experts = has_experts && (is_too_large || purpose == Purpose::Text);
+    let by_experts = has_experts && one_by_one.reads_experts() && (is_too_large || purpose == Purpose::Text);
     let (bytes, each) = (progress::bytes(bytes), if by_experts { ", experts one by one" } else { "" });
     say(&format!(
         "the layers, {bytes} in all, are read from the disk{each}: for each part of a prompt, for each token and for each group of rows"
@@ -159,33 +198,14 @@ fn with_residency(
     Ok(if by_experts { one_by_one } else { whole })
 }
 
-/// Bytes of the layers that a process holds.
-fn layers_bytes(model: &Path, placement: &Placement, form: &BaseForm) -> Result<u64, Failure> {
-    let held = placement.held(stored_type(model));
-    let is_mine = |n: usize| placement.stage().is_none_or(|stage| stage.holds(n));
-    let mine = form.layers.iter().enumerate().filter(|(n, _)| is_mine(*n));
-    Ok(match placement.slice() {
-        Some(slice) => slice_bytes(&ModelConfig::load(model)?, form, held, slice.count),
-        None => mine.map(|(_, layer)| layer.bytes(held)).sum(),
-    })
-}
-
-/// Bytes of the weights that a process holds in memory.
-pub(super) fn weights_bytes(model: &Path, placement: &Placement) -> Result<u64, Failure> {
-    let form = Model::form(model, placement.quantization())?;
-    let held = placement.held(stored_type(model));
-    let ends: u64 = form.ends.iter().map(|end| end.bytes(held)).sum();
-    Ok(layers_bytes(model, placement, &form)? + ends)
-}
-
 /// Refuses weights that the memory cannot hold: the system would kill the process without a word. Several ranks have
 /// looked before.
-fn check_room(model: &Path, device_plan: &DevicePlan, host: &ThisHost) -> Result<(), Failure> {
+fn check_room(model: &Path, sizes: &Sizes<'_>, device_plan: &DevicePlan, host: &ThisHost) -> Result<(), Failure> {
     let placement = &device_plan.placement;
     if placement.stage().is_some() || placement.slice().is_some() {
         return Ok(());
     }
-    let weights = weights_bytes(model, placement)?;
+    let weights = sizes.weights(placement);
     let Some(available) = device_plan.memory(host).filter(|available| weights > *available) else { return Ok(()) };
     let (weights, available) = (progress::bytes(weights), progress::bytes(available));
     let what = format!("{} takes {weights} of memory, and this process may have {available}", model.display());

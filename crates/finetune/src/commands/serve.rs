@@ -10,16 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use finetune_dataset::ChatTokenizer;
-use finetune_model::{EngineSettings, Model};
-use finetune_serve::{Bounds, Others, ServeError, Served, Server, Settings, Stopper};
+use finetune_model::EngineSettings;
+use finetune_serve::{Bounds, Heard as HeardOf, Others, Reply, ServeError, Served, Server, Settings, Stopper, Tell};
 use finetune_trainer::{Replies, Together};
 
+use self::base::Base;
 use crate::cli::ServeArguments;
-use crate::commands::answering::tokenizer;
-use crate::commands::chat::recommended;
 use crate::commands::conversation;
-use crate::commands::opening::{self, Purpose};
+use crate::commands::opening;
 use crate::commands::together::{self, OneOf};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -28,6 +26,8 @@ use crate::rank_event::{self, RankEvent};
 use crate::signals::{Heard, Signals};
 use crate::source::{Source, adapter_directory, run_of};
 use crate::{memory, output};
+
+mod base;
 
 /// Without `--slots` there are bytes for the keys and values of so many answers.
 const SLOTS_OF_BYTES: usize = 8;
@@ -59,7 +59,7 @@ fn follow_first(arguments: &ServeArguments, signals: &Signals, one: &OneOf) -> R
     let first = adapters.first().map(|(_, directory)| directory.as_path());
     let joined = one.join(&source.model, first, &arguments.model(), arguments.parallel, &say)?;
     let Some(together) = joined else { return Ok(ExitCode::SUCCESS) };
-    let replies = together.replies()?;
+    let replies = Arc::new(together.replies()?);
     let (base, mut served) = Base::open(arguments, &source, &adapters, Some(&together), &say)?;
     for (name, directory) in &adapters {
         served.push(base.with_adapter(name, directory, &say)?);
@@ -70,11 +70,13 @@ fn follow_first(arguments: &ServeArguments, signals: &Signals, one: &OneOf) -> R
         return Ok(exit.into());
     }
     let rest = || together.keep_alive();
+    let telling = Arc::clone(&replies);
     // A first rank that is gone is noticed by what it no longer says.
-    let has_read = |number| {
-        let _ = replies.tell(number);
-    };
-    let followed = finetune_serve::follow(&served, together.hops.as_ref(), &rest, &has_read);
+    let tell: Tell = Arc::new(move |number: u64, refusal: Option<&str>| {
+        let _ = telling.tell(number, refusal.unwrap_or_default());
+    });
+    let loader = base.loader(arguments, |_| {});
+    let followed = finetune_serve::follow(served, together.hops.as_ref(), &rest, &tell, loader);
     followed.map_err(|what| lost(&together, what))?;
     together.leave()?;
     Ok(ExitCode::SUCCESS)
@@ -118,14 +120,9 @@ fn serve_as(
     if source.adapter.is_some() && served.len() > 1 {
         served.swap(0, 1);
     }
-    let engine = engine(arguments, &base, together.as_deref())?;
+    let engine = engine(arguments, &base, together.as_deref());
     let base_id = base.id.clone();
-    let below = arguments.adapters_dir.clone();
-    let is_shared = together.is_some();
-    let loader = move |name: &str, path: &Path| match is_shared {
-        true => Err("several ranks hold this model: name its adapters when they are started".to_owned()),
-        false => base.load(name, path, below.as_deref(), &say),
-    };
+    let loader = base.loader(arguments, say);
     // Before anybody can ask: a signal that comes then is for answers, too.
     stop_at_signals(signals, server.stopper(), arguments.grace);
     if let Some(together) = &together {
@@ -134,7 +131,7 @@ fn serve_as(
             return Ok(exit.into());
         }
     }
-    server.ready(served, engine, Box::new(loader), others).map_err(not_started)?;
+    server.ready(served, engine, loader, others, Box::new(say)).map_err(not_started)?;
     output::line(&announcement(&base_id, &adapters, &arguments.host, address))?;
     let ended = server.wait();
     signals.said();
@@ -176,13 +173,21 @@ fn all_are_ready(together: &Together, signals: &Signals) -> Result<Option<Exit>,
 /// What the first rank needs to tell the others.
 fn others(together: &Arc<Together>, replies: Replies, served: &[Served]) -> Others {
     let (looked_at, kept_alive) = (Arc::clone(together), Arc::clone(together));
+    let reply = |reply: finetune_trainer::Reply| {
+        let refusal = Some(reply.words).filter(|words| !words.is_empty());
+        Reply { rank: reply.rank, number: reply.number, refusal }
+    };
+    let heard: HeardOf = Arc::new(move || {
+        let all = replies.heard().map_err(|error| error.to_string())?;
+        Ok(all.into_iter().map(reply).collect())
+    });
     Others {
         models: served.iter().map(Served::model).collect(),
         hops: Arc::clone(&together.hops),
-        world: together.place().1,
+        hosts: together.hosts(),
         check: Arc::new(move || looked_at.check().map_err(|error| error.to_string())),
         rest: Box::new(move || kept_alive.keep_alive()),
-        have_read: Arc::new(move || replies.heard().map_err(|error| error.to_string())),
+        heard,
     }
 }
 
@@ -287,99 +292,27 @@ fn name_of(path: &Path) -> String {
 
 /// As many answers as go through the model together, unless `--slots` says it. Without it, their keys and values take
 /// no more than those of [`SLOTS_OF_BYTES`] answers may: short ones need less than there is for each.
-fn engine(arguments: &ServeArguments, base: &Base, together: Option<&Together>) -> Result<EngineSettings, Failure> {
-    let model = &base.model;
+fn engine(arguments: &ServeArguments, base: &Base, together: Option<&Together>) -> EngineSettings {
+    let model = &base.opened.model;
     let slots = arguments.slots.unwrap_or(model.most_rows());
     let wanted = model.rows_bytes().saturating_mul(arguments.slots.unwrap_or(SLOTS_OF_BYTES));
-    let weights = match model.placement().is_cpu() {
-        true => opening::weights_bytes(&base.directory, model.placement())?,
-        false => 0,
-    };
+    let weights = if model.placement().is_cpu() { base.opened.weights } else { 0 };
     let ranks = together.map_or(1, |together| together.host.local_world.max(1) as u64);
     let most = memory::machine_bytes().map_or(u64::MAX, |bytes| room_beside(weights, bytes / ranks));
     let cache_bytes = wanted.min(usize::try_from(most).unwrap_or(usize::MAX));
-    Ok(EngineSettings {
+    EngineSettings {
         slots,
         queue: arguments.queue,
         cache_bytes,
         prefix_bytes: cache_bytes / 2,
         speculate: arguments.speculate,
-    })
+    }
 }
 
 /// Bytes of keys and values beside so many of weights: half of the memory at most. The allocator takes up to half as much
 /// again, so there is that beside the weights, too.
 fn room_beside(weights: u64, memory: u64) -> u64 {
     (memory / 2).min(memory.saturating_sub(weights) / 3 * 2)
-}
-
-/// The base, and what adapters need of it.
-struct Base {
-    id: String,
-    directory: PathBuf,
-    model: Model,
-    tokenizer: ChatTokenizer,
-    chat_template: Option<PathBuf>,
-    force: bool,
-}
-
-impl Base {
-    /// Loads the base, which is also the first model that is served.
-    fn open(
-        arguments: &ServeArguments,
-        source: &Source,
-        adapters: &[(String, PathBuf)],
-        together: Option<&Together>,
-        say: &dyn Fn(&str),
-    ) -> Result<(Base, Vec<Served>), Failure> {
-        // Without its adapter.
-        let own = Source::of(source.model.clone(), None, arguments.chat_template.clone(), Vec::new())?;
-        let tokenizer = tokenizer(&own)?;
-        tokenizer.notices().iter().for_each(|notice| say(notice));
-        let first = adapters
-            .first()
-            .map(|(_, directory)| opening::read_adapter(directory, &source.model, arguments.force, &|_| {}));
-        let first = first.transpose()?;
-        let model =
-            opening::open_base(&source.model, &arguments.model(), Purpose::Text, first.as_ref(), together, say)?;
-        let base = Base {
-            id: base_id(&source.model),
-            directory: source.model.clone(),
-            model,
-            tokenizer: tokenizer.clone(),
-            chat_template: arguments.chat_template.clone(),
-            force: arguments.force,
-        };
-        let served = Served::new(base.id.clone(), None, base.model.clone(), tokenizer, recommended(&own));
-        Ok((base, vec![served]))
-    }
-
-    /// An adapter on the base. Both share the weights of the base.
-    fn with_adapter(&self, name: &str, directory: &Path, say: &dyn Fn(&str)) -> Result<Served, Failure> {
-        let adapter = opening::read_adapter(directory, &self.directory, self.force, say)?;
-        let mut model = self.model.clone();
-        model.attach(&adapter)?;
-        let adapter = Some(directory.to_owned());
-        let source = Source::of(self.directory.clone(), adapter, self.chat_template.clone(), Vec::new())?;
-        // The base has one, so there is one.
-        let tokenizer = source.tokenizer_beside(&self.tokenizer)?.unwrap_or_else(|| self.tokenizer.clone());
-        Ok(Served::new(name.to_owned(), Some(self.id.clone()), model, tokenizer, recommended(&source)))
-    }
-
-    /// An adapter that a client names while the server runs: a directory below `below`, where
-    /// symbolic links lead to. What is wrong is a sentence.
-    fn load(&self, name: &str, path: &Path, below: Option<&Path>, say: &dyn Fn(&str)) -> Result<Served, String> {
-        let mut notices = Vec::new();
-        let directory = adapter_directory(path, &mut notices).map_err(|failure| failure.fact())?;
-        let is_below = |below: &Path| Some(directory.canonicalize().ok()?.starts_with(below.canonicalize().ok()?));
-        if below.and_then(is_below) != Some(true) {
-            return Err(format!("the adapter of {} lies elsewhere", path.display()));
-        }
-        notices.iter().for_each(|notice| say(notice));
-        let served = self.with_adapter(name, &directory, say).map_err(|failure| failure.fact())?;
-        say(&format!("the adapter {name} is loaded from {}", directory.display()));
-        Ok(served)
-    }
 }
 
 /// The line that says where the server is. The host is the given one: it is what clients use.

@@ -179,6 +179,7 @@ impl Loader<'_> {
 mod tests {
     use std::path::Path;
 
+    use finetune_kernels::FloatType;
     use finetune_packed::Scheme;
 
     use super::*;
@@ -215,6 +216,8 @@ mod tests {
             assert_eq!(from_disk.weights.embedding.by_row().is_some(), stays, "{what}");
             let form = Model::form(&base, quantization).unwrap_or_else(|error| panic!("{error}"));
             assert_eq!(form.embedding_by_row, stays, "{what}");
+            let ends = |reads_layers| form.ends_bytes(FloatType::F32, reads_layers);
+            assert_eq!(ends(true) < ends(false), stays, "{what}: it takes no memory then");
         }
     }
 

@@ -148,6 +148,13 @@ impl BaseForm {
             ends: [EMBEDDING, OUTPUT].map(|module| end_of(tensors, module)),
         }
     }
+
+    /// Bytes of embedding and output layer in memory, if those that are not packed are held in this number type.
+    /// `reads_layers`: whether layers are read from the disk, and perhaps the embedding with them.
+    pub fn ends_bytes(&self, held: FloatType, reads_layers: bool) -> u64 {
+        let [embedding, output] = self.ends.map(|end| end.bytes(held));
+        if reads_layers && self.embedding_by_row { output } else { embedding + output }
+    }
 }
 
 /// The size of the embedding or the output layer.

@@ -351,6 +351,13 @@ impl Engine {
         self.groups.retain(|group| group.len() > 0);
     }
 
+    /// Forgets all prompts that were kept of a model, for which no request is under way. Prompts of a model that nobody
+    /// holds any more are forgotten anyway; but each process drops it at a time of its own. Engines that are to stay in
+    /// the same state hold their models until they forget them, before the same step.
+    pub fn forget(&mut self, model: &Arc<Model>) {
+        self.prefixes.forget(model);
+    }
+
     fn leave(&mut self, gone: &[u64]) {
         self.prefixes.leave_unloaded();
         self.waiting.retain(|job| !gone.contains(&job.number));

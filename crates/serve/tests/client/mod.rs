@@ -116,7 +116,7 @@ impl Running {
             true => Ok(served(name, Some("tiny"), tiny())),
             false => Err("it is no adapter".to_owned()),
         };
-        server.ready(all, engine, Box::new(loader), None).expect("a thread");
+        server.ready(all, engine, Box::new(loader), None, Box::new(|_| {})).expect("a thread");
         Running::of(server)
     }
 

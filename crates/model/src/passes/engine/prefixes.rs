@@ -53,6 +53,11 @@ impl Prefixes {
         self.kept.retain(|prefix| prefix.model.strong_count() > 0);
     }
 
+    /// Forgets all prompts of a model.
+    pub(super) fn forget(&mut self, model: &Arc<Model>) {
+        self.kept.retain(|prefix| !std::ptr::eq(prefix.model.as_ptr(), Arc::as_ptr(model)));
+    }
+
     /// How many tokens [`Prefixes::take`] gives of a prompt.
     pub(super) fn known(&self, model: &Arc<Model>, prompt: &[u32]) -> usize {
         self.find(model, prompt).map_or(0, |(length, _)| length)
