@@ -145,9 +145,7 @@ impl File {
         let size = tensor.bytes()?.min(self.length);
         let (first, end) = (bytes.start.min(size), bytes.end.min(size));
         let (start, length) = (start + first, end.saturating_sub(first));
-        let mut bytes = vec![0; length as usize];
-        self.file.read_exact_at(&mut bytes, start)?;
-        Ok(bytes)
+        Ok(self.file.read_vec_at(length as usize, start)?)
     }
 
     /// The numbers of a tensor.

@@ -81,7 +81,7 @@ impl PackedWeight {
         let shape = matrix.shape;
         #[cfg(gpu_backend)]
         if !crate::devices::is_cpu(device) {
-            let held = Arc::new(Held::Gpu(crate::gpu::PackedBuffers::upload(&matrix, device)));
+            let held = Arc::new(Held::Gpu(crate::gpu::PackedBuffers::upload(matrix, device)));
             return PackedWeight { shape, held, in_bf16: false };
         }
         let _ = device;
@@ -106,7 +106,7 @@ impl PackedWeight {
         assert_eq!(values.len(), shape[0] * shape[1], "a value for each element");
         #[cfg(gpu_backend)]
         if !crate::devices::is_cpu(device) {
-            let held = Arc::new(Held::DenseOnGpu(crate::gpu::dense_on(&values, shape, device)));
+            let held = Arc::new(Held::DenseOnGpu(crate::gpu::dense_on(values, shape, device)));
             return PackedWeight { shape, held, in_bf16: false };
         }
         let _ = device;

@@ -189,13 +189,13 @@ impl LayerSource {
     ///
     /// # Errors
     /// If they cannot be read, or one has a number that is not finite.
-    fn weights(&self, what: Absent, next: Option<Absent>) -> Result<Vec<Weight>, ModelError> {
+    fn weights(&self, what: &Absent, next: Option<Absent>) -> Result<Vec<Weight>, ModelError> {
         let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
-        if !desk.given.as_ref().is_some_and(|(given, _)| given.is(&what)) {
+        if !desk.given.as_ref().is_some_and(|(given, _)| given.is(what)) {
             // Before anything arrives: no third layer.
             desk.given = None;
             let start = Instant::now();
-            if desk.ahead.as_ref().is_some_and(|ahead| !ahead.is(&what)) {
+            if desk.ahead.as_ref().is_some_and(|ahead| !ahead.is(what)) {
                 // Not wanted any more, nor what was wrong with it.
                 drop(desk.take()?);
             }
@@ -204,26 +204,49 @@ impl LayerSource {
             }
             let fetched = desk.take()??;
             self.reading.waited(start.elapsed());
-            self.layers_read.fetch_add(1, Ordering::Relaxed);
-            let placement = &self.reading.placement;
-            let place = |fetched: Vec<Fetched>| {
-                let each = fetched.into_iter().zip(&what.matrices);
-                each.map(|(fetched, matrix)| fetched.onto(matrix.shape, placement)).collect()
-            };
-            let weights = match placement.is_cpu() {
-                true => place(fetched),
-                // Memory of exactly their size, which the next layer of the same shape takes over.
-                false => placement.device().memory_persistent_allocations(fetched, place),
-            };
-            desk.given = Some((what.clone(), weights));
+            self.give(&mut desk, what, fetched);
         }
-        if let Some(next) = next
-            && desk.ahead.is_none()
-            && !next.is(&what)
-        {
-            desk.order(next);
+        desk.order_next(what, next);
+        let placement = &self.reading.placement;
+        if !placement.is_cpu() {
+            // What is uploaded waits in main memory until the device comes to it. So the layers before are waited for
+            // here, with this one on its way: no more than one waits there, and none for the upload.
+            placement.device().sync().map_err(|error| ModelError::device(error.to_string()))?;
         }
         Ok(desk.given.as_ref().map(|(_, weights)| weights.clone()).unwrap_or_default())
+    }
+
+    /// Gives a layer that has been read already, for [`LayerSource::weights`] to find, and has `next` read meanwhile.
+    /// Waits for nothing: a layer that is not here yet is left to that.
+    ///
+    /// # Errors
+    /// If it could not be read, or has a number that is not finite.
+    fn give_ahead(&self, what: &Absent, next: Option<Absent>) -> Result<(), ModelError> {
+        let mut desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
+        if !desk.ahead.as_ref().is_some_and(|ahead| ahead.is(what)) {
+            return Ok(());
+        }
+        let Ok(read) = desk.read.try_recv() else { return Ok(()) };
+        (desk.ahead, desk.given) = (None, None);
+        self.give(&mut desk, what, read?);
+        desk.order_next(what, next);
+        Ok(())
+    }
+
+    /// Puts what was read of a layer where it is computed. What was given before is gone by now.
+    fn give(&self, desk: &mut Desk, what: &Absent, fetched: Vec<Fetched>) {
+        self.layers_read.fetch_add(1, Ordering::Relaxed);
+        let placement = &self.reading.placement;
+        let place = |fetched: Vec<Fetched>| {
+            let each = fetched.into_iter().zip(&what.matrices);
+            each.map(|(fetched, matrix)| fetched.onto(matrix.shape, placement)).collect()
+        };
+        let weights = match placement.is_cpu() {
+            true => place(fetched),
+            // Memory of exactly their size, which the next layer of the same shape takes over.
+            false => placement.device().memory_persistent_allocations(fetched, place),
+        };
+        desk.given = Some((what.clone(), weights));
     }
 
     /// Rows of a matrix of these files, one behind the other.
@@ -255,6 +278,13 @@ impl Desk {
         // If the thread is gone, `take` says so.
         let _ = self.orders.as_ref().map(|orders| orders.send(what.clone()));
         self.ahead = Some(what);
+    }
+
+    /// Has `next` read while `what` is computed, unless something is ordered or this is all there is.
+    fn order_next(&mut self, what: &Absent, next: Option<Absent>) {
+        if let Some(next) = next.filter(|next| self.ahead.is_none() && !next.is(what)) {
+            self.order(next);
+        }
     }
 
     /// Waits for what was ordered, which is what was read or what is wrong with it.
@@ -308,7 +338,7 @@ impl Decoder {
             return Ok(Cow::Borrowed(&self.layers[n]));
         }
         let next = next.map(|next| Absent::of(next, &mut self.layers[next].clone()));
-        let weights = source.weights(Absent::of(n, &mut layer), next)?;
+        let weights = source.weights(&Absent::of(n, &mut layer), next)?;
         for (matrix, weight) in layer.absent().into_iter().zip(weights) {
             matrix.set_weight(weight);
         }
@@ -318,6 +348,18 @@ impl Decoder {
             }
         }
         Ok(Cow::Owned(layer))
+    }
+
+    /// Has layer `n` put onto the device, if it comes from the disk and has been read by now, and layer `next` read
+    /// meanwhile. It is for whoever has handed the device all of its work on the layer before, has dropped that, and is
+    /// about to wait for the device: the upload is behind that work then, and in no other memory.
+    ///
+    /// # Errors
+    /// As [`Decoder::layer`].
+    pub(crate) fn layer_ahead(&self, n: Option<usize>, next: Option<usize>) -> Result<(), ModelError> {
+        let (Some(source), Some(n)) = (&self.source, n) else { return Ok(()) };
+        let absent = |n: usize| Absent::of(n, &mut self.layers[n].clone());
+        source.give_ahead(&absent(n), next.map(absent))
     }
 
     /// Loads those matrices of the layers that `has` accepts whose names `wanted` does, to stay.
@@ -365,8 +407,8 @@ mod tests {
 
     use super::*;
 
-    /// A source of layers without matrices, of which each takes so long.
-    fn slow(time: Duration) -> LayerSource {
+    /// A source of layers without matrices, each of which is there when `wait` ends.
+    fn source_that(wait: impl Fn() + Send + 'static) -> LayerSource {
         let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens/models/qwen3");
         let (config, files) = BaseFiles::open(&base, None).expect("a golden model");
         let mut source = LayerSource::start(files, config, Placement::cpu(None)).expect("a thread");
@@ -374,7 +416,7 @@ mod tests {
         let (done, read) = channel();
         let work = move || {
             for _ in ordered {
-                std::thread::sleep(time);
+                wait();
                 if done.send(Ok(Vec::new())).is_err() {
                     return;
                 }
@@ -385,15 +427,45 @@ mod tests {
         source
     }
 
+    fn layer(layer: usize) -> Absent {
+        Absent { layer, matrices: Vec::new() }
+    }
+
     #[test]
     fn the_wait_for_what_was_read_ahead_in_vain_counts() {
-        let layer = |layer| Absent { layer, matrices: Vec::new() };
-        let source = slow(Duration::from_millis(200));
-        source.weights(layer(0), Some(layer(1))).expect("layer 0");
+        let source = source_that(|| std::thread::sleep(Duration::from_millis(200)));
+        source.weights(&layer(0), Some(layer(1))).expect("layer 0");
         source.take_waited();
-        source.weights(layer(5), None).expect("layer 5");
+        source.weights(&layer(5), None).expect("layer 5");
         let (waited, read) = source.take_waited();
         assert!(waited > Duration::from_millis(250), "{waited:?} are no more than layer 5 alone took");
         assert_eq!(read, 1);
+    }
+
+    #[test]
+    fn what_was_read_is_given_ahead_and_what_was_not_is_not_waited_for() {
+        let (open, gate) = channel::<()>();
+        let source = source_that(move || gate.recv().unwrap_or_default());
+        open.send(()).expect("layer 0 is read");
+        source.weights(&layer(0), Some(layer(1))).expect("layer 0");
+        source.take_waited();
+        // Another layer than the one that is read, and one that cannot have been read.
+        source.give_ahead(&layer(5), None).expect("nothing");
+        source.give_ahead(&layer(1), Some(layer(2))).expect("nothing yet");
+        assert_eq!(source.take_waited(), (Duration::ZERO, 0));
+        open.send(()).expect("layer 1 is read");
+        let mut read = 0;
+        while read == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+            source.give_ahead(&layer(1), Some(layer(2))).expect("layer 1 once it is there");
+            read = source.take_waited().1;
+        }
+        // It is there, and so is the order of the next one: nothing more is waited for or ordered.
+        source.weights(&layer(1), Some(layer(3))).expect("layer 1, which was given");
+        assert_eq!(source.take_waited(), (Duration::ZERO, 0));
+        assert_eq!(source.desk.lock().expect("no panic").ahead.as_ref().map(|ahead| ahead.layer), Some(2));
+        open.send(()).expect("layer 2 is read");
+        source.weights(&layer(2), None).expect("layer 2");
+        assert_eq!(source.take_waited().1, 1);
     }
 }

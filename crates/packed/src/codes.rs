@@ -54,6 +54,11 @@ impl Codes {
         &self.bytes
     }
 
+    /// The stream, for whoever holds it from now on.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
     /// Bytes that `rows` rows of `columns` codes take.
     pub fn bytes_needed(&self, rows: usize, columns: usize) -> usize {
         if rows == 0 { 0 } else { ((rows - 1) * self.row_bits + columns * self.bits).div_ceil(8) }

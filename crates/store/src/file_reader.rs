@@ -20,6 +20,9 @@ use crate::error::StoreError;
 use crate::failpoint;
 use crate::identity::OpenedFile;
 
+#[cfg(test)]
+mod tests;
+
 /// Bytes of a piece at most: enough for the rate of the disk with a few at a time, and little memory for each thread.
 const AT_ONCE: usize = 1 << 20;
 /// What is smaller goes through the cache, which reads ahead: a row of a matrix is followed by the next one.
@@ -120,10 +123,25 @@ impl FileReader {
     /// [`StoreError::Changed`] if the file was written to or cut since it was opened, [`StoreError::Malformed`] if it
     /// never had so many bytes, [`StoreError::Io`].
     pub fn read_exact_at(&self, buffer: &mut [u8], start: u64) -> Result<(), StoreError> {
+        self.checked(buffer.len(), start, || self.fill(buffer, start))
+    }
+
+    /// So many bytes from `start` on. Memory that they come to is not filled with zeros as a whole before.
+    ///
+    /// # Errors
+    /// As [`FileReader::read_exact_at`].
+    pub fn read_vec_at(&self, length: usize, start: u64) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = Vec::with_capacity(length);
+        self.checked(length, start, || self.append(&mut bytes, length, start))?;
+        Ok(bytes)
+    }
+
+    /// Reads, and looks at the file behind it.
+    fn checked(&self, length: usize, start: u64, read: impl FnOnce() -> io::Result<()>) -> Result<(), StoreError> {
         let _under_way = UnderWay::new(&self.reads);
         failpoint::hit("file.read");
-        let (path, length) = (self.opened.path(), buffer.len());
-        let read = self.read(buffer, start);
+        let path = self.opened.path();
+        let read = read();
         let now = self.file.metadata().map_err(|source| StoreError::reading(path, source))?;
         self.opened.expect_unwritten(&now)?;
         read.map_err(|source| match source.kind() {
@@ -135,27 +153,49 @@ impl FileReader {
     }
 
     /// [`io::ErrorKind::UnexpectedEof`]: the file has not so many bytes.
-    fn read(&self, buffer: &mut [u8], start: u64) -> io::Result<()> {
-        let past_cache = self.past_cache.as_ref().filter(|_| buffer.len() >= LEAST);
-        pieces(buffer, start).try_for_each(|(start, piece)| {
+    fn fill(&self, mut rest: &mut [u8], start: u64) -> io::Result<()> {
+        let past_cache = self.way_past_cache(rest.len());
+        for (start, length) in pieces(rest.len(), start) {
+            let (piece, behind) = rest.split_at_mut(length);
             // What does not come past the cache comes through it, or with the error that says why not.
-            if !past_cache.is_some_and(|past_cache| past_cache.read(piece, start)) {
+            if !past_cache.is_some_and(|past| past.read(start, length, |bytes| piece.copy_from_slice(bytes))) {
                 self.file.read_exact_at(piece, start)?;
             }
-            self.reads.bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
-            Ok(())
-        })
+            self.reads.bytes.fetch_add(length as u64, Ordering::Relaxed);
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// As [`FileReader::fill`], behind what is there.
+    fn append(&self, bytes: &mut Vec<u8>, length: usize, start: u64) -> io::Result<()> {
+        let past_cache = self.way_past_cache(length);
+        for (start, length) in pieces(length, start) {
+            if !past_cache.is_some_and(|past| past.read(start, length, |piece| bytes.extend_from_slice(piece))) {
+                // A piece of zeros is still in the processor's cache when the bytes come.
+                let before = bytes.len();
+                bytes.resize(before + length, 0);
+                self.file.read_exact_at(&mut bytes[before..], start)?;
+            }
+            self.reads.bytes.fetch_add(length as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// How so many bytes are read past the cache, if they are.
+    fn way_past_cache(&self, length: usize) -> Option<&PastCache> {
+        self.past_cache.as_ref().filter(|_| length >= LEAST)
     }
 }
 
 impl PastCache {
-    /// Fills a piece with the bytes from `start` on. `false`: they do not come so, or the file has ended.
-    fn read(&self, piece: &mut [u8], start: u64) -> bool {
+    /// Hands over the `length` bytes of a piece from `start` on. `false`: they do not come so, or the file has ended.
+    fn read(&self, start: u64, length: usize, take: impl FnOnce(&[u8])) -> bool {
         if self.has_failed.load(Ordering::Relaxed) {
             return false;
         }
         let before = (start % self.alignment as u64) as usize;
-        let wanted = before..before + piece.len();
+        let wanted = before..before + length;
         let rounded = wanted.end.next_multiple_of(self.alignment);
         BUFFER.with_borrow_mut(|buffer| {
             if buffer.len() < rounded + self.alignment {
@@ -166,7 +206,7 @@ impl PastCache {
                 return false;
             };
             match self.file.read_at(bytes, start - before as u64) {
-                Ok(read) if read >= wanted.end => piece.copy_from_slice(&bytes[wanted]),
+                Ok(read) if read >= wanted.end => take(&bytes[wanted]),
                 Ok(_) => return false,
                 // Some file systems open a file so, and refuse only to read it.
                 Err(error) => {
@@ -181,15 +221,13 @@ impl PastCache {
     }
 }
 
-/// The pieces of a part from `start` on, and where each begins. All but the first begin at multiples of [`AT_ONCE`]: no
-/// block of the disk is read twice.
-fn pieces(mut part: &mut [u8], mut start: u64) -> impl Iterator<Item = (u64, &mut [u8])> {
+/// The pieces of so many bytes from `start` on: where each begins, and its length. All but the first begin at multiples
+/// of [`AT_ONCE`]: no block of the disk is read twice.
+fn pieces(mut rest: usize, mut start: u64) -> impl Iterator<Item = (u64, usize)> {
     std::iter::from_fn(move || {
-        let length = (AT_ONCE - (start % AT_ONCE as u64) as usize).min(part.len());
-        let piece = part.split_off_mut(..length).filter(|piece| !piece.is_empty())?;
-        let begin = start;
-        start += length as u64;
-        Some((begin, piece))
+        let (begin, length) = (start, (AT_ONCE - (start % AT_ONCE as u64) as usize).min(rest));
+        (rest, start) = (rest - length, start + length as u64);
+        (length > 0).then_some((begin, length))
     })
 }
 
@@ -224,251 +262,4 @@ fn open_past_cache(file: &File) -> Option<(File, usize)> {
 #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
 fn open_past_cache(_file: &File) -> Option<(File, usize)> {
     None
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs::OpenOptions;
-    use std::io::Write;
-    use std::path::Path;
-    use std::time::{Duration, SystemTime};
-
-    use super::*;
-    use crate::disk::RealDisk;
-    use crate::replace::replace_file;
-
-    const LENGTH: usize = 3 * AT_ONCE + 12_345;
-
-    /// Bytes that no two places nearby have alike.
-    fn content() -> Vec<u8> {
-        (0..LENGTH as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
-    }
-
-    /// A file, and the readers of it by name: one for each way that its bytes may come.
-    fn readers(path: &Path) -> Vec<(&'static str, FileReader)> {
-        let open = || File::open(path).expect("the file");
-        let opened = OpenedFile::new(path, &path.metadata().expect("the file"));
-        let mut past_cache = FileReader::new(open(), opened.clone());
-        past_cache.pass_cache();
-        // No read of a file that is open for writing alone succeeds.
-        let unreadable = OpenOptions::new().append(true).open(path).expect("the file");
-        let refused = PastCache { file: unreadable, alignment: PAGE, has_failed: AtomicBool::new(false) };
-        // Most disks refuse it.
-        let direct = open_past_cache(&open()).map_or_else(open, |(file, _)| file);
-        let barely_aligned = PastCache { file: direct, alignment: 2, has_failed: AtomicBool::new(false) };
-        let with = |past_cache| FileReader {
-            file: open(),
-            opened: opened.clone(),
-            past_cache: Some(past_cache),
-            reads: Arc::default(),
-        };
-        let again = FileReader::new(open(), opened.clone()).again().expect("a second reader");
-        vec![
-            ("through the cache", FileReader::new(open(), opened.clone())),
-            ("a second reader", again),
-            ("past the cache", past_cache),
-            ("refused", with(refused)),
-            ("barely aligned", with(barely_aligned)),
-        ]
-    }
-
-    #[test]
-    fn every_way_gives_the_same_bytes() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let (path, content) = (directory.path().join("file"), content());
-        replace_file(&RealDisk, &path, &content).expect("a file");
-        for (name, reader) in readers(&path) {
-            for (start, length) in [
-                (0, 0),
-                (0, LENGTH),
-                (0, AT_ONCE),
-                (0, LEAST - 1),
-                (0, LEAST),
-                (1, LEAST),
-                (PAGE - 1, LEAST + 2),
-                (PAGE, AT_ONCE),
-                (8, AT_ONCE - 8),
-                (8, AT_ONCE),
-                (AT_ONCE - 1, AT_ONCE + 2),
-                (AT_ONCE + 511, 2 * AT_ONCE),
-                (LENGTH - LEAST, LEAST),
-                (LENGTH - 2 * AT_ONCE - 7, 2 * AT_ONCE + 7),
-                (LENGTH, 0),
-            ] {
-                let (mut bytes, read_before) = (vec![0; length], reader.bytes_read());
-                reader
-                    .read_exact_at(&mut bytes, start as u64)
-                    .unwrap_or_else(|e| panic!("{name} {start} {length}: {e}"));
-                assert!(bytes == content[start..start + length], "{name}: {length} bytes from {start} on");
-                assert!(!reader.is_reading() && reader.bytes_read() == read_before + length as u64, "{name} {length}");
-            }
-        }
-    }
-
-    /// Who waits for rows of a matrix, which have a reader of their own, looks at the reader of the file.
-    #[test]
-    fn reads_of_a_second_reader_are_seen() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("file");
-        replace_file(&RealDisk, &path, &content()).expect("a file");
-        let opened = OpenedFile::new(&path, &path.metadata().expect("the file"));
-        let reader = FileReader::new(File::open(&path).expect("the file"), opened);
-        let again = reader.again().expect("a second reader");
-        again.read_exact_at(&mut [0; 100], 7).expect("bytes");
-        reader.read_exact_at(&mut [0; 10], 7).expect("bytes");
-        assert_eq!((reader.bytes_read(), again.bytes_read()), (110, 110));
-        let _under_way = UnderWay::new(&again.reads);
-        assert!(reader.is_reading());
-    }
-
-    #[test]
-    fn what_is_not_there_is_an_error() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("file");
-        replace_file(&RealDisk, &path, &content()).expect("a file");
-        let readers = readers(&path);
-        let expect_end = |start: usize, length: usize| {
-            for (name, reader) in &readers {
-                let error = reader.read(&mut vec![0; length], start as u64).expect_err("an end");
-                assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{name}: {length} bytes from {start} on");
-            }
-        };
-        expect_end(LENGTH - LEAST, LEAST + 1);
-        expect_end(LENGTH + 5, AT_ONCE);
-        // It is cut while it is open: inside of a page, and at its end.
-        for length in [2 * AT_ONCE + 100, AT_ONCE] {
-            let file = OpenOptions::new().write(true).open(&path).expect("the file");
-            file.set_len(length as u64).expect("a shorter file");
-            expect_end(0, LENGTH);
-            expect_end(length - LEAST, LEAST + 1);
-            for (name, reader) in &readers {
-                reader.read(&mut vec![0; LEAST], (length - LEAST) as u64).unwrap_or_else(|e| panic!("{name}: {e}"));
-            }
-        }
-    }
-
-    /// What happens to a file while it is open: its name, what is done, and what a read says then. `None`: a read has
-    /// the bytes of before.
-    type Change<'a> = (&'a str, &'a dyn Fn(&Path), Option<&'a str>);
-
-    fn for_writing(path: &Path) -> File {
-        OpenOptions::new().write(true).open(path).expect("the file")
-    }
-
-    #[test]
-    #[expect(clippy::disallowed_methods, reason = "files of a test need not survive a power cut")]
-    fn what_is_written_to_while_it_is_open_is_refused() {
-        let other: Vec<u8> = content().iter().map(|byte| byte ^ 1).collect();
-        let touched = Some("its time of modification is another");
-        let changes: [Change<'_>; 9] = [
-            ("nothing", &|_| (), None),
-            (
-                "its last byte",
-                &|path| for_writing(path).write_all_at(&[7], LENGTH as u64 - 1).expect("a byte"),
-                touched,
-            ),
-            ("all bytes, as many", &|path| for_writing(path).write_all(&other).expect("bytes"), touched),
-            ("emptied and filled again", &|path| std::fs::write(path, &other).expect("bytes"), touched),
-            ("cut", &|path| for_writing(path).set_len(9).expect("a cut"), Some("it had 3158073 bytes, and has 9 now")),
-            (
-                "longer",
-                &|path| for_writing(path).set_len(LENGTH as u64 + 1).expect("a longer file"),
-                Some("and has 3158074 now"),
-            ),
-            // The reader has the file that it opened, whoever has the name.
-            ("another file with its name", &|path| replace_file(&RealDisk, path, &other).expect("a file"), None),
-            ("removed", &|path| std::fs::remove_file(path).expect("the file"), None),
-            (
-                "a second name, other permissions",
-                &|path| {
-                    std::fs::hard_link(path, path.with_extension("second")).expect("a link");
-                    let mut permissions = path.metadata().expect("the file").permissions();
-                    permissions.set_readonly(true);
-                    std::fs::set_permissions(path, permissions).expect("permissions");
-                },
-                None,
-            ),
-        ];
-        for (what, change, want) in changes {
-            let directory = tempfile::tempdir().expect("a directory");
-            let path = directory.path().join("file");
-            std::fs::write(&path, content()).expect("a file");
-            // Some systems know times by a few milliseconds only. Nobody changes a model that fast, but tests do.
-            let earlier = SystemTime::now() - Duration::from_secs(60);
-            for_writing(&path).set_modified(earlier).expect("an earlier time");
-            let readers = readers(&path);
-            change(&path);
-            for (name, reader) in &readers {
-                for length in [LEAST - 1, LENGTH] {
-                    let mut bytes = vec![0; length];
-                    match (reader.read_exact_at(&mut bytes, 0), want) {
-                        (Ok(()), None) => assert!(bytes == content()[..length], "{what}, {name}: other bytes"),
-                        (Err(error @ StoreError::Changed { .. }), Some(want)) => {
-                            let error = error.to_string();
-                            assert!(
-                                error.contains(want) && error.contains("file was changed"),
-                                "{what}, {name}: {error}"
-                            );
-                        }
-                        (found, _) => panic!("{what}, {name}: {found:?}"),
-                    }
-                }
-            }
-        }
-    }
-
-    /// Who opens a file again by its name wants the same one.
-    #[test]
-    #[expect(clippy::disallowed_methods, reason = "files of a test need not survive a power cut")]
-    fn another_file_with_the_name_is_told_apart() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("file");
-        std::fs::write(&path, b"bytes").expect("a file");
-        let opened = OpenedFile::new(&path, &path.metadata().expect("the file"));
-        opened.expect_in_place().expect("the same file");
-        // The old file is kept, so that its inode is not given to the new one.
-        std::fs::rename(&path, directory.path().join("old")).expect("another name");
-        assert!(matches!(opened.expect_in_place(), Err(StoreError::Io { .. })));
-        std::fs::write(&path, b"bytes").expect("a file");
-        let error = opened.expect_in_place().expect_err("another file").to_string();
-        assert!(error.contains("another file has its name now"), "{error}");
-    }
-
-    #[test]
-    fn a_read_that_is_refused_is_the_last_one_past_the_cache() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let path = directory.path().join("file");
-        replace_file(&RealDisk, &path, &content()).expect("a file");
-        for (name, reader) in readers(&path) {
-            let has_failed = |reader: &FileReader| {
-                reader.past_cache.as_ref().is_some_and(|past_cache| past_cache.has_failed.load(Ordering::Relaxed))
-            };
-            reader.read_exact_at(&mut vec![0; LEAST - 1], 0).expect("bytes");
-            assert!(!has_failed(&reader), "{name}: a small part goes through the cache");
-            reader.read_exact_at(&mut vec![0; LEAST], 0).expect("bytes");
-            assert!(has_failed(&reader) || name != "refused", "{name}");
-        }
-    }
-
-    /// (where a part begins, its length, where its pieces begin and end)
-    #[test]
-    fn pieces_meet_at_multiples_of_their_size() {
-        type Case<'a> = (usize, usize, &'a [(usize, usize)]);
-        let cases: [Case<'_>; 4] = [
-            (0, 0, &[]),
-            (5, 10, &[(5, 15)]),
-            (0, 2 * AT_ONCE, &[(0, AT_ONCE), (AT_ONCE, 2 * AT_ONCE)]),
-            (
-                AT_ONCE - 1,
-                AT_ONCE + 2,
-                &[(AT_ONCE - 1, AT_ONCE), (AT_ONCE, 2 * AT_ONCE), (2 * AT_ONCE, 2 * AT_ONCE + 1)],
-            ),
-        ];
-        for (start, length, want) in cases {
-            let mut part = vec![0; length];
-            let found = pieces(&mut part, start as u64);
-            let found: Vec<_> = found.map(|(start, piece)| (start as usize, start as usize + piece.len())).collect();
-            assert_eq!(found, want, "{start} {length}");
-        }
-    }
 }

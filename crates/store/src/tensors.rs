@@ -65,9 +65,7 @@ impl<'a> TensorView<'a> {
     /// [`StoreError::Io`], [`StoreError::Changed`] if the file was written to or cut since it was opened, or
     /// [`StoreError::NoShard`] if only its header is here.
     pub fn bytes(&self) -> Result<Vec<u8>, StoreError> {
-        let mut bytes = vec![0; self.size];
-        self.file.read_at(&mut bytes, self.start)?;
-        Ok(bytes)
+        self.file.bytes_at(self.start, self.size)
     }
 
     /// Reads `size` bytes of it, from byte `start` on.
@@ -79,9 +77,7 @@ impl<'a> TensorView<'a> {
     /// If it has not so many.
     pub fn bytes_at(&self, start: usize, size: usize) -> Result<Vec<u8>, StoreError> {
         assert!(start + size <= self.size, "a part of the tensor");
-        let mut bytes = vec![0; size];
-        self.file.read_at(&mut bytes, self.start + start as u64)?;
-        Ok(bytes)
+        self.file.bytes_at(self.start + start as u64, size)
     }
 
     /// Reads it piece by piece through one buffer. No piece but the last has less than [`PIECE`]
@@ -280,6 +276,11 @@ impl TensorFile {
             done += now as u64;
         }
         Ok(())
+    }
+
+    fn bytes_at(&self, start: u64, length: usize) -> Result<Vec<u8>, StoreError> {
+        let Some(file) = &self.file else { return Err(self.missing()) };
+        file.read_vec_at(length, start)
     }
 
     fn read_at(&self, buffer: &mut [u8], start: u64) -> Result<(), StoreError> {

@@ -8,8 +8,7 @@
 use std::ops::Range;
 
 use burn::backend::{DispatchDevice, TensorMetadata};
-use burn::tensor::{DType, Device, Shape};
-use burn_cubecl::cubecl::prelude::*;
+use burn::tensor::{DType, Device, Shape, TensorData};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, CubeDevice};
 use finetune_packed::{Decoder, Groups, NibbleOrder, Numbers, PackedMatrix, Rounding, Zeros};
@@ -41,13 +40,14 @@ pub(crate) struct PackedBuffers {
 }
 
 impl PackedBuffers {
-    /// The matrix in the memory of a GPU.
+    /// The matrix in the memory of a GPU. Its codes are handed over to whoever uploads them, beside the computing: a
+    /// layer of a large model has a gigabyte of them.
     ///
     /// # Panics
     /// If the matrix has fewer codes, scales, biases, zero points or table entries than its shape
     /// and groups call for: kernels do not check.
-    pub(crate) fn upload(matrix: &PackedMatrix, device: &Device) -> PackedBuffers {
-        ensure_whole(matrix);
+    pub(crate) fn upload(matrix: PackedMatrix, device: &Device) -> PackedBuffers {
+        ensure_whole(&matrix);
         let device = cube_device(device);
         let columns = matrix.shape[1];
         let mut tables = Tables::default();
@@ -81,9 +81,13 @@ impl PackedBuffers {
                 place.table = tables.words(table.iter().map(|value| value.to_bits()));
             }
         }
-        let words = words_on(&device, matrix.codes.bytes());
-        let tables = words_on(&device, u32::as_bytes(&tables.0));
-        PackedBuffers { shape: matrix.shape, words, tables, place, form }
+        let shape = matrix.shape;
+        let words = words_on(&device, matrix.codes.into_bytes());
+        let mut tables = tables.0;
+        tables.resize(tables.len().max(1), 0);
+        let count = tables.len();
+        let tables = on(&device, TensorData::new(tables, [count]));
+        PackedBuffers { shape, words, tables, place, form }
     }
 
     /// A matrix [o, i] of 16-bit floats as one whose codes are the floats' bits. No element is
@@ -178,15 +182,14 @@ impl PackedBuffers {
 }
 
 /// All elements of a matrix in the memory of a GPU.
-pub(crate) fn dense_on(values: &FrozenValues, shape: [usize; 2], device: &Device) -> CubeTensor {
+pub(crate) fn dense_on(values: FrozenValues, shape: [usize; 2], device: &Device) -> CubeTensor {
     let device = cube_device(device);
-    let client = device.client();
-    let (handle, dtype) = match values {
-        FrozenValues::F32(values) => (client.create_from_slice(f32::as_bytes(values)), DType::F32),
-        FrozenValues::F16(values) => (client.create_from_slice(half::f16::as_bytes(values)), DType::F16),
-        FrozenValues::Bf16(values) => (client.create_from_slice(half::bf16::as_bytes(values)), DType::BF16),
+    let data = match values {
+        FrozenValues::F32(values) => TensorData::new(values, shape),
+        FrozenValues::F16(values) => TensorData::new(values, shape),
+        FrozenValues::Bf16(values) => TensorData::new(values, shape),
     };
-    CubeTensor::new_contiguous(client, device, Shape::from(shape), handle, dtype)
+    on(&device, data)
 }
 
 /// The matrix of a weight that is multiplied with tensors of a GPU.
@@ -374,15 +377,17 @@ fn cube_device(device: &Device) -> CubeDevice {
 
 /// The bytes on the device as little-endian words. Bytes that lack to the last word are zero, and
 /// there is one word at least: a kernel needs a buffer to bind.
-fn words_on(device: &CubeDevice, bytes: &[u8]) -> CubeTensor {
-    let client = device.client();
+fn words_on(device: &CubeDevice, mut bytes: Vec<u8>) -> CubeTensor {
     let words = bytes.len().div_ceil(4).max(1);
-    let handle = if bytes.len() == 4 * words {
-        client.create_from_slice(bytes)
-    } else {
-        let mut padded = bytes.to_vec();
-        padded.resize(4 * words, 0);
-        client.create_from_slice(&padded)
-    };
-    CubeTensor::new_contiguous(client, device.clone(), Shape::from([words]), handle, DType::U32)
+    bytes.resize(4 * words, 0);
+    let bytes = on(device, TensorData::new(bytes, [4 * words]));
+    CubeTensor::new_contiguous(bytes.client, bytes.device, Shape::from([words]), bytes.handle, DType::U32)
+}
+
+/// Elements on the device, without a copy of them on the way there.
+fn on(device: &CubeDevice, data: TensorData) -> CubeTensor {
+    let (bytes, shape, dtype) = data.into_parts();
+    let client = device.client();
+    let handle = client.create(bytes);
+    CubeTensor::new_contiguous(client, device.clone(), shape, handle, dtype)
 }

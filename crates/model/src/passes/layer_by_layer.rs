@@ -2,7 +2,9 @@
 //! ([`Stage::passes`](crate::Stage::passes)): gradient checkpointing, layers that are read from the disk, and layers
 //! that other processes hold.
 
-use burn::tensor::Tensor;
+use std::borrow::Cow;
+
+use burn::tensor::{Gradients, Tensor};
 use finetune_kernels::devices::submit;
 use finetune_kernels::operations;
 
@@ -112,22 +114,7 @@ impl Model {
             of_parts.push(losses);
             back.push(way);
         }
-        let acts = self.weights.of_stage(|stage, mine| stage.back(mine, back.len(), first, self.order()));
-        let of_layers: Vec<_> = acts.chunk_by(|one, other| one.layer == other.layer).collect();
-        for (place, acts) in of_layers.iter().enumerate() {
-            let n = acts[0].layer;
-            let next = of_layers.get(place + 1).map(|acts| acts[0].layer).or(held.first().copied());
-            let layer = self.weights.layer(n, next)?.into_owned();
-            for act in *acts {
-                alive();
-                let way = &mut back[act.micro_batch];
-                way.d_out = self.weights.arrived(Some(n + 1), way.d_out.clone())?;
-                self.back_through(&layer, n, way, backward, sums)?;
-                if n > first {
-                    self.weights.leave(n.checked_sub(1), &way.d_out)?;
-                }
-            }
-        }
+        self.back_through_layers(&mut back, first, backward, sums, alive)?;
         if self.weights.holds(0) {
             for way in back {
                 self.back_to_embeddings(way, backward, sums)?;
@@ -166,9 +153,9 @@ impl Model {
         let of_layers: Vec<_> = acts.chunk_by(|one, other| one.layer == other.layer).collect();
         for (place, acts) in of_layers.iter().enumerate() {
             let n = acts[0].layer;
-            let next = of_layers.get(place + 1).map(|acts| acts[0].layer).or(then);
-            let layer = self.weights.layer(n, next)?;
-            for act in *acts {
+            let behind = |by: usize| of_layers.get(place + by).map(|acts| acts[0].layer);
+            let mut layer = self.weights.layer(n, behind(1).or(then))?;
+            for (act, left) in acts.iter().zip((0..acts.len()).rev()) {
                 let pass = &mut passes[act.micro_batch];
                 if !each() {
                     return Ok(false);
@@ -181,6 +168,10 @@ impl Model {
                 }
                 pass.x = decoder::layer(&layer, n, pass.x.clone(), &pass.context, &mut pass.between, None)?;
                 self.weights.expect_experts()?;
+                if left == 0 {
+                    layer = Cow::Borrowed(&self.weights.layers[n]);
+                    self.weights.layer_ahead(behind(1), behind(2).or(then))?;
+                }
                 self.weights.leave(Some(n + 1), &pass.x)?;
                 self.weights.counts_leave(Some(n + 1), balance)?;
                 submit(&pass.x.device());
@@ -218,15 +209,46 @@ impl Model {
         Ok((sums, WayBack { part, tokens, context, inputs, handed, d_out }))
     }
 
-    /// Layer `n` again, and its backward pass.
-    fn back_through(
+    /// All layers that are differentiated and that this process holds, with all micro-batches, from the last to the
+    /// first.
+    fn back_through_layers(
         &mut self,
-        layer: &Layer,
-        n: usize,
-        way: &mut WayBack<'_>,
+        back: &mut [WayBack<'_>],
+        first: usize,
         backward: Backward<'_>,
         sums: &mut [&mut [f32]],
+        alive: &mut dyn FnMut(),
     ) -> Result<(), ModelError> {
+        // The next pass begins with the first.
+        let then = self.weights.held().first().copied();
+        let acts = self.weights.of_stage(|stage, mine| stage.back(mine, back.len(), first, self.order()));
+        let of_layers: Vec<_> = acts.chunk_by(|one, other| one.layer == other.layer).collect();
+        for (place, acts) in of_layers.iter().enumerate() {
+            let n = acts[0].layer;
+            let behind = |by: usize| of_layers.get(place + by).map(|acts| acts[0].layer);
+            let mut layer = self.weights.layer(n, behind(1).or(then))?.into_owned();
+            for (act, left) in acts.iter().zip((0..acts.len()).rev()) {
+                alive();
+                let way = &mut back[act.micro_batch];
+                way.d_out = self.weights.arrived(Some(n + 1), way.d_out.clone())?;
+                let found = self.back_through(&layer, n, way)?;
+                if left == 0 {
+                    // Without the matrices that were read: the next layer takes their memory.
+                    layer = self.weights.layers[n].clone();
+                    self.weights.layer_ahead(behind(1), behind(2).or(then))?;
+                }
+                // From here on a GPU is waited for.
+                if n > first {
+                    self.weights.leave(n.checked_sub(1), &way.d_out)?;
+                }
+                self.collect(found, backward.loss_scale, sums[way.part.sum])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Layer `n` again, and its backward pass: the gradients of what is trained in it.
+    fn back_through(&mut self, layer: &Layer, n: usize, way: &mut WayBack<'_>) -> Result<Gradients, ModelError> {
         let input = leaf(way.inputs.pop().expect("an input for each layer"));
         let mut of_layer = way.handed.leaves(n);
         let out = decoder::layer(layer, n, input.clone(), &way.context, &mut of_layer.between, None)?;
@@ -236,7 +258,7 @@ impl Model {
         self.look_at_memory();
         way.d_out = input.grad_remove(&mut found).expect("a layer's output depends on its input");
         way.handed.take(n, &of_layer, &mut found);
-        self.collect(found, backward.loss_scale, sums[way.part.sum])
+        Ok(found)
     }
 
     /// The backward pass of the embeddings and of the inputs that layers have of their own.

@@ -84,6 +84,19 @@ fn equal_ranks_go_round() {
     }
 }
 
+/// While the losses are computed all wait, so they are for a rank that is as fast as any.
+#[test]
+fn the_losses_are_on_a_fastest_rank() {
+    let rates = [1.0, 1.5, 3.0];
+    let of_two = || rates.iter().flat_map(|&a| rates.map(|b| vec![a, b]));
+    let of_three = || of_two().flat_map(|two| rates.map(|c| [two.clone(), vec![c]].concat()));
+    for (layers, rates) in [24, 30, 61, 80].into_iter().flat_map(|n| of_two().chain(of_three()).map(move |r| (n, r))) {
+        let offers: Vec<Offer> = rates.iter().map(|&rate| offer(rate, layers)).collect();
+        let last = deal(layers, &offers, RING).stage.last();
+        assert!(rates.iter().all(|rate| *rate <= rates[last]), "{layers} layers on {rates:?}: the last on rank {last}");
+    }
+}
+
 /// The first way in which all have room counts, with what goes with the first and the last layer.
 #[test]
 fn the_ends_take_room() {
