@@ -21,6 +21,8 @@ use crate::template_problem::{TemplateProblem, Unrendered};
 use crate::texts::{self, Found, Marked, Text, TextKind};
 use crate::thought::{self, Prompted};
 
+/// Variables of templates that ask the model for an answer alone if they are false. The second is DeepSeek's.
+const SWITCHES: [&str; 2] = ["enable_thinking", "thinking"];
 /// The most bytes of text of all sequences of one conversation.
 const LONGEST_SEQUENCES: usize = 256 << 20;
 
@@ -37,7 +39,7 @@ impl ChatReader<'_> {
             variables: &self.variables,
         };
         let mut list = Vec::with_capacity(turns.trained.len());
-        let mut bytes = 0;
+        let (mut bytes, mut closed_at_once) = (0, 0);
         for turn in &turns.trained {
             let (text, part) = self.turn(*turn, &marked, &with_marks)?;
             bytes += text.len();
@@ -45,11 +47,13 @@ impl ChatReader<'_> {
                 let (answers, mebibytes) = (turns.trained.len(), LONGEST_SEQUENCES >> 20);
                 return Err(RowProblem::LongSequences { answers, mebibytes }.into());
             }
+            let is_plain = thought::apart(&self.messages[*turn]).is_none();
+            closed_at_once += usize::from(is_plain && thought::ends_at_once(&text[..part.start], &text[part.clone()]));
             let answers = vec![part];
             let parts = Some(self.without_holes(&text, &answers, &[*turn])?);
             list.push(Sequence { text, parts, answers, answer: Some(*turn), last: *turn });
         }
-        Ok(Sequences { list, by_turn: true, without_reasoning: 0 })
+        Ok(Sequences { list, by_turn: true, without_reasoning: 0, closed_at_once })
     }
 
     /// The text of a sequence, and the byte range of the answer in it.
@@ -106,11 +110,15 @@ impl ChatReader<'_> {
         {
             return Ok(put_together(before, &answer));
         }
-        Err(problem.unwrap_or_else(|| self.behind_another_prompt(turn, &before)).into())
+        match problem {
+            Some(problem) => Err(problem.into()),
+            None => Err(self.behind_another_prompt(turn, &before)?.into()),
+        }
     }
 
     /// The answer of a turn with reasoning that the template would cut off, or would write behind an
-    /// empty block.
+    /// empty block. Without reasoning it is empty, if no variable asks the model for the answer alone:
+    /// it has to end then what the prompt opens.
     ///
     /// `None`: there is no such reasoning, or it does not come out whole behind the prompt.
     fn with_reasoning(&self, turn: usize, before: &str, prompted: Option<Prompted>) -> Result<Option<String>, Failure> {
@@ -125,14 +133,18 @@ impl ChatReader<'_> {
             return Ok(Some(answer.to_owned()));
         }
         // Else in the place where the template has an empty block, or the prompt opens one.
-        let Some((reasoning, without)) = thought::apart(message) else { return Ok(None) };
+        let (reasoning, without) = match thought::apart(message) {
+            Some(apart) => apart,
+            None if prompted.is_some() && self.switch(turn)?.is_none() => (String::new(), message.clone()),
+            None => return Ok(None),
+        };
         let Some((hidden, found)) = self.with_hidden_tags(turn, &without)? else { return Ok(None) };
         let start = prompted.map_or(before.len(), |prompted| prompted.start);
         let Some(rest) = found.text.strip_prefix(&before[..start]) else { return Ok(None) };
         let with_block;
         let filled = match thought::filled(&reasoning, &before[start..], rest) {
             None if !reasoning.trim().is_empty() => {
-                with_block = self.closed_block(turn)? + rest;
+                with_block = self.closed_block(turn, &SWITCHES)?.unwrap_or_default() + rest;
                 thought::filled(&reasoning, "", &with_block)
             }
             filled => filled,
@@ -143,19 +155,29 @@ impl ChatReader<'_> {
         Ok(is_whole.then_some(answer))
     }
 
-    /// The empty block with which the prompt of a turn closes reasoning once that is switched off.
-    /// It shows how a model writes reasoning whose template leaves it out (Gemma 4).
-    fn closed_block(&self, turn: usize) -> Result<String, Failure> {
-        let off = ["enable_thinking", "thinking"].map(|name| (name.to_owned(), TemplateValue::from(false)));
+    /// The empty block with which the prompt of a turn closes reasoning once that is switched off by
+    /// these variables. It shows how a model writes reasoning whose template leaves it out (Gemma 4).
+    fn closed_block(&self, turn: usize, switches: &[&str]) -> Result<Option<String>, Failure> {
+        let off = switches.iter().map(|name| ((*name).to_owned(), TemplateValue::from(false)));
         let variables: Vec<_> = self.variables.iter().cloned().chain(off).collect();
         match (Conversation { variables: &variables, ..self.conversation() }).prefix(turn, true) {
             Ok(rendered) => {
                 let closed = Prompted::at_end(&rendered.text).filter(|prompted| prompted.is_closed);
-                Ok(closed.map_or_else(String::new, |closed| rendered.text[closed.start..].to_owned()))
+                Ok(closed.map(|closed| rendered.text[closed.start..].to_owned()))
             }
-            Err(DatasetError::Template(_)) => Ok(String::new()),
+            Err(DatasetError::Template(_)) => Ok(None),
             Err(other) => Err(Failure::All(other)),
         }
+    }
+
+    /// The variable with which the prompt of a turn closes reasoning if it is false.
+    fn switch(&self, turn: usize) -> Result<Option<&'static str>, Failure> {
+        for name in SWITCHES {
+            if self.closed_block(turn, &[name])?.is_some() {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
     }
 
     /// What the template writes up to a turn if this message stands there, with tags of reasoning
@@ -222,13 +244,15 @@ impl ChatReader<'_> {
 
     /// The problem of a turn that the template does not write behind the prompt that it makes for
     /// it.
-    fn behind_another_prompt(&self, turn: usize, before: &str) -> RowProblem {
+    fn behind_another_prompt(&self, turn: usize, before: &str) -> Result<RowProblem, Failure> {
         if self.begins(turn) {
-            return RowProblem::BeginsWithAssistant(turn + 1);
+            return Ok(RowProblem::BeginsWithAssistant(turn + 1));
         }
-        let opened = Prompted::at_end(before).filter(|prompted| !prompted.is_closed);
-        let what = opened.map_or(Unrendered::BehindPrompt, |it| Unrendered::BehindReasoningPrompt(it.tags.0));
-        mask::not_rendered(turn, what)
+        let what = match Prompted::at_end(before).filter(|prompted| !prompted.is_closed) {
+            Some(opened) => Unrendered::BehindReasoningPrompt { tag: opened.tags.0, switch: self.switch(turn)? },
+            None => Unrendered::BehindPrompt,
+        };
+        Ok(mask::not_rendered(turn, what))
     }
 }
 

@@ -116,7 +116,7 @@ impl<'a> ChatReader<'a> {
         let answer = turns.trained.first().copied();
         let last = self.messages.len().saturating_sub(1);
         let list = vec![Sequence { text: full.text, parts, answers, answer, last }];
-        Ok(Sequences { list, by_turn: false, without_reasoning })
+        Ok(Sequences { list, by_turn: false, without_reasoning, closed_at_once: 0 })
     }
 
     /// With `train_on = "all"`: the byte ranges that are trained on if flags exclude some. `None`:

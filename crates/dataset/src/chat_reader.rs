@@ -40,6 +40,8 @@ pub(crate) struct Sequences {
     pub(crate) by_turn: bool,
     /// Earlier answers whose reasoning the template leaves out of its generation blocks.
     pub(crate) without_reasoning: usize,
+    /// Answers of rows without reasoning that begin with the end of what the prompt opens.
+    pub(crate) closed_at_once: usize,
 }
 
 /// Which messages are answers. All are indices of messages, ascending.

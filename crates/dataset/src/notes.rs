@@ -38,6 +38,8 @@ pub(crate) struct Notes {
     pub(crate) muted: usize,
     /// Trained answers whose reasoning the template leaves out.
     pub(crate) without_reasoning: usize,
+    /// Trained answers without reasoning that end at once what their prompt opens.
+    pub(crate) closed_at_once: usize,
     /// Rows that have an end token with white space behind it, and get a second end token.
     pub(crate) ended_twice: usize,
     /// Trained answers without text, calls or reasoning.
@@ -101,6 +103,7 @@ impl Notes {
         self.sequences += other.sequences;
         self.muted += other.muted;
         self.without_reasoning += other.without_reasoning;
+        self.closed_at_once += other.closed_at_once;
         self.ended_twice += other.ended_twice;
         self.empty.join(&other.empty, place);
         self.no_arguments.join(&other.no_arguments, place);
@@ -123,6 +126,13 @@ impl Notes {
                 "{} trained on without the reasoning that the rows have for them: the chat template leaves it out of \
                  earlier turns",
                 are(self.without_reasoning, "answer")
+            ));
+        }
+        if self.closed_at_once > 0 {
+            notices.push(format!(
+                "{} without reasoning behind a prompt that opens it: they begin with its end, so the model learns not to \
+                 reason",
+                are(self.closed_at_once, "answer")
             ));
         }
         if self.muted > 0 {

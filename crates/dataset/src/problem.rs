@@ -337,7 +337,7 @@ impl RowProblem {
 /// What is expected of a row, or of its template, that does not write a turn as the model meets it.
 fn rendered(what: &Unrendered) -> String {
     let text = match what {
-        Unrendered::BehindReasoningPrompt(tag) => return reasoning_behind(tag),
+        Unrendered::BehindReasoningPrompt { tag, switch } => return reasoning_behind(tag, *switch),
         Unrendered::BehindClosedReasoning(_) => {
             "data.chat_template_kwargs = { enable_thinking = true } (DeepSeek: thinking), or the same in \
              chat_template_kwargs of the row, if the template reads that; or an answer without reasoning"
@@ -362,13 +362,16 @@ fn format_of(keys: &[String], more: bool) -> &'static str {
     }
 }
 
-/// What is expected behind a prompt that opens reasoning with this tag.
-fn reasoning_behind(tag: &str) -> String {
-    format!(
-        "reasoning in front of the answer, in its content behind {tag} or as reasoning_content; or \
-         data.chat_template_kwargs = {{ enable_thinking = false }} (DeepSeek: thinking), or the same in \
-         chat_template_kwargs of the row, if the template reads that; or another template (data.chat_template)"
-    )
+/// What is expected behind a prompt that opens reasoning with this tag, if this variable keeps it from that.
+fn reasoning_behind(tag: &str, switch: Option<&str>) -> String {
+    let reasoning = format!("reasoning in front of the answer, in its content behind {tag} or as reasoning_content");
+    match switch {
+        Some(name) => format!(
+            "{reasoning}; or data.chat_template_kwargs = {{ {name} = false }}, with which this template asks for the \
+             answer alone"
+        ),
+        None => format!("{reasoning}; or another template (data.chat_template)"),
+    }
 }
 
 impl Advice for RowProblem {
@@ -384,6 +387,9 @@ impl RowProblem {
     pub(crate) fn remedy(&self) -> Option<Remedy> {
         match self {
             Self::TooLong { .. } | Self::NothingLeft { .. } => Some(Remedy::Length),
+            Self::NotRendered { what: Unrendered::BehindReasoningPrompt { switch: Some(name), .. }, .. } => {
+                Some(if *name == "thinking" { Remedy::Thinking } else { Remedy::EnableThinking })
+            }
             Self::NotRendered { .. } => Some(Remedy::Template),
             Self::OtherFormat { .. } => Some(Remedy::OneFormat),
             Self::UnknownFormat { .. } => Some(Remedy::Columns),
@@ -415,6 +421,8 @@ impl RowProblem {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Remedy {
     Length,
+    EnableThinking,
+    Thinking,
     Template,
     OneFormat,
     Vocabulary,
@@ -427,6 +435,12 @@ impl Remedy {
     pub(crate) fn text(self) -> &'static str {
         match self {
             Self::Length => "raise data.max_seq_len, or set data.overlong to \"truncate\" or \"drop\"",
+            Self::EnableThinking => {
+                "if the rows are meant without reasoning, write data.chat_template_kwargs = { enable_thinking = false }"
+            }
+            Self::Thinking => {
+                "if the rows are meant without reasoning, write data.chat_template_kwargs = { thinking = false }"
+            }
             Self::Template => "name a template with {% generation %} blocks in data.chat_template",
             Self::OneFormat => "one dataset has one format: convert the rows, or name the format with data.format",
             Self::Columns => {

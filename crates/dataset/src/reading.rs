@@ -165,6 +165,7 @@ impl Reading {
             notes.sequences += sequences.list.len();
         }
         notes.without_reasoning += sequences.without_reasoning;
+        notes.closed_at_once += sequences.closed_at_once;
         let trained = Turns::choose(chat, self.data.train_on)?.trained;
         notes.empty.times += trained.iter().filter(|turn| row::says_nothing(&chat.messages[**turn])).count();
         notes.no_arguments.times += trained.iter().map(|turn| variants::unread(&chat.messages[*turn])).sum::<usize>();

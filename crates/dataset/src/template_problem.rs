@@ -31,9 +31,14 @@ pub enum Unrendered {
     /// The turn does not follow its generation prompt.
     #[error("it behind its own generation prompt")]
     BehindPrompt,
-    /// The generation prompt opens the reasoning with this tag, and the answer has none.
-    #[error("it behind its own generation prompt: that ends with {0}, and the answer has no reasoning")]
-    BehindReasoningPrompt(&'static str),
+    /// The generation prompt opens the reasoning, and the answer has none.
+    #[error("it behind its own generation prompt: that ends with {tag}, and the answer has no reasoning")]
+    BehindReasoningPrompt {
+        /// What opens it.
+        tag: &'static str,
+        /// The variable that, if it is false, has the prompt ask for the answer alone.
+        switch: Option<&'static str>,
+    },
     /// The generation prompt closes the reasoning with this tag, and the answer has some.
     #[error("it behind its own generation prompt: that ends with {0}, and the answer has reasoning")]
     BehindClosedReasoning(&'static str),

@@ -90,6 +90,13 @@ pub(crate) fn is_twice(prompt: &str, answer: &str) -> bool {
     REASONING.iter().any(|(open, _)| rest.trim_start().starts_with(open))
 }
 
+/// Whether an answer begins with the end of the reasoning that its prompt opens.
+pub(crate) fn ends_at_once(prompt: &str, answer: &str) -> bool {
+    let opened = Prompted::at_end(prompt).filter(|prompted| !prompted.is_closed);
+    let empty = Empty::at_start(answer).filter(|empty| !empty.is_opened);
+    opened.is_some_and(|opened| empty.is_some_and(|empty| empty.tags == opened.tags))
+}
+
 /// An answer with its reasoning in the place where the model writes it.
 ///
 /// `prompt` is the reasoning that the generation prompt ends with: its opening tag, or nothing.
@@ -187,6 +194,21 @@ mod tests {
         ] {
             assert_eq!(is_twice(prompt, answer), twice, "{prompt}{answer}");
             assert_eq!(without_empty(answer), without, "{prompt}{answer}");
+        }
+    }
+
+    #[test]
+    fn answers_that_end_reasoning_at_once() {
+        for (prompt, answer, want) in [
+            ("<A><think>\n", "\n</think>\n\n4", true),
+            ("<A><think>", "</think>4", true),
+            ("<A><think>", "so</think>4", false),
+            ("<A><think>", "<think></think>4", false),
+            ("<A><think></think>", "4", false),
+            ("<A>", "</think>4", false),
+            ("<A>[THINK]", "</think>4", false),
+        ] {
+            assert_eq!(ends_at_once(prompt, answer), want, "{prompt}{answer}");
         }
     }
 

@@ -12,6 +12,13 @@ const COLUMNS: &str =
 
 const ENCODING: &str = "if the text is in an older encoding: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW";
 
+const BEHIND_REASONING: &str = "turn 2 (assistant): the chat template does not render it behind its own generation \
+                                prompt: that ends with <think>, and the answer has no reasoning";
+
+fn behind_reasoning(switch: Option<&'static str>) -> Unrendered {
+    Unrendered::BehindReasoningPrompt { tag: "<think>", switch }
+}
+
 fn stopped() -> TemplateProblem {
     TemplateProblem::Stopped { origin: "a.jinja".to_owned(), line: 3, reason: "no".to_owned() }
 }
@@ -151,6 +158,26 @@ fn problems_of_messages_have_their_texts_and_hints() {
     ]);
 }
 
+/// The hint is the line to write, if a variable of the template asks for an answer alone.
+#[test]
+fn an_answer_without_reasoning_behind_a_prompt_that_opens_it_has_its_line() {
+    check(vec![
+        (RowProblem::NotRendered { turn: 2, what: behind_reasoning(None) }, BEHIND_REASONING, Some(TEMPLATE)),
+        (
+            RowProblem::NotRendered { turn: 2, what: behind_reasoning(Some("enable_thinking")) },
+            BEHIND_REASONING,
+            Some(
+                "if the rows are meant without reasoning, write data.chat_template_kwargs = { enable_thinking = false }",
+            ),
+        ),
+        (
+            RowProblem::NotRendered { turn: 2, what: behind_reasoning(Some("thinking")) },
+            BEHIND_REASONING,
+            Some("if the rows are meant without reasoning, write data.chat_template_kwargs = { thinking = false }"),
+        ),
+    ]);
+}
+
 #[test]
 fn problems_of_templates_have_their_texts_and_hints() {
     check(vec![
@@ -178,12 +205,6 @@ fn problems_of_templates_have_their_texts_and_hints() {
         (
             RowProblem::NotRendered { turn: 2, what: Unrendered::BehindPrompt },
             "turn 2 (assistant): the chat template does not render it behind its own generation prompt",
-            Some(TEMPLATE),
-        ),
-        (
-            RowProblem::NotRendered { turn: 2, what: Unrendered::BehindReasoningPrompt("<think>") },
-            "turn 2 (assistant): the chat template does not render it behind its own generation prompt: that ends \
-             with <think>, and the answer has no reasoning",
             Some(TEMPLATE),
         ),
         (

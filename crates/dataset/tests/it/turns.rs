@@ -1,6 +1,7 @@
 //! Conversations whose template writes a turn in another way once others follow: a sequence for
 //! each answer.
 
+use finetune_advice::Advice as _;
 use finetune_dataset::{Dataset, DatasetError, Ends};
 use finetune_recipe::{Data, Format, TrainOn};
 use serde_json::{Value, json};
@@ -58,12 +59,47 @@ fn reasoning_that_the_prompt_begins_is_kept() {
     let apart = json!({"messages": [{"role": "user", "content": "1"},
         {"role": "assistant", "content": "4", "reasoning_content": "so"}]});
     assert_eq!(read(PRIMING, &apart), expected);
-    let told = read(PRIMING, &chat(&[("user", "1"), ("assistant", "4")]));
-    assert!(told[0].ends_with("that ends with <think>, and the answer has no reasoning"), "{told:?}");
     assert_eq!(
         read_with(&Model::new(Some(PRIMING)), &apart, TrainOn::All),
         ["refused: messages[1]: the chat template leaves the reasoning out"]
     );
+}
+
+/// R1's prompt opens reasoning whatever its variables are, so the model has to end it first.
+#[test]
+fn an_answer_alone_ends_the_reasoning_that_its_prompt_opens() {
+    let row = chat(&[("user", "1"), ("assistant", "4"), ("user", "2"), ("assistant", "5")]);
+    let sequences = ["<U>1<A><think>\n⟦\n</think>\n\n4<end>⟧", "<U>1<A>4<end><U>2<A><think>\n⟦\n</think>\n\n5<end>⟧"];
+    assert_eq!(read(PRIMING, &row), sequences);
+    let said = |row: &Value| {
+        let dataset = load(&Model::new(Some(PRIMING)), std::slice::from_ref(row), &data(Format::Auto)).expect("rows");
+        dataset.notices.into_iter().filter(|it| it.contains("learns not to reason")).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        said(&row),
+        [
+            "2 answers are without reasoning behind a prompt that opens it: they begin with its end, so the model learns \
+          not to reason"
+        ]
+    );
+    // Who writes the empty block knows it.
+    let empty = chat(&[("user", "1"), ("assistant", "<think>\n\n</think>\n\n4")]);
+    assert_eq!(read(PRIMING, &empty), &sequences[..1]);
+    assert_eq!(said(&empty), [""; 0]);
+}
+
+#[test]
+fn the_variable_that_asks_for_an_answer_alone_is_named() {
+    for (variable, key) in [("enable_thinking", "{ enable_thinking = false }"), ("thinking", "{ thinking = false }")] {
+        let template = PRIMING.replace(
+            "<A><think>\n{% endif %}",
+            &format!("<A>{{{{ '</think>' if {variable} is defined and not {variable} else '<think>' }}}}{{% endif %}}"),
+        );
+        let model = Model::new(Some(&template));
+        let error = load(&model, &[chat(&[("user", "1"), ("assistant", "4")])], &data(Format::Auto)).expect_err(key);
+        let told = format!("{error} {:?}", error.hints());
+        assert!(told.contains(&format!("data.chat_template_kwargs = {key}")), "{told}");
+    }
 }
 
 #[test]
@@ -131,7 +167,7 @@ const REASONING: [Reasoning; 6] = [
     Reasoning {
         name: "GLM-4.7",
         answer: "{{ '<think>' + m.reasoning_content if m.reasoning_content else '' }}</think>{{ m.content }}",
-        prompt: "{{ '<think>' if thinks else '</think>' }}",
+        prompt: "{{ '<think>' if enable_thinking else '</think>' }}",
         cases: &[
             (PLAIN, false, "<U>1<A></think>⟦4;⟧"),
             (PLAIN, true, OPENED),
@@ -143,7 +179,7 @@ const REASONING: [Reasoning; 6] = [
     Reasoning {
         name: "DeepSeek-V3.1",
         answer: "</think>{{ m.content.split('</think>')[-1] }}",
-        prompt: "{{ '<think>' if thinks else '</think>' }}",
+        prompt: "{{ '<think>' if thinking else '</think>' }}",
         cases: &[
             (PLAIN, false, "<U>1<A></think>⟦4;⟧"),
             (PLAIN, true, OPENED),
@@ -194,7 +230,7 @@ fn reasoning_stands_once_and_behind_the_prompt_of_its_turn() {
             let mut message: Value = serde_json::from_str(message).expect("a message");
             message["role"] = json!("assistant");
             let row = json!({"messages": [{"role": "user", "content": "1"}, message],
-                "chat_template_kwargs": {"thinks": thinks, "enable_thinking": thinks}});
+                "chat_template_kwargs": {"thinks": thinks, "enable_thinking": thinks, "thinking": thinks}});
             let rows = read(&template_of(family), &row);
             let is_told = rows[0].starts_with("refused: ") && rows[0].ends_with(want);
             assert!(rows == [*want] || is_told, "{}, {message}, thinks {thinks}: {rows:?}", family.name);
