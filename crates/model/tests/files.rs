@@ -422,9 +422,10 @@ fn layers_without_rotary_embedding() {
             [None, Some(8), None],
         ),
         (
-            json!({"use_sliding_window": true, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+            json!({"use_sliding_window": true, "sliding_window": 8,
+                "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
             [true, false, true],
-            [Some(8), None, None],
+            [Some(8), None, Some(8)],
         ),
         (json!({"use_sliding_window": true, "layer_types": null}), [true, false, true], [None; 3]),
     ];

@@ -81,3 +81,56 @@ fn granite_4_with_mamba_layers() {
         assert!(hints[0].contains("attention alone") && hints[0].contains("supported"), "{value}: {hints:?}");
     }
 }
+
+/// (a golden model, the kind that its list may have beside full attention)
+#[test]
+fn lists_of_kinds_of_layers_have_one_for_each() {
+    for (family, other) in [
+        ("gemma2", "sliding_attention"),
+        ("gemma3", "sliding_attention"),
+        ("gemma3_multimodal", "sliding_attention"),
+        ("gemma4", "sliding_attention"),
+        ("gpt_oss", "sliding_attention"),
+        ("muse_glimmer", "sliding_attention"),
+        ("olmo3", "sliding_attention"),
+        ("qwen2", "sliding_attention"),
+        ("qwen3", "sliding_attention"),
+        ("smollm3", "sliding_attention"),
+        ("qwen3_5", "linear_attention"),
+        ("qwen3_5_moe", "linear_attention"),
+        ("qwen3_next", "linear_attention"),
+        ("lfm2", "conv"),
+        ("lfm2_moe", "conv"),
+        ("granitemoehybrid", "full_attention"),
+    ] {
+        let config = read_json(&golden(family).join("config.json"));
+        let with = |change: &dyn Fn(&mut Vec<Value>)| {
+            let mut config = config.clone();
+            let text = if config.get("text_config").is_some() { &mut config["text_config"] } else { &mut config };
+            change(text["layer_types"].as_array_mut().expect("kinds of layers"));
+            refused(&config).to_string()
+        };
+        let layers = config.get("text_config").unwrap_or(&config)["num_hidden_layers"].as_u64().expect("a number");
+        let short = with(&|list| drop(list.pop()));
+        let long = with(&|list| list.extend_from_within(..1));
+        for (said, entries) in [(short, layers - 1), (long, layers + 1)] {
+            let want = format!("`layer_types` has {entries} entries, and `num_hidden_layers` is {layers}");
+            assert!(said.contains("models/new/config.json") && said.contains(&want), "{family}: {said}");
+        }
+        if family != "granitemoehybrid" {
+            for kind in [json!("chunked_attention"), json!(1), Value::Null] {
+                let said = with(&|list| list[1] = kind.clone());
+                let want = format!("`layer_types` has {kind} for layer 1, where \"full_attention\" or \"{other}\"");
+                assert!(said.contains(&want), "{family}: {said}");
+            }
+        }
+        let mut no_list = config.clone();
+        let text = if no_list.get("text_config").is_some() { &mut no_list["text_config"] } else { &mut no_list };
+        text["layer_types"] = json!("full_attention");
+        assert!(refused(&no_list).to_string().contains("layer_types"), "{family}");
+    }
+    let mut config = read_json(&golden("glm4_moe_lite").join("config.json"));
+    config["mlp_layer_types"] = json!(["dense"]);
+    let said = refused(&config).to_string();
+    assert!(said.contains("`mlp_layer_types` has 1 entries, and `num_hidden_layers` is 2"), "{said}");
+}

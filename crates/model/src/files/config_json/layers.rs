@@ -7,6 +7,13 @@ use crate::config::family::{Family, OtherMixer, RopeLayers, Windows};
 use crate::config::{ConvolutionConfig, DeltaConfig, LayerConfig, MixerKind, Values};
 use crate::error::ModelError;
 
+/// The key with the kinds of layers, and the kinds.
+const KINDS: &str = "layer_types";
+const FULL: &str = "full_attention";
+const WINDOWED: &str = "sliding_attention";
+const DELTA: &str = "linear_attention";
+const CONVOLUTION: &str = "conv";
+
 impl Reader<'_> {
     /// Which layers have a window, and which a rotary embedding.
     pub(super) fn layers(
@@ -18,16 +25,15 @@ impl Reader<'_> {
         let ropes = self.ropes_of_layers(family, count)?;
         let window = self.window(family)?;
         let is_used = self.object.get("use_sliding_window").and_then(Value::as_bool) == Some(true);
-        let types = self.object.get("layer_types").and_then(Value::as_array);
+        let types = self.kinds_of_layers(family, count)?;
+        let types = types.as_deref();
         let first = self.get("max_window_layers").and_then(Value::as_u64).unwrap_or(28) as usize;
         let pattern = self.optional_size("sliding_window_pattern")?.unwrap_or(match family.windows {
             Windows::AllButEvery(pattern) => pattern,
             _ => usize::MAX,
         });
-        fn kind(types: &[Value], n: usize) -> Option<&str> {
-            types.get(n).and_then(Value::as_str)
-        }
-        let is_named = |types: &[Value], n: usize| kind(types, n) == Some("sliding_attention");
+        let is_kind = |types: &[&str], n: usize, kind: &str| types.get(n) == Some(&kind);
+        let is_named = |types: &[&str], n: usize| is_kind(types, n, WINDOWED);
         let has_window = |n: usize, rope: Option<usize>| match (family.windows, types) {
             (Windows::Never, _) => false,
             (Windows::EveryLayer, _) => true,
@@ -42,7 +48,7 @@ impl Reader<'_> {
             (Windows::EveryOther, None) => n.is_multiple_of(2),
             (Windows::AllButEveryFromLast(every), None) => !(count - 1 - n).is_multiple_of(every),
         };
-        let has_experts = self.layers_with_experts(family)?;
+        let has_experts = self.layers_with_experts(family, count)?;
         let interval = self.optional_size("full_attention_interval")?.unwrap_or(4);
         let with_attention = self.layers_with_attention(count)?;
         let layer = |(n, rope): (usize, Option<usize>)| {
@@ -50,9 +56,9 @@ impl Reader<'_> {
             let rope = if has_window && family.window_rope_theta.is_some() { Some(1) } else { rope };
             let is_other = match (family.other_mixer, types) {
                 (OtherMixer::None, _) => false,
-                (OtherMixer::Delta { .. }, Some(types)) => kind(types, n) == Some("linear_attention"),
+                (OtherMixer::Delta { .. }, Some(types)) => is_kind(types, n, DELTA),
                 (OtherMixer::Delta { .. }, None) => !(n + 1).is_multiple_of(interval),
-                (OtherMixer::Convolution, Some(types)) => kind(types, n) != Some("full_attention"),
+                (OtherMixer::Convolution, Some(types)) => is_kind(types, n, CONVOLUTION),
                 (OtherMixer::Convolution, None) => !with_attention.contains(&n),
             };
             let mixer = match (family.other_mixer, family.latent) {
@@ -77,6 +83,37 @@ impl Reader<'_> {
             self.widen(family, &mut layers)?;
         }
         Ok(layers)
+    }
+
+    /// The kinds of `layer_types`, one for each layer, if the family reads them. transformers refuses other lists too.
+    fn kinds_of_layers(&self, family: &Family, count: usize) -> Result<Option<Vec<&str>>, ModelError> {
+        let other = match (family.other_mixer, family.windows) {
+            (OtherMixer::Delta { .. }, _) => Some(DELTA),
+            (OtherMixer::Convolution, _) => Some(CONVOLUTION),
+            (OtherMixer::None, Windows::Never | Windows::EveryLayer | Windows::Asked) => None,
+            (OtherMixer::None, _) => Some(WINDOWED),
+        };
+        let older = if family.is_hybrid { self.get("layers_block_type") } else { None };
+        let list = self.get(KINDS).or(older).filter(|_| other.is_some() || family.is_hybrid);
+        let Some(list) = list else { return Ok(None) };
+        let list = list.as_array().ok_or_else(|| self.wrong_type(KINDS, "a list with a kind for each layer"))?;
+        if list.len() != count {
+            let kinds = list.len();
+            return Err(self.malformed(&format!("`{KINDS}` has {kinds} entries, and `num_hidden_layers` is {count}")));
+        }
+        let Some(other) = other else { return Ok(None) };
+        let mut kinds = Vec::with_capacity(count);
+        for (n, kind) in list.iter().enumerate() {
+            match kind.as_str() {
+                Some(kind) if kind == FULL || kind == other => kinds.push(kind),
+                _ => {
+                    let what =
+                        format!("`{KINDS}` has {kind} for layer {n}, where \"{FULL}\" or \"{other}\" is expected");
+                    return Err(self.malformed(&what));
+                }
+            }
+        }
+        Ok(Some(kinds))
     }
 
     /// How many keys a query sees in layers with a window. null means all.

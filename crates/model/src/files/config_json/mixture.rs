@@ -96,7 +96,11 @@ impl Reader<'_> {
     /// Whether the layer of a number has experts: as `mlp_layer_types` says. Otherwise all but the first
     /// (`first_k_dense_replace`, `num_dense_layers`), and of those every `decoder_sparse_step`th, but those of
     /// `mlp_only_layers`.
-    pub(super) fn layers_with_experts(&self, family: &Family) -> Result<impl Fn(usize) -> bool, ModelError> {
+    pub(super) fn layers_with_experts(
+        &self,
+        family: &Family,
+        count: usize,
+    ) -> Result<impl Fn(usize) -> bool, ModelError> {
         let wrong =
             |key: &str| self.malformed(&format!("`{key}` should be a list of layer numbers, or of kinds of layers"));
         let list = |key: &'static str| match self.get(key) {
@@ -105,6 +109,12 @@ impl Reader<'_> {
         };
         let types: Option<Vec<bool>> =
             list("mlp_layer_types")?.map(|list| list.iter().map(|kind| kind.as_str() == Some("sparse")).collect());
+        if let Some(types) = types.as_ref().filter(|types| types.len() < count) {
+            let kinds = types.len();
+            return Err(
+                self.malformed(&format!("`mlp_layer_types` has {kinds} entries, and `num_hidden_layers` is {count}"))
+            );
+        }
         let dense: Vec<u64> = match list("mlp_only_layers")? {
             None => Vec::new(),
             Some(list) => {
