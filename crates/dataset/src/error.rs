@@ -10,7 +10,7 @@ use finetune_recipe::HUB_ROWS;
 use finetune_store::Holding;
 
 use crate::counts::Counts;
-use crate::kinds::{FileKind, Kind};
+use crate::kinds::{self, FileKind, Kind};
 use crate::problem::{Remedy, RowProblem};
 use crate::template_problem::TemplateProblem;
 use crate::token_row::place;
@@ -345,6 +345,9 @@ fn unreadable_hints(path: &Path) -> Vec<String> {
     let text = path.to_string_lossy();
     let relative = text.strip_prefix("./").unwrap_or(&text);
     let parts = relative.split('/').filter(|part| !part.is_empty()).count();
+    if kinds::is_pipe(path) {
+        return vec!["start the program that writes the rows before, or name a file of rows".to_owned()];
+    }
     let mut hints = vec!["paths in a recipe are relative to the recipe file".to_owned()];
     if relative.contains("http:/") || relative.contains("https:/") {
         hints = vec!["no address is downloaded: fetch the file, and name it in data.train".to_owned()];
@@ -430,8 +433,7 @@ impl Advice for DatasetError {
 }
 
 fn no_rows_hint(files: &[PathBuf]) -> &'static str {
-    let is_pipe = |file: &PathBuf| file.metadata().is_ok_and(|about| !about.is_file() && !about.is_dir());
-    if files.iter().any(is_pipe) {
+    if files.iter().any(|file| kinds::is_pipe(file)) {
         return "a pipe is read once, and data.eval_share reads the rows twice: write them into a file";
     }
     let kind = files.first().and_then(|file| FileKind::of(file).ok()).map(|found| found.kind);

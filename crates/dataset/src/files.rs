@@ -6,7 +6,7 @@ use finetune_recipe::{Data, is_hub_rows};
 use glob::{MatchOptions, Pattern, glob_with};
 
 use crate::error::DatasetError;
-use crate::kinds::FileKind;
+use crate::kinds::{self, FileKind};
 use crate::splits;
 
 /// Names of splits that people keep held-back rows in. The first is the one that is looked for in a
@@ -164,6 +164,10 @@ pub(crate) fn weights(data: &Data, files: &[PathBuf]) -> Vec<f64> {
 }
 
 fn readable(path: &Path) -> Result<(), DatasetError> {
+    // A pipe that is opened and closed again is broken for the program that writes to it.
+    if kinds::is_pipe(path) {
+        return Ok(());
+    }
     match std::fs::File::open(path) {
         Ok(_) => Ok(()),
         Err(source) => Err(DatasetError::Unreadable { path: path.to_owned(), source }),

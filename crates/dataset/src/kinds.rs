@@ -4,6 +4,9 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use finetune_recipe::is_hub_rows;
 use finetune_store::{Holding, recognize, recognize_content};
@@ -14,6 +17,9 @@ use crate::other_kinds;
 
 /// How much of a file is looked at, in bytes, once it is unpacked.
 const HEAD: u64 = 4096;
+
+/// How long a pipe is waited for that no program writes to.
+const WRITER: Duration = Duration::from_secs(60);
 
 /// How rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +64,7 @@ impl FileKind {
             _ => Packing::Plain,
         };
         // The bytes of a pipe can be read once only.
-        if path.metadata().is_ok_and(|about| !about.is_file() && !about.is_dir()) {
+        if is_pipe(path) {
             return Ok(FileKind { kind: Kind::JsonLines, packing });
         }
         let (holding, head) = match packing {
@@ -100,7 +106,7 @@ impl Packing {
     pub(crate) fn open(self, path: &Path) -> io::Result<Box<dyn BufRead>> {
         /// Bytes that are read at once.
         const BUFFER: usize = 1 << 20;
-        let file = File::open(path)?;
+        let file = open_within(path, WRITER)?;
         Ok(match self {
             Packing::Plain => Box::new(BufReader::with_capacity(BUFFER, file)),
             Packing::Gzip => Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(BufReader::new(file)))),
@@ -138,6 +144,33 @@ impl Packing {
             false => path.to_owned(),
         }
     }
+}
+
+/// Whether a path names something that is read once: a pipe, a terminal, `/dev/stdin`.
+pub(crate) fn is_pipe(path: &Path) -> bool {
+    path.metadata().is_ok_and(|about| !about.is_file() && !about.is_dir())
+}
+
+/// Opens a file. A pipe with a name opens once a program opens it for writing.
+///
+/// # Errors
+/// As [`File::open`], and if no program does within `patience`.
+fn open_within(path: &Path, patience: Duration) -> io::Result<File> {
+    if !is_pipe(path) {
+        return File::open(path);
+    }
+    let (sender, opened) = mpsc::channel();
+    let own = path.to_owned();
+    // The thread waits in the system. Nothing calls it back, so it is left behind there.
+    thread::Builder::new().name("open-pipe".to_owned()).spawn(move || {
+        // Nobody is there any more to take the file: it is closed again.
+        let _ = sender.send(File::open(own));
+    })?;
+    opened.recv_timeout(patience).unwrap_or_else(|_| {
+        let seconds = patience.as_secs_f64();
+        let reason = format!("it is a pipe that no program opened for writing within {seconds} s");
+        Err(io::Error::new(io::ErrorKind::TimedOut, reason))
+    })
 }
 
 /// What packing adds to the name of a file.
@@ -197,6 +230,18 @@ fn check_ends(path: &Path) -> Result<(), DatasetError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_that_no_program_writes_to_is_not_waited_for_without_end() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let path = folder.path().join("rows.jsonl");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
+        let error = open_within(&path, Duration::from_millis(200)).expect_err("no writer");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let said = Packing::Plain.fault(&path, error).to_string();
+        assert!(said.ends_with("rows.jsonl: it is a pipe that no program opened for writing within 0.2 s"), "{said}");
+    }
 
     #[test]
     fn the_header_tells_what_separates_cells() {

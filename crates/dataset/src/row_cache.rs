@@ -17,7 +17,7 @@ use crate::counts::Counts;
 use crate::ends::Ends;
 use crate::error::DatasetError;
 use crate::files;
-use crate::kinds::{FileKind, Kind, Packing};
+use crate::kinds::{self, FileKind, Kind, Packing};
 use crate::load::Dataset;
 use crate::shares::Part;
 use crate::token_row::{Origin, Row};
@@ -70,7 +70,7 @@ impl Dataset {
     }
 }
 
-/// The key of an entry. `None`: the files are small, or cannot be read.
+/// The key of an entry. `None`: the files are small, or cannot be read, or not twice.
 fn key(
     files: &[PathBuf],
     data: &Data,
@@ -79,6 +79,9 @@ fn key(
     vocab_size: usize,
     keep_text: usize,
 ) -> Option<String> {
+    if files.iter().any(|file| kinds::is_pipe(file)) {
+        return None;
+    }
     let kinds = files.iter().map(|file| FileKind::of(file)).collect::<Result<Vec<_>, _>>().ok()?;
     let mut bytes = 0;
     for (file, kind) in files.iter().zip(&kinds) {

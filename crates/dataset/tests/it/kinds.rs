@@ -298,3 +298,23 @@ fn patterns_and_directories_stand_for_files() {
     let dataset = Dataset::load(&train, &data(Format::Auto), &model.tokenizer(), VOCABULARY, 9, &|_| {}).expect("rows");
     assert_eq!(dataset.rows.iter().map(|row| row.answer_text.as_str()).collect::<Vec<_>>(), ["c", "d"]);
 }
+
+/// A pipe with a name, and a program that writes to it a while later.
+#[cfg(unix)]
+#[test]
+fn rows_of_a_pipe_are_read_once_its_writer_comes() {
+    let model = Model::new(Some(CHATML));
+    let rows = std::fs::read(fixture("chats.jsonl")).expect("rows");
+    let pipe = model.path().join("rows.pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    let path = pipe.clone();
+    let writer = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let mut file = std::fs::OpenOptions::new().write(true).open(path).expect("a reader");
+        file.write_all(&rows).expect("written");
+    });
+    let (files, _) = resolve_files(&[pipe], &[]).expect("the pipe");
+    let read = load(&model, &files[0]).expect("rows");
+    writer.join().expect("the writer");
+    assert_eq!(read.digest, load(&model, &fixture("chats.jsonl")).expect("rows").digest);
+}
