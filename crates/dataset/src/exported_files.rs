@@ -20,7 +20,7 @@ impl ChatTokenizer {
     /// `eos_token_id` of the latter includes `ends`, the tokens that trained turns end with.
     ///
     /// One template becomes a chat_template.jinja, as transformers saves it. Several stay a list in
-    /// tokenizer_config.json.
+    /// tokenizer_config.json. Variables of the recipe are defaults in them.
     ///
     /// # Errors
     /// As [`ChatTokenizer::open`], since the files are read again.
@@ -38,18 +38,21 @@ impl ChatTokenizer {
             listed.extend(self.new_tokens().iter().map(|(text, id)| (id.to_string(), written(text))));
         }
         let sources = self.template().map(|template| template.sources()).unwrap_or_default();
+        let given = self.template().map(|template| template.given()).unwrap_or_default();
         match sources {
             [] => {}
             [only] if only.name == "default" => {
-                files.push((TEMPLATE.to_owned(), only.source.clone().into_bytes()));
+                files.push((TEMPLATE.to_owned(), with_defaults(&only.source, given).into_bytes()));
                 // Programs that look here first would take the base model's template.
                 if let Some(entries) = config.as_object_mut() {
                     entries.shift_remove("chat_template");
                 }
             }
             several => {
-                let list: Vec<Value> =
-                    several.iter().map(|source| json!({"name": source.name, "template": source.source})).collect();
+                let list: Vec<Value> = several
+                    .iter()
+                    .map(|source| json!({"name": source.name, "template": with_defaults(&source.source, given)}))
+                    .collect();
                 if config.is_null() {
                     config = json!({});
                 }
@@ -131,6 +134,34 @@ impl ChatTokenizer {
             _ => json!(ids),
         };
         Ok(Some(pretty(&config)))
+    }
+}
+
+/// Words of templates that are no names of variables.
+const WORDS: [&str; 18] = [
+    "and", "or", "not", "in", "is", "if", "elif", "else", "for", "true", "false", "none", "True", "False", "None",
+    "loop", "self", "super",
+];
+
+/// A template with these variables as defaults, for programs that do not know the recipe. What they give themselves
+/// comes first.
+///
+/// They are a line of tags: templates for chats write no line break behind a tag.
+fn with_defaults(source: &str, variables: &[(String, Value)]) -> String {
+    let is_name = |name: &str| {
+        let letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        !name.is_empty()
+            && name.bytes().all(letter)
+            && !name.starts_with(|first: char| first.is_ascii_digit())
+            && !WORDS.contains(&name)
+    };
+    let mut defaults = String::new();
+    for (name, value) in variables.iter().filter(|(name, _)| is_name(name) && source.contains(name.as_str())) {
+        defaults += &format!("{{% if {name} is not defined %}}{{% set {name} = {value} %}}{{% endif %}}");
+    }
+    match defaults.is_empty() || source.starts_with(&defaults) {
+        true => source.to_owned(),
+        false => format!("{defaults}\n{source}"),
     }
 }
 

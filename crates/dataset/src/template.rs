@@ -56,6 +56,8 @@ pub(crate) struct ChatTemplate {
     default: Option<Arc<Compiled>>,
     tool_use: Option<Arc<Compiled>>,
     sources: Vec<TemplateSource>,
+    /// The variables of the recipe.
+    given: Vec<(String, serde_json::Value)>,
     /// What every rendering gets: `documents`, `bos_token` and the like, then the variables of the
     /// recipe. Those of a row come behind, and replace them.
     variables: Vec<(String, Value)>,
@@ -91,16 +93,22 @@ impl ChatTemplate {
         };
         let (default, tool_use) = (named("default")?, named("tool_use")?);
         let has_generation = [&default, &tool_use].into_iter().flatten().all(|compiled| compiled.has_generation);
-        let given = variables.into_iter().flatten().map(|(name, value)| Ok((name.clone(), to_value(&json(value))?)));
-        let given = given.collect::<Result<Vec<_>, DatasetError>>()?;
+        let given: Vec<_> = variables.into_iter().flatten().map(|(name, value)| (name.clone(), json(value))).collect();
+        let values = given.iter().map(|(name, value)| Ok((name.clone(), to_value(value)?)));
+        let values = values.collect::<Result<Vec<_>, DatasetError>>()?;
         let special_tokens = special_tokens.into_iter().map(|(name, text)| (name, Value::from(text)));
-        let variables = [("documents".to_owned(), Value::from(()))].into_iter().chain(special_tokens).chain(given);
-        Ok(Self { default, tool_use, sources, variables: variables.collect(), has_generation })
+        let variables = [("documents".to_owned(), Value::from(()))].into_iter().chain(special_tokens).chain(values);
+        Ok(Self { default, tool_use, sources, given, variables: variables.collect(), has_generation })
     }
 
     /// The sources, as they were read.
     pub(crate) fn sources(&self) -> &[TemplateSource] {
         &self.sources
+    }
+
+    /// The variables of the recipe.
+    pub(crate) fn given(&self) -> &[(String, serde_json::Value)] {
+        &self.given
     }
 
     /// Whether the source of a template has a text in it.

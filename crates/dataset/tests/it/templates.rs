@@ -190,6 +190,41 @@ fn variables_of_a_request_reach_the_template() {
     }
 }
 
+/// Programs that know nothing of the recipe render as it does, and what they give comes first.
+#[test]
+fn variables_of_a_recipe_are_defaults_of_exported_templates() {
+    let body = "\n  {% if not thinks %}{{ at.x }}{% endif %}\n{%- macro m() %} {{ effort }}{% endmacro %}{{ m() }}";
+    let text = Variable::Text("a \"b\" %} {{ é".to_owned());
+    let variables = BTreeMap::from([
+        ("effort".to_owned(), text),
+        ("thinks".to_owned(), Variable::Switch(false)),
+        ("at".to_owned(), Variable::Table(BTreeMap::from([("x".to_owned(), Variable::Number(-0.5))]))),
+        ("unused".to_owned(), Variable::Integer(1)),
+        ("if".to_owned(), Variable::Integer(1)),
+    ]);
+    let with_tools =
+        json!({"chat_template": [{"name": "default", "template": body}, {"name": "tool_use", "template": body}]});
+    for model in [Model::with_tokens(Some(body), json!({})), Model::with_tokens(None, with_tools)] {
+        let source = TextSource { variables: Some(&variables), ..TextSource::of(model.path(), None) };
+        let trained = ChatTokenizer::open(&source).expect("files").expect("a tokenizer");
+        let files = trained.files(&[]).expect("files");
+        let exported = Model::with_tokens(None, json!({}));
+        files.iter().for_each(|(name, bytes)| drop(exported.write(name, bytes)));
+        let alone = exported.tokenizer();
+        for given in [vec![], vec![("thinks".to_owned(), json!(true)), ("effort".to_owned(), Value::Null)]] {
+            let [want, found] =
+                [&trained, &alone].map(|it| it.render_with(&[], None, &given, false).expect("a text").text);
+            assert_eq!(found, want, "{given:?}");
+        }
+        assert_eq!(alone.render(&[], None, false).expect("a text").text, "\n-0.5 a \"b\" %} {{ é");
+        // They are written once, and only those that the template has.
+        let source = TextSource { variables: Some(&variables), ..TextSource::of(exported.path(), None) };
+        let again = ChatTokenizer::open(&source).expect("files").expect("a tokenizer");
+        assert_eq!(again.files(&[]).expect("files"), files);
+        assert!(!files.iter().any(|(_, bytes)| String::from_utf8_lossy(bytes).contains("set unused")));
+    }
+}
+
 /// Those of a recipe are there in every rendering, and those of a row or request come first.
 #[test]
 fn variables_of_a_recipe_reach_the_template() {
