@@ -1,5 +1,5 @@
 //! Tokens that a model's configs add to its tokenizer.json, in the order and with the ids that
-//! transformers 5.24 gives them (`TokenizersBackend.__init__` of
+//! transformers 5.23 and 5.24 give them (`TokenizersBackend.__init__` of
 //! transformers/tokenization_utils_tokenizers.py and `_from_pretrained` of
 //! tokenization_utils_base.py).
 
@@ -11,6 +11,11 @@ use tokenizers::{AddedToken, Tokenizer};
 
 use crate::error::DatasetError;
 use crate::text_source::{ADDED_TOKENS, TOKEN_MAP, TOKENIZER_CONFIG, read_json};
+use crate::tokenizer_class::TextSettings;
+
+/// The key of special tokens without a name, and what it was called before.
+const EXTRA: &str = "extra_special_tokens";
+const ADDITIONAL: &str = "additional_special_tokens";
 
 /// The special tokens that every tokenizer may have.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -20,6 +25,8 @@ pub(crate) struct TokenConfigs {
     config: Value,
     map: Value,
     added: Value,
+    /// How a text is split.
+    pub(crate) text: TextSettings,
     /// Names and texts of the special tokens that are set, as a template sees them.
     pub(crate) special: Vec<(String, String)>,
 }
@@ -32,18 +39,20 @@ impl TokenConfigs {
         if let Some(config) = config.as_object_mut() {
             config.shift_remove("chat_template");
         }
-        let rest = format!("{config} {} {} {new_tokens:?}", self.map, self.added);
+        let rest = format!("{config} {} {} {:?} {new_tokens:?}", self.map, self.added, self.text);
         let mut hasher = blake3::Hasher::new();
         hasher.update(blake3::hash(tokenizer).as_bytes());
         hasher.update(rest.as_bytes());
         *hasher.finalize().as_bytes()
     }
 
-    pub(crate) fn read(directory: &Path) -> Result<Self, DatasetError> {
+    /// `directory`: that of the tokenizer. `model_dir` has config.json.
+    pub(crate) fn read(directory: &Path, model_dir: &Path) -> Result<Self, DatasetError> {
         let config = read_json(&directory.join(TOKENIZER_CONFIG))?;
         let map = read_json(&directory.join(TOKEN_MAP))?;
         let added = read_json(&directory.join(ADDED_TOKENS))?;
-        let mut configs = Self { config, map, added, special: Vec::new() };
+        let text = TextSettings::of(&config, &read_json(&model_dir.join("config.json"))?);
+        let mut configs = Self { config, map, added, text, special: Vec::new() };
         configs.special = configs.special_tokens();
         Ok(configs)
     }
@@ -54,15 +63,16 @@ impl TokenConfigs {
         self.config.get("added_tokens_decoder").is_none()
     }
 
+    /// What is written of a special token. If the older file counts, it comes first, and its null means that there is
+    /// no such token.
+    fn written(&self, name: &str) -> Option<&Value> {
+        let older = if self.is_old() { self.map.get(name) } else { None };
+        older.or_else(|| self.config.get(name))
+    }
+
     fn special_tokens(&self) -> Vec<(String, String)> {
-        let first = if self.is_old() { [&self.map, &self.config] } else { [&self.config, &self.map] };
-        let mut tokens: Vec<(String, String)> = NAMED
-            .iter()
-            .filter_map(|name| {
-                let value = first[0].get(name).or_else(|| first[1].get(name))?;
-                Some(((*name).to_owned(), text_of(value)?))
-            })
-            .collect();
+        let mut tokens: Vec<(String, String)> =
+            NAMED.iter().filter_map(|name| Some(((*name).to_owned(), text_of(self.written(name)?)?))).collect();
         // Those of the model alone: "image_token": "<image>", beside the others or within
         // "extra_special_tokens".
         let own = |value: &Value| -> Vec<(String, String)> {
@@ -74,7 +84,8 @@ impl TokenConfigs {
         if self.is_old() {
             tokens.extend(own(&self.map));
         }
-        if let Some(extra) = self.config.get("extra_special_tokens").and_then(Value::as_object) {
+        let older = if self.is_old() { Some(&self.map) } else { None };
+        for extra in [Some(&self.config), older].into_iter().flatten().filter_map(|file| file.get(EXTRA)?.as_object()) {
             tokens.extend(extra.iter().filter_map(|(name, value)| Some((name.clone(), text_of(value)?))));
         }
         tokens
@@ -99,12 +110,15 @@ impl TokenConfigs {
 
     /// Special tokens that have no name, in order.
     fn unnamed(&self) -> Vec<AddedToken> {
-        let newer = self.config.get("extra_special_tokens").filter(|value| !is_empty(value));
-        let list = newer.or_else(|| self.config.get("additional_special_tokens"));
+        let newer = self.config.get(EXTRA).filter(|value| !is_empty(value));
+        let list = newer.or_else(|| self.config.get(ADDITIONAL));
         let mut tokens: Vec<AddedToken> =
             list.and_then(Value::as_array).into_iter().flatten().filter_map(special_token).collect();
         if self.is_old() {
-            let older = self.map.get("extra_special_tokens").and_then(Value::as_array);
+            // The former name counts if nothing has the present one.
+            let is_new =
+                [self.config.get(EXTRA), self.config.get(ADDITIONAL), self.map.get(EXTRA)].iter().any(Option::is_some);
+            let older = self.map.get(if is_new { EXTRA } else { ADDITIONAL }).and_then(Value::as_array);
             tokens.extend(older.into_iter().flatten().filter_map(special_token));
         }
         tokens
@@ -142,8 +156,7 @@ impl TokenConfigs {
             }
         }
         let named = self.special.iter().map(|(name, text)| {
-            let written = self.config.get(name).or_else(|| self.map.get(name));
-            let token = written.filter(|value| value.is_object()).and_then(added_token);
+            let token = self.written(name).filter(|value| value.is_object()).and_then(added_token);
             token.unwrap_or_else(|| AddedToken::from(text.clone(), true)).special(true)
         });
         for token in named.chain(self.unnamed()) {

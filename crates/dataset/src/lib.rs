@@ -17,10 +17,11 @@
 //!   says must reach its text: `texts.rs`, `variants.rs`; plain text: `plain_text.rs`;
 //! - chat templates: `template.rs`. `template_rewrite.rs`, `template_tags.rs`, `percent*.rs`,
 //!   `generation.rs`, `integers.rs` and `python*.rs` make minijinja behave as transformers' jinja2;
-//! - the tokenizer: `tokenizer.rs`, `text_source.rs` (from which files), `added_tokens.rs`,
-//!   `chunks.rs` (word by word), `exported_files.rs` (into which files), `llama_cpp.rs` (into
-//!   GGUF's words), `gguf_texts.rs` (out of them), `tiktoken.rs` (out of tiktoken's), `stream.rs`
-//!   (tokens to text), `stops.rs` (where that text ends), `reasoning.rs` (what of it is reasoning);
+//! - the tokenizer: `tokenizer.rs`, `text_source.rs` (from which files), `added_tokens.rs` and
+//!   `tokenizer_class.rs` (what the configs change), `chunks.rs` (word by word), `exported_files.rs`
+//!   (into which files), `llama_cpp.rs` (into GGUF's words), `gguf_texts.rs` (out of them),
+//!   `tiktoken.rs` (out of tiktoken's), `stream.rs` (tokens to text), `stops.rs` (where that text
+//!   ends), `reasoning.rs` (what of it is reasoning);
 //! - which tokens are trained on: `mask.rs`; the result: `token_row.rs`;
 //! - which bytes a token stands for: `token_bytes.rs`;
 //! - what time a template is told: `clock.rs`;
@@ -98,6 +99,7 @@ mod tiktoken;
 mod token_bytes;
 mod token_row;
 mod tokenizer;
+mod tokenizer_class;
 mod variants;
 
 pub use counts::Counts;

@@ -124,7 +124,7 @@ impl ChatTokenizer {
     /// The ids of special tokens. Those that trained turns end with, and that are not the
     /// tokenizer's own end, are the ends of a turn and of a message.
     fn special_ids(&self) -> Result<Vec<(&'static str, u32)>, DatasetError> {
-        let configs = TokenConfigs::read(&self.tokenizer_dir)?;
+        let configs = TokenConfigs::read(&self.tokenizer_dir, &self.model_dir)?;
         let named = |name: &str| {
             let (_, text) = configs.special.iter().find(|(known, _)| known == name)?;
             self.backend().token_to_id(text)

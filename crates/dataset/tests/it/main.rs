@@ -17,6 +17,7 @@ mod streams;
 mod templates;
 mod text_files;
 mod tiktoken;
+mod tokenizer_configs;
 mod turns;
 
 /// Bounds the memory of foreign work, as the program's own allocator does.

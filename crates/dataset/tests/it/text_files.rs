@@ -148,7 +148,12 @@ fn tokens_that_only_configs_add_are_one_token() {
         (json!({}), vec![("special_tokens_map.json", json!({"call_token": "<call>"}))], &whole),
         // The older files count only without the newer list.
         (json!({"added_tokens_decoder": {}}), vec![("added_tokens.json", json!({"<call>": VOCABULARY}))], &split),
-        (json!({}), vec![("special_tokens_map.json", json!({"additional_special_tokens": ["<call>"]}))], &split),
+        (
+            json!({"added_tokens_decoder": {}}),
+            vec![("special_tokens_map.json", json!({"sep_token": "<call>"}))],
+            &split,
+        ),
+        (json!({}), vec![("special_tokens_map.json", json!({"additional_special_tokens": ["<call>"]}))], &whole),
     ] {
         let model = Model::with_tokens(None, more.clone());
         for (name, content) in &files {
