@@ -132,7 +132,7 @@ impl ChatTokenizer {
         let path = directory.join(TOKENIZER);
         let foreign = Foreign::Tokenizer(path.display().to_string());
         let configs = TokenConfigs::read(directory, source.model_dir)?;
-        let special_tokens = configs.special.clone();
+        let (special_tokens, settings) = (configs.special.clone(), configs.text);
         let special = special_tokens.clone();
         let bytes = read_tokenizer(&path)?;
         let mut fingerprint = blake3::Hasher::new();
@@ -166,7 +166,8 @@ impl ChatTokenizer {
         let texts: Vec<_> = templates.map(|source| (&source.name, &source.source)).collect();
         let day = template.as_ref().filter(|template| template.uses_date()).map(|_| now);
         let given = source.variables;
-        let rest = format!("{added:?} {special:?} {texts:?} {given:?} {day:?} {bos_id:?} {eos_ids:?} {end:?}");
+        let ends = (bos_id, &eos_ids, end);
+        let rest = format!("{added:?} {special:?} {settings:?} {texts:?} {given:?} {day:?} {ends:?}");
         fingerprint.update(rest.as_bytes());
         Ok(Some(Self {
             loaded,

@@ -1,5 +1,8 @@
 //! Rows of other kinds of files, through the whole program.
 
+use serde_json::{Value, json};
+
+use super::serve::{ask, serve_in};
 use super::{CHAT_RECIPE, chat_model, json_of};
 use crate::folder::Folder;
 
@@ -95,6 +98,20 @@ fn variables_of_the_template_stay_with_the_run() {
     let tokenizer = finetune_dataset::ChatTokenizer::load(&folder.path("model"), None).expect("a tokenizer");
     let prompt = tokenizer.decode(&ids, false).expect("text");
     assert!(prompt.starts_with("soft<|user|>\nHi"), "{prompt}");
+    // Requests to a server come first too.
+    {
+        let (_running, address) = serve_in(&folder.path(""), "run");
+        let tokens = |variables: Value| {
+            let asked = json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "temperature": 0,
+                "chat_template_kwargs": variables});
+            let (status, body) = ask(&address, "POST", "/v1/chat/completions", "", &asked.to_string());
+            assert_eq!(status, 200, "{body}");
+            let answer: Value = serde_json::from_str(&body).expect("JSON");
+            answer["usage"]["prompt_tokens"].as_u64().expect("a count") as usize
+        };
+        assert_eq!(tokens(json!({})), ids.len());
+        assert!(tokens(json!({"mood": ""})) < ids.len() && tokens(json!({"mood": "soft soft"})) > ids.len());
+    }
     // Exports know nothing of the run: their template has the variables as its defaults.
     folder.finetune(&["export", "run", "--format", "merged", "--output", "merged"]).expect(0);
     let answer = json_of(&folder, &["generate", "merged", "--prompt", "Hi", "--max-new-tokens", "2", "--json"]);

@@ -4,6 +4,8 @@ use std::fs::Permissions;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -18,7 +20,16 @@ fn serve(arguments: &[&str]) -> (Running, String) {
 /// The same on a device.
 pub(crate) fn serve_on(device: &str, arguments: &[&str]) -> (Running, String) {
     let mut command = finetune(["serve", "datasets/quickstart/base", "--device", device]);
-    let mut running = start(command.args(arguments).current_dir(repository()));
+    started(command.args(arguments).current_dir(repository()))
+}
+
+/// The same of a model in a folder, on the CPU.
+pub(crate) fn serve_in(folder: &Path, model: &str) -> (Running, String) {
+    started(finetune(["serve", model, "--device", "cpu", "--port", "0"]).current_dir(folder))
+}
+
+fn started(command: &mut Command) -> (Running, String) {
+    let mut running = start(command);
     running.wait_until("the address", |running| running.stdout().contains("Ctrl-C stops"));
     let said = running.stdout();
     let address = said.split("http://").nth(1).and_then(|rest| rest.split(' ').next()).expect("an address");

@@ -158,6 +158,26 @@ fn problems_of_messages_have_their_texts_and_hints() {
     ]);
 }
 
+/// The hint is the line to write, if a variable of the template asks for an answer alone.
+#[test]
+fn an_answer_without_reasoning_behind_a_prompt_that_opens_it_has_its_line() {
+    check(vec![
+        (RowProblem::NotRendered { turn: 2, what: behind_reasoning(None) }, BEHIND_REASONING, Some(TEMPLATE)),
+        (
+            RowProblem::NotRendered { turn: 2, what: behind_reasoning(Some("enable_thinking")) },
+            BEHIND_REASONING,
+            Some(
+                "if the rows are meant without reasoning, write data.chat_template_kwargs = { enable_thinking = false }",
+            ),
+        ),
+        (
+            RowProblem::NotRendered { turn: 2, what: behind_reasoning(Some("thinking")) },
+            BEHIND_REASONING,
+            Some("if the rows are meant without reasoning, write data.chat_template_kwargs = { thinking = false }"),
+        ),
+    ]);
+}
+
 #[test]
 fn problems_of_templates_have_their_texts_and_hints() {
     check(vec![
@@ -186,19 +206,6 @@ fn problems_of_templates_have_their_texts_and_hints() {
             RowProblem::NotRendered { turn: 2, what: Unrendered::BehindPrompt },
             "turn 2 (assistant): the chat template does not render it behind its own generation prompt",
             Some(TEMPLATE),
-        ),
-        (RowProblem::NotRendered { turn: 2, what: behind_reasoning(None) }, BEHIND_REASONING, Some(TEMPLATE)),
-        (
-            RowProblem::NotRendered { turn: 2, what: behind_reasoning(Some("enable_thinking")) },
-            BEHIND_REASONING,
-            Some(
-                "if the rows are meant without reasoning, write data.chat_template_kwargs = { enable_thinking = false }",
-            ),
-        ),
-        (
-            RowProblem::NotRendered { turn: 2, what: behind_reasoning(Some("thinking")) },
-            BEHIND_REASONING,
-            Some("if the rows are meant without reasoning, write data.chat_template_kwargs = { thinking = false }"),
         ),
         (
             RowProblem::NotRendered { turn: 2, what: Unrendered::BehindClosedReasoning("</think>") },
