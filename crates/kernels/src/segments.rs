@@ -40,15 +40,6 @@ impl Segments {
             .into()
     }
 
-    /// One row, of which the first `keys - queries` tokens are in the cache already.
-    ///
-    /// # Panics
-    /// If there are more queries than keys.
-    pub fn cached(queries: usize, keys: usize) -> Segments {
-        assert!(queries <= keys, "more queries than keys");
-        vec![Segment { query_start: 0, queries, key_start: 0, keys }].into()
-    }
-
     /// One query for each row: the last of the row's keys, which are these. Other keys may lie
     /// between them.
     ///

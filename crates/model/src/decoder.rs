@@ -177,15 +177,18 @@ pub(crate) fn layer(
     x: Tensor<2>,
     context: &Context,
     between: &mut Between,
-    cache: Option<&mut LayerCache>,
+    mut cache: Option<&mut LayerCache>,
 ) -> Result<Tensor<2>, ModelError> {
     let read = normed(&layer.input_norm, x.clone(), context);
     let mixed = match &layer.mixer {
-        Mixer::Attention(attention) => attention::forward(attention, n, read, context, cache, between),
-        Mixer::Latent(attention) => latent::forward(attention, read, context, cache),
-        Mixer::Convolution(convolution) => convolution::forward(convolution, read, context, cache),
-        Mixer::Delta(net) => delta::forward(net, read, context, cache),
+        Mixer::Attention(attention) => attention::forward(attention, n, read, context, cache.as_deref_mut(), between),
+        Mixer::Latent(attention) => latent::forward(attention, read, context, cache.as_deref_mut()),
+        Mixer::Convolution(convolution) => convolution::forward(convolution, read, context, cache.as_deref_mut()),
+        Mixer::Delta(net) => delta::forward(net, read, context, cache.as_deref_mut()),
     };
+    if let Some(cache) = cache {
+        cache.forget();
+    }
     let mixed = context.summed(mixed)?;
     let x = operations::residual(x, scaled(normed(&layer.mixer_norm, mixed, context), layer.residual_scale));
     let read = normed(&layer.post_norm, x.clone(), context);

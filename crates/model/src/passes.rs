@@ -2,6 +2,7 @@
 //! Each is a part of `impl Model`.
 
 pub(crate) mod backward;
+mod cache_bytes;
 pub(crate) mod choices;
 pub(crate) mod engine;
 pub(crate) mod form;

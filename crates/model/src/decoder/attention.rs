@@ -77,7 +77,7 @@ pub(crate) fn forward(
         }
     };
     let shape = AttentionShape {
-        segments: context.segments.clone(),
+        segments: context.segments_of(module.window),
         scale: module.scale,
         window: module.window,
         softcap: module.softcap,

@@ -1,9 +1,20 @@
 //! Keys and values of earlier tokens, for generation: of one row, or of several that are continued
 //! together. Of latent attention these are the short vectors that keys and values are made of.
+//!
+//! Layers with a window forget what no later token sees (`reach`). What is left lies where it lay among all tokens, so
+//! attention goes over the same keys in the same order, and the bits are those of a layer that keeps everything.
 
-use std::ops::Range;
+mod layer;
+pub(crate) mod reach;
+#[cfg(test)]
+mod tests;
 
-use burn::tensor::{Int, Tensor, TensorData};
+use std::collections::{BTreeMap, BTreeSet};
+
+use finetune_kernels::{Segment, Segments};
+
+pub(crate) use self::layer::LayerCache;
+use self::reach::{KeptFor, Reach, goes_back};
 
 /// Keys and values of the tokens that a model has read, kept from one generation to the next. A
 /// prompt that begins with the same tokens is read from the first other token on.
@@ -14,12 +25,20 @@ use burn::tensor::{Int, Tensor, TensorData};
 pub struct KeyValueCache {
     layers: Vec<LayerCache>,
     tokens: Vec<u32>,
+    /// The most tokens that it had. What layers with a window have forgotten follows from that.
+    longest: usize,
+    kept_for: KeptFor,
     /// Whether its keys have the positions of long texts.
     pub(crate) is_long: bool,
 }
 
 impl KeyValueCache {
-    /// The tokens whose keys and values are kept.
+    /// Of a text that only goes on: no later prompt begins as a part of it.
+    pub(crate) fn of_one_text() -> KeyValueCache {
+        KeyValueCache { kept_for: KeptFor::GoingOn, ..KeyValueCache::default() }
+    }
+
+    /// The tokens whose keys and values are kept, in layers with a window of the last ones alone.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
@@ -29,27 +48,39 @@ impl KeyValueCache {
     pub(crate) fn keep_beginning_of(&mut self, prompt: &[u32]) -> usize {
         let common = self.tokens.iter().zip(prompt).take_while(|(kept, token)| kept == token).count();
         let kept = common.min(prompt.len().saturating_sub(1));
-        // A state cannot go back to an earlier token.
-        if kept < self.tokens.len() && self.has_states() {
-            *self = KeyValueCache::default();
+        // A state cannot go back to an earlier token, and a layer with a window not by many tokens.
+        if kept < self.tokens.len() && (self.has_states() || !self.goes_back_to(kept)) {
+            self.clear();
             return 0;
         }
-        self.tokens.truncate(kept);
-        for layer in &mut self.layers {
-            layer.truncate(kept);
-        }
+        self.truncate(kept);
         kept
     }
 
-    /// Forgets all but the first `length` tokens, of a cache without states.
+    /// Whether all layers still have what the tokens behind the first `length` ones see, of a cache without states. If
+    /// not, the text is read again from its beginning.
+    pub(crate) fn goes_back_to(&self, length: usize) -> bool {
+        goes_back(self.layers.iter().map(|layer| layer.reach.window), self.longest, length)
+    }
+
+    /// Forgets all but the first `length` tokens, of a cache that goes back to them.
     pub(crate) fn truncate(&mut self, length: usize) {
+        if length == 0 {
+            self.clear();
+            return;
+        }
         self.tokens.truncate(length);
         self.layers.iter_mut().for_each(|layer| layer.truncate(length));
     }
 
+    /// Forgets everything.
+    pub(crate) fn clear(&mut self) {
+        *self = KeyValueCache { kept_for: self.kept_for, ..KeyValueCache::default() };
+    }
+
     /// Whether it holds states, which cannot go back to an earlier token.
     fn has_states(&self) -> bool {
-        self.layers.iter().any(|layer| layer.recurrent.is_some())
+        self.layers.iter().any(|layer| layer.recurrent().is_some())
     }
 
     /// Bytes of keys, values and states, with the room behind them.
@@ -57,63 +88,125 @@ impl KeyValueCache {
         self.layers.iter().map(LayerCache::bytes).sum()
     }
 
-    /// Lets `pass` add the keys and values of `tokens`. If it fails, nothing is kept: some layers
-    /// may have more tokens than others.
+    /// Lets `pass` add the keys and values of `tokens`: it gets the number of tokens before them, and
+    /// the keys that they attend to. `windows`: those of all layers. If it fails, nothing is kept:
+    /// some layers may have more tokens than others.
     pub(crate) fn read<R, E>(
         &mut self,
         tokens: &[u32],
-        layers: usize,
-        pass: impl FnOnce(usize, &mut [LayerCache]) -> Result<R, E>,
+        windows: &[Option<usize>],
+        pass: impl FnOnce(usize, CachedKeys, &mut [LayerCache]) -> Result<R, E>,
     ) -> Result<R, E> {
         let mut taken = std::mem::take(self);
-        taken.layers.resize_with(layers, LayerCache::default);
-        let result = pass(taken.tokens.len(), &mut taken.layers)?;
-        taken.tokens.extend_from_slice(tokens);
+        taken.have_layers(windows);
+        let keys = CachedKeys::behind(&[(&taken, tokens.len())]);
+        let result = pass(taken.tokens.len(), keys, &mut taken.layers)?;
+        taken.have_read(tokens);
         *self = taken;
         Ok(result)
     }
+
+    fn have_layers(&mut self, windows: &[Option<usize>]) {
+        if self.layers.is_empty() {
+            let layer = |window: &Option<usize>| LayerCache::new(Reach::new(*window, self.kept_for));
+            self.layers = windows.iter().map(layer).collect();
+        }
+    }
+
+    fn have_read(&mut self, tokens: &[u32]) {
+        self.tokens.extend_from_slice(tokens);
+        self.longest = self.longest.max(self.tokens.len());
+    }
 }
 
-/// Lets `pass` read these prompts into caches of their own, which have so many layers. Returns what it returns, and the
-/// caches.
+/// Lets `pass` read these prompts into caches of their own, of texts that only go on. `windows`: those of all layers.
+/// Returns what it returns, and the caches.
 pub(crate) fn fill<R, E>(
     prompts: &[&[u32]],
-    layers: usize,
+    windows: &[Option<usize>],
     pass: impl FnOnce(&mut [Vec<LayerCache>]) -> Result<R, E>,
 ) -> Result<(R, Vec<KeyValueCache>), E> {
-    let mut caches = vec![vec![LayerCache::default(); layers]; prompts.len()];
-    let result = pass(&mut caches)?;
-    let filled = caches.into_iter().zip(prompts);
-    let filled = filled.map(|(layers, prompt)| KeyValueCache { layers, tokens: prompt.to_vec(), is_long: false });
-    Ok((result, filled.collect()))
+    let mut filled = vec![KeyValueCache::of_one_text(); prompts.len()];
+    filled.iter_mut().for_each(|cache| cache.have_layers(windows));
+    let mut layers: Vec<_> = filled.iter_mut().map(|cache| std::mem::take(&mut cache.layers)).collect();
+    let result = pass(&mut layers)?;
+    for ((cache, layers), prompt) in filled.iter_mut().zip(layers).zip(prompts) {
+        cache.layers = layers;
+        cache.have_read(prompt);
+    }
+    Ok((result, filled))
 }
 
 /// Lets `pass` add the keys and values of the next tokens of several rows, of which each stays in its own cache: so
 /// many of each. If it fails, nothing is kept. None of them has states or short vectors.
 pub(crate) fn read_apart<R, E>(
     rows: &mut [(&mut KeyValueCache, &[u32])],
-    layers: usize,
-    pass: impl FnOnce(&mut [LayerCache]) -> Result<R, E>,
+    windows: &[Option<usize>],
+    pass: impl FnOnce(CachedKeys, &mut [LayerCache]) -> Result<R, E>,
 ) -> Result<R, E> {
     let mut taken: Vec<KeyValueCache> = rows.iter_mut().map(|(cache, _)| std::mem::take(*cache)).collect();
-    let mut together: Vec<LayerCache> = vec![LayerCache::default(); layers];
+    taken.iter_mut().for_each(|cache| cache.have_layers(windows));
+    let counts = rows.iter().map(|(_, tokens)| tokens.len());
+    let keys = CachedKeys::behind(&taken.iter().zip(counts).collect::<Vec<_>>());
+    let mut together: Vec<LayerCache> = vec![LayerCache::default(); windows.len()];
     for (cache, (_, tokens)) in taken.iter_mut().zip(&*rows) {
-        cache.layers.resize_with(layers, LayerCache::default);
         for (all, own) in together.iter_mut().zip(std::mem::take(&mut cache.layers)) {
             all.apart.push((own, tokens.len()));
         }
     }
-    let result = pass(&mut together)?;
+    let result = pass(keys, &mut together)?;
     for layer in together {
         for (cache, (own, _)) in taken.iter_mut().zip(layer.apart) {
             cache.layers.push(own);
         }
     }
     for (mut taken, (cache, tokens)) in taken.into_iter().zip(rows) {
-        taken.tokens.extend_from_slice(tokens);
+        taken.have_read(tokens);
         **cache = taken;
     }
     Ok(result)
+}
+
+/// The keys that the tokens of a pass attend to: where they lie in what [`LayerCache::extend`] returns.
+#[derive(Clone)]
+pub(crate) struct CachedKeys {
+    /// In layers that keep all.
+    pub(crate) all: Segments,
+    /// In layers with a window, which may have forgotten some, by that.
+    pub(crate) by_window: BTreeMap<usize, Segments>,
+}
+
+impl From<Segments> for CachedKeys {
+    /// Nothing is forgotten.
+    fn from(all: Segments) -> CachedKeys {
+        CachedKeys { all, by_window: BTreeMap::new() }
+    }
+}
+
+impl CachedKeys {
+    /// Of so many next tokens of each of these rows, one behind the other and without room.
+    fn behind(rows: &[(&KeyValueCache, usize)]) -> CachedKeys {
+        let of = |window: Option<usize>| {
+            let (mut query_start, mut key_start) = (0, 0);
+            let segment = |&(cache, queries): &(&KeyValueCache, usize)| {
+                let forgotten = cache.layers.iter().filter(|layer| layer.reach.window == window);
+                let forgotten = forgotten.map(|layer| layer.start).max().unwrap_or(0);
+                let segment =
+                    Segment { query_start, queries, key_start, keys: cache.tokens.len() + queries - forgotten };
+                query_start += queries;
+                key_start += segment.keys;
+                segment
+            };
+            Segments::from(rows.iter().map(segment).collect::<Vec<_>>())
+        };
+        let layers = rows.iter().flat_map(|(cache, _)| &cache.layers);
+        CachedKeys { all: of(None), by_window: windows(layers).map(|window| (window, of(Some(window)))).collect() }
+    }
+}
+
+/// The windows that these layers have, each once.
+fn windows<'a>(layers: impl Iterator<Item = &'a LayerCache>) -> impl Iterator<Item = usize> {
+    layers.filter_map(|layer| layer.reach.window).collect::<BTreeSet<_>>().into_iter()
 }
 
 /// Keys and values of several rows that are continued together, one token of each at a time.
@@ -150,20 +243,20 @@ impl RowsCache {
         &self.lengths
     }
 
-    /// The places of each row's keys, its next one with them, in what [`LayerCache::extend`]
-    /// returns.
-    pub(crate) fn next_keys(&self) -> Vec<Range<usize>> {
-        let end = self.end + 1;
-        let with_keys = self.layers.iter().find(|layer| layer.keys.is_some());
-        let room = with_keys.map_or(0, |layer| layer.room_for(end));
-        let rows = self.lengths.iter().enumerate();
-        rows.map(|(row, length)| row * room + self.end - length..row * room + end).collect()
-    }
-
-    /// The places of the keys of the only row that each of its next `count` tokens sees, its own with them.
-    pub(crate) fn keys_ahead(&self, count: usize) -> impl Iterator<Item = Range<usize>> {
-        let (length, end) = (self.lengths[0], self.end);
-        (1..=count).map(move |own| end - length..end + own)
+    /// The keys that the next `tokens` of each row attend to, their own with them. Several tokens are those of the only
+    /// row; each is as a row of its own.
+    pub(crate) fn next_keys(&self, tokens: usize) -> CachedKeys {
+        let with_keys = || self.layers.iter().filter(|layer| layer.keys.is_some());
+        let of = |window: Option<usize>| {
+            let layer = with_keys().find(|layer| layer.reach.window == window);
+            let (start, room) = layer.map_or((0, 0), |layer| (layer.start, layer.room_for(layer.held() + tokens)));
+            let of_row = |(row, length): (usize, &usize)| {
+                let (first, end) = (row * room + (self.end - length).max(start) - start, row * room + self.end - start);
+                (1..=tokens).map(move |own| first..end + own)
+            };
+            Segments::next_tokens(self.lengths.iter().enumerate().flat_map(of_row))
+        };
+        CachedKeys { all: of(None), by_window: windows(with_keys()).map(|window| (window, of(Some(window)))).collect() }
     }
 
     /// Lets `pass` add the keys and values of so many tokens for each row.
@@ -218,218 +311,10 @@ impl RowsCache {
     }
 }
 
-/// Keys and values of one layer, [rows, room, k, d] each. Every row ends before place `length`. The
-/// room grows by a third or a half when it is full, so most tokens cost no copy of the earlier ones. Latent attention has
-/// keys alone, one head of them, which hold its short vectors.
-#[derive(Clone, Default)]
-pub(crate) struct LayerCache {
-    keys: Option<Tensor<4>>,
-    values: Option<Tensor<4>>,
-    length: usize,
-    /// Of a gated delta net: the last inputs of the convolution and the states, each of all rows.
-    recurrent: Option<[Tensor<2>; 2]>,
-    /// In the place of all that: the caches of single rows, and how many tokens of each are read next.
-    apart: Vec<(LayerCache, usize)>,
-}
-
-impl LayerCache {
-    /// Forgets all but the first `length` tokens. The room stays.
-    fn truncate(&mut self, length: usize) {
-        self.length = self.length.min(length);
-        if length == 0 {
-            *self = LayerCache::default();
-        }
-    }
-
-    /// Puts the caches of single rows together. All end before place `end`, which is at least the
-    /// length of each.
-    fn join(rows: Vec<LayerCache>, end: usize) -> LayerCache {
-        let count = rows.len();
-        let mut joined = LayerCache { length: end, ..LayerCache::default() };
-        let recurrent: Vec<[Tensor<2>; 2]> = rows.iter().filter_map(|row| row.recurrent.clone()).collect();
-        if !recurrent.is_empty() {
-            let all = |n: usize| Tensor::cat(recurrent.iter().map(|row| row[n].clone()).collect(), 0);
-            joined.recurrent = Some([all(0), all(1)]);
-        }
-        for (n, LayerCache { keys, values, length, .. }) in rows.into_iter().enumerate() {
-            let put = |all: Option<Tensor<4>>, of_row: Option<Tensor<4>>| {
-                let of_row = of_row?.narrow(1, 0, length);
-                let [_, _, heads, width] = of_row.dims();
-                // The next token has a place, too.
-                let all = all.unwrap_or_else(|| empty([count, room(end + 1), heads, width], &of_row));
-                Some(all.slice_assign([n..n + 1, end - length..end], of_row))
-            };
-            joined.keys = put(joined.keys.take(), keys);
-            joined.values = put(joined.values.take(), values);
-        }
-        joined
-    }
-
-    /// Forgets all rows but these.
-    fn keep(&mut self, rows: &[usize], of: usize) {
-        let numbers: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
-        let pick = |all: Tensor<4>| {
-            let numbers = TensorData::new(numbers.clone(), [rows.len()]);
-            let numbers = Tensor::<1, Int>::from_data(numbers, &all.device());
-            all.select(0, numbers)
-        };
-        self.keys = self.keys.take().map(pick);
-        self.values = self.values.take().map(pick);
-        let pick = |all: Tensor<2>| {
-            let [count, width] = all.dims();
-            let each = count / of;
-            Tensor::cat(rows.iter().map(|row| all.clone().narrow(0, row * each, each)).collect(), 0)
-                .reshape([rows.len() * each, width])
-        };
-        self.recurrent = self.recurrent.take().map(|both| both.map(pick));
-    }
-
-    /// These rows, of which there are `count`, and one more as number `at`. All end before `end`, which
-    /// is at least the length of each.
-    fn with(self, row: LayerCache, [at, count]: [usize; 2], end: usize) -> LayerCache {
-        let put = |all: Option<Tensor<4>>, one: Option<Tensor<4>>| {
-            let (all, one) = (all?.narrow(1, 0, self.length), one?.narrow(1, 0, row.length));
-            let [_, _, heads, width] = one.dims();
-            // The next token has a place, too.
-            let mut place = empty([count + 1, room(end + 1), heads, width], &one);
-            for (rows, first) in [(0..at, 0), (at..count, at + 1)] {
-                if !rows.is_empty() {
-                    let some = all.clone().narrow(0, rows.start, rows.len());
-                    place = place.slice_assign([first..first + rows.len(), end - self.length..end], some);
-                }
-            }
-            Some(place.slice_assign([at..at + 1, end - row.length..end], one))
-        };
-        let among = |all: Tensor<2>, one: Tensor<2>| {
-            // Each row has as many rows of the matrix as the new one.
-            let (each, all_rows) = (one.dims()[0], count * one.dims()[0]);
-            let part = |rows: Range<usize>| (!rows.is_empty()).then(|| all.clone().narrow(0, rows.start, rows.len()));
-            let parts = [part(0..at * each), Some(one), part(at * each..all_rows)];
-            Tensor::cat(parts.into_iter().flatten().collect(), 0)
-        };
-        LayerCache {
-            keys: put(self.keys, row.keys),
-            values: put(self.values, row.values),
-            length: end,
-            recurrent: self.recurrent.zip(row.recurrent).map(|([inputs, states], [new_inputs, new_states])| {
-                [among(inputs, new_inputs), among(states, new_states)]
-            }),
-            apart: Vec::new(),
-        }
-    }
-
-    /// Moves all rows, so that they end before place `end`. None is longer.
-    fn shrink(&mut self, end: usize) {
-        let move_all = |all: Tensor<4>| {
-            let [rows, _, heads, width] = all.dims();
-            let kept = all.narrow(1, self.length - end, end);
-            empty([rows, room(end + 1), heads, width], &kept).slice_assign([0..rows, 0..end], kept)
-        };
-        self.keys = self.keys.take().map(move_all);
-        self.values = self.values.take().map(move_all);
-        self.length = end;
-    }
-
-    /// Bytes of its tensors.
-    fn bytes(&self) -> usize {
-        let of = |tensor: &Tensor<4>| tensor.dims().iter().product::<usize>() * tensor.dtype().size();
-        let of_state = |tensor: &Tensor<2>| tensor.dims().iter().product::<usize>() * tensor.dtype().size();
-        let kept: usize = self.keys.iter().chain(&self.values).map(of).sum();
-        kept + self.recurrent.iter().flatten().map(of_state).sum::<usize>()
-    }
-
-    /// The last inputs of the convolution and the states of a gated delta net.
-    pub(crate) fn recurrent(&self) -> Option<&[Tensor<2>; 2]> {
-        self.recurrent.as_ref()
-    }
-
-    /// As [`LayerCache::recurrent`], behind more tokens.
-    pub(crate) fn set_recurrent(&mut self, both: [Tensor<2>; 2]) {
-        self.recurrent = Some(both);
-    }
-
-    /// The room of each row once it has so many tokens.
-    fn room_for(&self, tokens: usize) -> usize {
-        let now = self.keys.as_ref().map_or(0, |keys| keys.dims()[1]);
-        if tokens <= now { now } else { room(tokens) }
-    }
-
-    /// Adds keys and values [rows · t, k, d] of t new tokens for each row; the row is the only one
-    /// as long as the cache is empty. Returns all, [rows · room, k, d], with the unused room of a
-    /// row behind its tokens.
-    ///
-    /// Rows that are apart have any number of tokens each. Theirs come back one row behind the other, without room.
-    pub(crate) fn extend(&mut self, keys: Tensor<3>, values: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        if !self.apart.is_empty() {
-            return self.extend_apart(&keys, &values);
-        }
-        let (start, end) = (self.length, self.length + keys.dims()[0] / self.rows());
-        let room = self.room_for(end);
-        let values = put(self.values.take(), values, [start, end], room);
-        self.values = Some(values.clone());
-        (self.extend_shared(keys), flat(values))
-    }
-
-    fn extend_apart(&mut self, keys: &Tensor<3>, values: &Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        let (mut start, mut all) = (0, (Vec::new(), Vec::new()));
-        for (row, count) in &mut self.apart {
-            let own = |all: &Tensor<3>| all.clone().narrow(0, start, *count);
-            let (keys, values) = row.extend(own(keys), own(values));
-            all.0.push(keys.narrow(0, 0, row.length));
-            all.1.push(values.narrow(0, 0, row.length));
-            start += *count;
-        }
-        (Tensor::cat(all.0, 0), Tensor::cat(all.1, 0))
-    }
-
-    /// As [`LayerCache::extend`], of what is keys and values in one: the short vectors of latent attention.
-    pub(crate) fn extend_shared(&mut self, keys: Tensor<3>) -> Tensor<3> {
-        let (start, end) = (self.length, self.length + keys.dims()[0] / self.rows());
-        let room = self.room_for(end);
-        let keys = put(self.keys.take(), keys, [start, end], room);
-        self.keys = Some(keys.clone());
-        self.length = end;
-        flat(keys)
-    }
-
-    fn rows(&self) -> usize {
-        self.keys.as_ref().map_or(1, |keys| keys.dims()[0])
-    }
-}
-
-/// New tokens [rows · t, k, d] at places from `start` to before `end`, behind the old ones [rows, room, k, d].
-/// If those have too little room, they move to one of `room` places.
-fn put(old: Option<Tensor<4>>, new: Tensor<3>, [start, end]: [usize; 2], room: usize) -> Tensor<4> {
-    let [all, heads, width] = new.dims();
-    let rows = all / (end - start);
-    let new = new.reshape([rows, end - start, heads, width]);
-    let place = match old {
-        Some(old) if end <= old.dims()[1] => old,
-        old => {
-            let place = empty([rows, room, heads, width], &new);
-            match old {
-                Some(old) => place.slice_assign([0..rows, 0..start], old.narrow(1, 0, start)),
-                None => place,
-            }
-        }
-    };
-    place.slice_assign([0..rows, start..end], new)
-}
-
-fn flat(all: Tensor<4>) -> Tensor<3> {
-    let [rows, room, heads, width] = all.dims();
-    all.reshape([rows * room, heads, width])
-}
-
 /// Places that are held for so many tokens of a row: powers of two, and one and a half times those. With powers of two
 /// alone a quarter of the places would be empty on average, and of 273 tokens nearly half.
 pub(crate) fn room(tokens: usize) -> usize {
     let power = tokens.next_power_of_two().max(64);
     let between = power / 4 * 3;
     if power > 64 && tokens <= between { between } else { power }
-}
-
-/// Zeros of the number type of `like`, on its device.
-fn empty(shape: [usize; 4], like: &Tensor<4>) -> Tensor<4> {
-    Tensor::zeros(shape, (&like.device(), like.dtype()))
 }

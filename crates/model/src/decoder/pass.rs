@@ -1,6 +1,7 @@
 //! What a pass over the model depends on besides weights and tokens, and the modules that all parts
 //! of a layer are made of.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor};
@@ -24,6 +25,8 @@ pub(crate) struct Context {
     pub(crate) ropes: Vec<RopeTable>,
     /// Where rows begin, and which keys are cached.
     pub(crate) segments: Segments,
+    /// The same in layers whose caches may have forgotten keys, by their windows.
+    pub(crate) windowed: BTreeMap<usize, Segments>,
     /// The number type of activations.
     pub(crate) compute: FloatType,
     /// Whether trained parameters are tracked for gradients.
@@ -52,6 +55,11 @@ pub(crate) struct BatchDropout {
 }
 
 impl Context {
+    /// Where rows and their keys lie in layers with this window.
+    pub(crate) fn segments_of(&self, window: Option<usize>) -> Segments {
+        window.and_then(|window| self.windowed.get(&window)).unwrap_or(&self.segments).clone()
+    }
+
     /// What all slices of a part make together: x [t, hidden] -> [t, hidden]
     ///
     /// # Errors

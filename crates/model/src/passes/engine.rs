@@ -202,7 +202,7 @@ impl EngineSettings {
         if tokens > positions {
             return Err(Refusal::TooLong { prompt, answer, positions });
         }
-        match model.row_bytes(tokens) {
+        match model.request_bytes(prompt, answer) {
             bytes if bytes > self.cache_bytes => {
                 Err(Refusal::TooLarge { prompt, answer, bytes, most: self.cache_bytes })
             }
@@ -212,7 +212,7 @@ impl EngineSettings {
 
     /// The most tokens that an answer to a prompt of so many tokens can have.
     pub fn longest_answer(&self, model: &Model, prompt: usize) -> usize {
-        let fits = |tokens: usize| model.row_bytes(tokens) <= self.cache_bytes;
+        let fits = |tokens: usize| model.request_bytes(prompt, tokens.saturating_sub(prompt)) <= self.cache_bytes;
         let (mut tokens, mut most) = (0, model.config.max_position_embeddings);
         // Bytes never shrink with tokens.
         while tokens < most {

@@ -1,5 +1,7 @@
 //! Passes without gradients over whole rows: losses and logits.
 
+use std::collections::BTreeMap;
+
 use finetune_kernels::{RopeTable, Segments};
 
 use crate::adaptation::Adaptation;
@@ -52,6 +54,7 @@ impl Model {
         Context {
             ropes: self.rope_tables(&positions, lengths.iter().map(|&length| (length, length))),
             segments: Segments::rows(&lengths),
+            windowed: BTreeMap::new(),
             compute: self.placement.compute(),
             training: training.is_some(),
             dropout,

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use finetune_kernels::{RopeTable, Segments};
+use finetune_kernels::RopeTable;
 
-use crate::decoder::cache::{KeyValueCache, LayerCache};
+use crate::decoder::cache::{CachedKeys, KeyValueCache, LayerCache};
 use crate::decoder::pass::Context;
 use crate::decoder::row_branches::RowBranches;
 use crate::decoder::{self, head};
@@ -91,7 +91,7 @@ impl Model {
             GenerationStep::Prompt(_) => true,
             GenerationStep::Token(token) => each(token),
         };
-        self.carry_out(&request, &mut KeyValueCache::default(), &mut each_token)
+        self.carry_out(&request, &mut KeyValueCache::of_one_text(), &mut each_token)
     }
 
     /// As [`Self::generate_while`], but only those tokens of the prompt go through the model that
@@ -177,12 +177,11 @@ impl Model {
         let is_long = self.config.is_long(cache.tokens().len() + tokens.len());
         if is_long != cache.is_long && !cache.tokens().is_empty() {
             let all = [cache.tokens(), tokens].concat();
-            *cache = KeyValueCache::default();
+            cache.clear();
             return self.begin_read(&all, cache);
         }
-        let logits = cache.read(tokens, self.weights.layers.len(), |past, layers| {
-            let (ropes, segments) = self.behind(past, tokens.len());
-            self.next_logits(tokens, ropes, segments, layers, &[tokens.len() - 1], None)
+        let logits = cache.read(tokens, &self.cache_windows(), |past, keys, layers| {
+            self.next_logits(tokens, self.ropes_behind(past, tokens.len()), keys, layers, &[tokens.len() - 1], None)
         })?;
         cache.is_long = is_long;
         Ok(logits)
@@ -194,31 +193,32 @@ impl Model {
         &self,
         tokens: &[u32],
         ropes: Vec<RopeTable>,
-        segments: Segments,
+        keys: CachedKeys,
         caches: &mut [LayerCache],
         wanted: &[usize],
         branches: Option<RowBranches>,
     ) -> Result<Option<Vec<f32>>, ModelError> {
         let of_wanted = branches.as_ref().map(|branches| Arc::new(branches.of_rows(wanted)));
-        let context = self.reading(ropes, segments, branches);
+        let context = self.reading(ropes, keys, branches);
         self.in_pool(|| {
             let x = self.last_layer(tokens, &context, caches)?;
             self.logits_behind(x, wanted, &Context { branches: of_wanted, ..context.clone() })
         })
     }
 
-    /// Places of so many tokens of one text behind those that were read, and what they attend to.
-    pub(crate) fn behind(&self, past: usize, count: usize) -> (Vec<RopeTable>, Segments) {
+    /// The positions of so many tokens of one text behind those that were read.
+    pub(crate) fn ropes_behind(&self, past: usize, count: usize) -> Vec<RopeTable> {
         let all = past + count;
         let positions: Vec<u32> = (past..all).map(|p| p as u32).collect();
-        (self.rope_tables(&positions, std::iter::once((count, all))), Segments::cached(count, all))
+        self.rope_tables(&positions, std::iter::once((count, all)))
     }
 
     /// What all layers have to know of a pass that only reads.
-    pub(crate) fn reading(&self, ropes: Vec<RopeTable>, segments: Segments, branches: Option<RowBranches>) -> Context {
+    pub(crate) fn reading(&self, ropes: Vec<RopeTable>, keys: CachedKeys, branches: Option<RowBranches>) -> Context {
         Context {
             ropes,
-            segments,
+            segments: keys.all,
+            windowed: keys.by_window,
             compute: self.placement().compute(),
             training: false,
             dropout: None,

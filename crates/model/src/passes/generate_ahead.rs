@@ -29,7 +29,7 @@ impl Model {
             return self.generate_while(prompt, max_new_tokens, sampling, end_ids, each);
         }
         self.check_tokens(prompt)?;
-        let mut cache = KeyValueCache::default();
+        let mut cache = KeyValueCache::of_one_text();
         let mut generation = Generation { prompt_computed: prompt.len(), ..Generation::default() };
         let Some(mut token) = self.next_behind(prompt, &mut cache, Some((sampling, 0)))? else {
             return Ok(generation);

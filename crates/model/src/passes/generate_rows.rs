@@ -7,10 +7,10 @@
 
 use std::collections::VecDeque;
 
-use finetune_kernels::{FEW_ROWS, Segments};
+use finetune_kernels::FEW_ROWS;
 
 use crate::config::{LayerConfig, MixerKind};
-use crate::decoder::cache::{KeyValueCache, RowsCache, room};
+use crate::decoder::cache::{KeyValueCache, RowsCache};
 use crate::decoder::row_branches::RowBranches;
 use crate::error::ModelError;
 use crate::model::Model;
@@ -124,24 +124,6 @@ impl Model {
         CACHE_BYTES.max(parameters / PARAMETERS_OF_A_BYTE)
     }
 
-    /// Bytes of the keys and values of a row that comes to have so many tokens: those of the heads that this
-    /// process has.
-    pub fn row_bytes(&self, tokens: usize) -> usize {
-        let config = &self.config;
-        let of_layer = match config.latent {
-            // The short vector, and the elements of the keys that turn: every slice has all of them.
-            Some(latent) => latent.rank + latent.turned,
-            None => {
-                let all = config.key_value_heads;
-                let heads = self.placement().slice().map_or(all, |slice| slice.heads(all).len());
-                2 * heads * config.head_dim
-            }
-        };
-        let of_token = config.layers.len() * of_layer;
-        // A longer row than any memory holds has no room above it.
-        room(tokens.min(usize::MAX / 4)).saturating_mul(of_token * self.placement().compute().bytes())
-    }
-
     /// Logits [rows, v] after the next token of each row, which is added to the cache.
     #[cfg(test)]
     pub(crate) fn read_rows(&self, tokens: &[u32], cache: &mut RowsCache) -> Result<Vec<f32>, ModelError> {
@@ -159,9 +141,9 @@ impl Model {
     ) -> Result<Option<Vec<f32>>, ModelError> {
         let positions: Vec<u32> = cache.lengths().iter().map(|&length| length as u32).collect();
         let ropes = self.rope_tables(&positions, cache.lengths().iter().map(|&length| (1, length + 1)));
-        let segments = Segments::next_tokens(cache.next_keys());
+        let keys = cache.next_keys(1);
         let wanted: Vec<usize> = (0..tokens.len()).collect();
-        cache.read(1, |layers| self.next_logits(tokens, ropes, segments, layers, &wanted, branches))
+        cache.read(1, |layers| self.next_logits(tokens, ropes, keys, layers, &wanted, branches))
     }
 
     /// Whether tokens may be proposed and taken back: a state cannot go back, and a text that is read again when
@@ -185,9 +167,9 @@ impl Model {
         let past = cache.lengths()[0];
         let positions: Vec<u32> = (past..past + tokens.len()).map(|position| position as u32).collect();
         let ropes = self.rope_tables(&positions, (1..=tokens.len()).map(|own| (1, past + own)));
-        let segments = Segments::next_tokens(cache.keys_ahead(tokens.len()));
+        let keys = cache.next_keys(tokens.len());
         let wanted: Vec<usize> = (0..tokens.len()).collect();
-        cache.read(tokens.len(), |layers| self.next_logits(tokens, ropes, segments, layers, &wanted, None))
+        cache.read(tokens.len(), |layers| self.next_logits(tokens, ropes, keys, layers, &wanted, None))
     }
 }
 
@@ -233,7 +215,7 @@ impl Answers<'_> {
                 && let Some((row, request)) = asked.next()
             {
                 // Prompts are long enough to use the processor well alone.
-                let mut cache = KeyValueCache::default();
+                let mut cache = KeyValueCache::of_one_text();
                 let logits = self.model.begin_read(request.prompt, &mut cache)?;
                 let chosen = self.model.choose_rows(logits.as_deref(), &[(request.sampling, 0)])?;
                 under_way.push_back((row, cache, chosen));

@@ -4,6 +4,7 @@
 //! Each prompt has products and attention of its own, so that it has the bits that it has alone.
 
 use burn::tensor::Tensor;
+use finetune_kernels::Segments;
 use finetune_kernels::devices::submit;
 
 use crate::decoder;
@@ -34,8 +35,7 @@ impl Model {
     /// # Errors
     /// If a layer cannot be read, or the device fails.
     pub(crate) fn read_by_layer(&self, prompts: &[&[u32]]) -> Result<(Vec<Vec<f32>>, Vec<KeyValueCache>), ModelError> {
-        let layers = self.weights.layers.len();
-        fill(prompts, layers, |caches| self.in_pool(|| self.through_layers_together(prompts, caches)))
+        fill(prompts, &self.cache_windows(), |caches| self.in_pool(|| self.through_layers_together(prompts, caches)))
     }
 
     fn through_layers_together(
@@ -64,8 +64,8 @@ impl Model {
     }
 
     fn before_layers(&self, prompt: &[u32]) -> Result<Pass, ModelError> {
-        let (ropes, segments) = self.behind(0, prompt.len());
-        let context = self.reading(ropes, segments, None);
+        let keys = Segments::rows(&[prompt.len()]).into();
+        let context = self.reading(self.ropes_behind(0, prompt.len()), keys, None);
         let (x, between) = decoder::begin(&self.weights, prompt, &context)?;
         Ok(Pass { context, x, between })
     }

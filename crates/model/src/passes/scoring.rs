@@ -30,9 +30,8 @@ impl Model {
     ) -> Result<(Option<Vec<f32>>, Vec<Choice>), ModelError> {
         let targets: Vec<u32> = tokens.iter().skip(1).copied().chain(next).collect();
         let is_long = self.config.is_long(cache.tokens().len() + tokens.len());
-        let read = cache.read(tokens, self.weights.layers.len(), |past, layers| {
-            let (ropes, segments) = self.behind(past, tokens.len());
-            let context = self.reading(ropes, segments, None);
+        let read = cache.read(tokens, &self.cache_windows(), |past, keys, layers| {
+            let context = self.reading(self.ropes_behind(past, tokens.len()), keys, None);
             self.in_pool(|| {
                 let x = self.last_layer(tokens, &context, layers)?;
                 let scores = self.scores(&x, &targets, &context, top)?;

@@ -12,7 +12,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use finetune_kernels::{FEW_ROWS, Segment, Segments};
+use finetune_kernels::FEW_ROWS;
 
 use crate::adaptation::is_expert;
 use crate::branch::EMBEDDING;
@@ -103,24 +103,20 @@ impl Model {
     pub(crate) fn begin_parts(parts: &mut [PromptPart<'_>]) -> Result<Option<Vec<f32>>, ModelError> {
         let model = parts[0].model;
         let (mut tokens, mut positions, mut lengths) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut segments, mut wanted, mut branches) = (Vec::new(), Vec::new(), Vec::new());
-        let mut key_start = 0;
+        let (mut wanted, mut branches) = (Vec::new(), Vec::new());
         for part in &*parts {
-            let (query_start, queries, past) = (tokens.len(), part.tokens.len(), part.cache.tokens().len());
-            let keys = past + queries;
+            let (first, count, past) = (tokens.len(), part.tokens.len(), part.cache.tokens().len());
             tokens.extend_from_slice(part.tokens);
-            positions.extend((past..keys).map(|position| position as u32));
-            lengths.push((queries, keys));
-            segments.push(Segment { query_start, queries, key_start, keys });
+            positions.extend((past..past + count).map(|position| position as u32));
+            lengths.push((count, past + count));
             wanted.push(tokens.len() - 1);
-            branches.push((query_start..tokens.len(), part.model.branch_table()));
-            key_start += keys;
+            branches.push((first..tokens.len(), part.model.branch_table()));
         }
         let ropes = model.rope_tables(&positions, lengths.iter().copied());
         let branches = RowBranches::new(branches);
         let mut rows: Vec<_> = parts.iter_mut().map(|part| (&mut *part.cache, part.tokens)).collect();
-        read_apart(&mut rows, model.weights.layers.len(), |layers| {
-            model.next_logits(&tokens, ropes, Segments::from(segments), layers, &wanted, Some(branches))
+        read_apart(&mut rows, &model.cache_windows(), |keys, layers| {
+            model.next_logits(&tokens, ropes, keys, layers, &wanted, Some(branches))
         })
     }
 }

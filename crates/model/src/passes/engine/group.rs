@@ -35,9 +35,14 @@ pub(super) struct Job {
 }
 
 impl Job {
-    /// Bytes of its keys and values at their longest.
+    /// Bytes of its keys and values at their longest, once its prompt is read.
     pub(super) fn bytes(&self) -> usize {
         self.model.row_bytes(self.prompt.len() + self.max_new_tokens)
+    }
+
+    /// The same from when its prompt is read on.
+    pub(super) fn bytes_from_prompt(&self) -> usize {
+        self.model.request_bytes(self.prompt.len(), self.max_new_tokens)
     }
 
     /// Tells the listener of a new token, or that there is none. Returns whether the answer goes

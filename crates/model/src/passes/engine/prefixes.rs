@@ -12,6 +12,9 @@
 //!   columns (`matmul` of the kernels). So more than 64 tokens have to be left, and only what was read with more
 //!   than 64 is kept. Products with few columns are those with an adapter's A; its rank has to be 8 or more.
 //! - An expert's product has as many rows as tokens choose it. Models with experts have whole parts only.
+//!
+//! **Layers with a window** have forgotten what lies far in front of a prompt's end. Where a prompt would go on from a
+//! place whose keys are gone, all of it is read again: that is exact, and needs no second copy of a window.
 
 use std::sync::{Arc, Weak};
 
@@ -66,9 +69,9 @@ impl Prefixes {
     /// The longest known beginning of a prompt that changes no bit, without the prompt's last token: the logits
     /// behind that one choose the next.
     pub(super) fn take(&mut self, model: &Arc<Model>, prompt: &[u32]) -> KeyValueCache {
-        let Some((length, n)) = self.find(model, prompt) else { return KeyValueCache::default() };
+        let Some((length, n)) = self.find(model, prompt) else { return fresh(model) };
         let found = self.kept.remove(n);
-        if found.cache.tokens().len() == length {
+        if found.cache.tokens().len() == length && (model.has_states() || model.goes_back(prompt.len(), length)) {
             // It comes back with more tokens.
             return found.cache;
         }
@@ -88,8 +91,8 @@ impl Prefixes {
             let tokens = prefix.cache.tokens();
             let common = tokens.iter().zip(prompt).take_while(|(known, token)| known == token).count();
             let length = usable(common.min(prompt.len().saturating_sub(1)), prompt.len(), has_pieces);
-            // A state cannot go back.
-            if model.has_states() && length < tokens.len() { 0 } else { length }
+            let goes_back = length == tokens.len() || !model.has_states() && prefix.cache.goes_back_to(length);
+            if goes_back { length } else { 0 }
         };
         let longest = self.kept.iter().enumerate().map(|(n, prefix)| (known(prefix), n)).max();
         longest.filter(|(length, _)| *length > 0)
@@ -101,26 +104,33 @@ impl Prefixes {
             return;
         }
         let length = kept(cache.tokens().len(), has_pieces(model));
-        if length == 0 || model.has_states() && length < cache.tokens().len() {
+        let goes_back = |cache: &KeyValueCache, to: usize| !model.has_states() && cache.goes_back_to(to);
+        if length == 0 || length < cache.tokens().len() && !goes_back(&cache, length) {
             return;
         }
         cache.truncate(length);
         // Processes that hold some of the layers each have other bytes of it. All keep the same prompts, so they
-        // count what all layers would take.
+        // count those of the process with most.
         let has_some = model.placement().stage().is_some();
-        let bytes = if has_some { model.row_bytes(length) } else { cache.bytes() };
-        let (has_states, model) = (model.has_states(), Arc::downgrade(model));
-        // One that begins another is of no use beside it, unless it has states.
+        let bytes = if has_some { model.prompt_bytes(length) } else { cache.bytes() };
+        // One that begins another is of no use beside it, if that goes back to it.
         self.kept.retain(|prefix| {
-            let is_beginning = cache.tokens().starts_with(prefix.cache.tokens());
-            let is_same = prefix.cache.tokens().len() == cache.tokens().len();
-            !(prefix.model.ptr_eq(&model) && is_beginning && (is_same || !has_states))
+            let own = prefix.cache.tokens();
+            let is_in_it = || own.len() == cache.tokens().len() || goes_back(&cache, own.len());
+            let has_same_model = std::ptr::eq(prefix.model.as_ptr(), Arc::as_ptr(model));
+            !(has_same_model && cache.tokens().starts_with(own) && is_in_it())
         });
+        let model = Arc::downgrade(model);
         self.kept.push(Prefix { model, cache, bytes });
         while self.bytes() > self.most_bytes {
             self.kept.remove(0);
         }
     }
+}
+
+/// For a prompt of which nothing is known.
+pub(super) fn fresh(model: &Model) -> KeyValueCache {
+    if is_read_again(model) { KeyValueCache::of_one_text() } else { KeyValueCache::default() }
 }
 
 /// Whether pieces of a part can be used again.
@@ -137,7 +147,8 @@ pub(super) fn known_behind(model: &Model, other: &[u32], prompt: &[u32]) -> usiz
     let has_pieces = has_pieces(model);
     let kept = &other[..kept(other.len(), has_pieces)];
     let common = kept.iter().zip(prompt).take_while(|(known, token)| known == token).count();
-    usable(common.min(prompt.len().saturating_sub(1)), prompt.len(), has_pieces)
+    let length = usable(common.min(prompt.len().saturating_sub(1)), prompt.len(), has_pieces);
+    if model.goes_back(other.len(), length) { length } else { 0 }
 }
 
 /// The tokens that are kept of a prompt of so many.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::group::{Group, Job, share};
-use super::prefixes::known_behind;
+use super::prefixes::{fresh, known_behind};
 use super::{Engine, EngineEvent};
 use crate::decoder::cache::KeyValueCache;
 use crate::error::ModelError;
@@ -87,7 +87,7 @@ impl Engine {
             let begins = self.waiting.front().is_some_and(|job| self.may_begin(job) && self.has_room(job));
             let Some(mut job) = begins.then(|| self.waiting.pop_front()).flatten() else { return };
             let cache = match job.is_scored() {
-                true => KeyValueCache::default(),
+                true => fresh(&job.model),
                 false => self.prefixes.take(&job.model, &job.prompt),
             };
             job.tell(EngineEvent::Begun { cached: cache.tokens().len() });
@@ -130,13 +130,13 @@ impl Engine {
     /// request alone always fits.
     fn has_room(&self, job: &Job) -> bool {
         let is_alone = self.groups.is_empty() && self.being_read().next().is_none();
-        is_alone || self.bytes().saturating_add(job.bytes()) <= self.settings.cache_bytes
+        is_alone || self.bytes().saturating_add(job.bytes_from_prompt()) <= self.settings.cache_bytes
     }
 
     /// Bytes of keys and values of the running requests at their longest.
     pub(super) fn bytes(&self) -> usize {
         let of_groups = self.groups.iter().map(|group| group.bytes_with(None));
-        of_groups.chain(self.being_read().map(Job::bytes)).fold(0, usize::saturating_add)
+        of_groups.chain(self.being_read().map(Job::bytes_from_prompt)).fold(0, usize::saturating_add)
     }
 
     /// The group that a request joins, the first with a place: all of its rows get the room of the longest, which has
