@@ -111,9 +111,19 @@ def add_expert_branches(adapter, model):
                 parameter.data.normal_(0.0, 0.2 if "lora_A" in name else 0.1)
             tensors[peft_file_name(name)] = parameter.detach().contiguous()
     save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
+    tidy_adapter(adapter, target_modules=["down_proj", "gate_proj", "q_proj", "up_proj"])
+
+
+def tidy_adapter(adapter, **settings):
+    """An adapter's files without an empty form of a model card, and with these settings.
+
+    PEFT holds names of modules in sets, whose order Python draws anew in each process."""
+    (adapter / "README.md").unlink(missing_ok=True)
     path = adapter / "adapter_config.json"
-    saved = json.loads(path.read_text())
-    saved["target_modules"] = ["down_proj", "gate_proj", "q_proj", "up_proj"]
+    saved = json.loads(path.read_text()) | settings
+    for key in ("target_modules", "target_parameters"):
+        if isinstance(saved.get(key), list):
+            saved[key].sort()
     path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
 

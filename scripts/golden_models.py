@@ -1,6 +1,5 @@
 """The golden models: a base and its adapter are made and saved, and loaded again in f32 or f64."""
 
-import json
 import re
 
 import torch
@@ -8,7 +7,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from golden_experts import add_branches, add_expert_branches, pack_experts, peft_file_name, unpacked_experts
+from golden_experts import (
+    add_branches, add_expert_branches, pack_experts, peft_file_name, tidy_adapter, unpacked_experts)
 from golden_families import NORMS_ADD_ONE, WHOLE_ONLY
 from golden_float64 import in_float64
 from golden_rows import forward
@@ -70,15 +70,7 @@ def save_adapter(specification, directory):
     model.save_pretrained(directory / "adapter")
     if specification.get("expert_branches"):
         add_expert_branches(directory / "adapter", model)
-    # An empty form of a model card.
-    (directory / "adapter" / "README.md").unlink(missing_ok=True)
-    # PEFT holds target_modules in a set, whose order Python draws anew in each process.
-    path = directory / "adapter" / "adapter_config.json"
-    saved = json.loads(path.read_text())
-    for key in ("target_modules", "target_parameters"):
-        if isinstance(saved.get(key), list):
-            saved[key].sort()
-    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
+    tidy_adapter(directory / "adapter")
 
 
 def load_base(directory, float64=False, attention=None):
@@ -133,8 +125,4 @@ def save_stacked(directory, batch):
         difference = (forward(model, batch) - forward(load_with_adapter(directory), batch)).abs()
     assert difference[batch["attention_mask"].bool()].max() < 1e-4, "PEFT loads another adapter"
     model.save_pretrained(directory / "adapter_stacked")
-    (directory / "adapter_stacked" / "README.md").unlink(missing_ok=True)
-    path = directory / "adapter_stacked" / "adapter_config.json"
-    saved = json.loads(path.read_text())
-    saved["target_parameters"].sort()
-    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
+    tidy_adapter(directory / "adapter_stacked")

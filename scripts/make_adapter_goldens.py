@@ -37,7 +37,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 
 from golden_curves import GLOBAL_BATCH_SIZE, MICRO_BATCH_SIZE, train
-from golden_experts import peft_file_name
+from golden_experts import peft_file_name, tidy_adapter
 from golden_figures import relative_norm, write_json
 from golden_float64 import in_float64
 from golden_models import load_base
@@ -91,11 +91,7 @@ def write_adapter(family_directory, directory, settings):
             else:
                 parameter.normal_(0.0, 0.1)
     model.save_pretrained(directory / "adapter")
-    (directory / "adapter" / "README.md").unlink(missing_ok=True)
-    path = directory / "adapter" / "adapter_config.json"
-    saved = json.loads(path.read_text())
-    saved["target_modules"].sort()
-    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
+    tidy_adapter(directory / "adapter")
 
 
 def load(family_directory, directory, float64=False):

@@ -46,6 +46,12 @@ fn settings_that_differ_and_what_came_of_them() {
         folder.finetune(&["compare", "one", "two", "--html", path]).expect(2).says(what);
     }
     assert!(folder.path("one/recipe.toml").is_file() && folder.path("one").is_dir());
+    // A line that a disk has damaged is said.
+    let rows = std::fs::read_to_string(folder.path("one/metrics.jsonl")).expect("metrics");
+    folder.write("one/metrics.jsonl", format!("{{\n{rows}").as_bytes());
+    folder.finetune(&["compare", "one", "two"]).expect(0).says("one: 1 line of metrics.jsonl cannot be read");
+    let seen = folder.finetune(&["watch", "one", "--once"]).expect(0).stdout;
+    assert!(seen.contains("10/10") && seen.contains("one: 1 line of metrics.jsonl cannot be read"), "{seen}");
     folder.finetune(&["compare", "one", "model"]).expect(2).says("a run is meant");
     folder.finetune(&["compare", "one"]).expect(2);
 }

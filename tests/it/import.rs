@@ -65,6 +65,7 @@ fn files_that_are_none_of_the_four() {
             "x.yml: not a configuration of axolotl, LLaMA-Factory, torchtune or mlx-lm: its keys are a, b",
         ),
         ("a: [1\n", &[], "not YAML"),
+        ("{}\n", &[], "it has no keys"),
         (
             "base_model: a/b\nadapter: lora\nmodel: a/b\niters: 3\n",
             &[],

@@ -42,6 +42,9 @@ fn the_number_of_processes_changes_no_bit() {
         let name = "adapter/adapter_model.safetensors";
         assert!(got.files[name] == want.files[name], "{ranks} processes: another adapter");
     }
+    // A run stands for its recipe, as with `finetune run`.
+    folder.finetune(&["launch", "-n", "4", "--", "four", "--resume"]).expect(0);
+    folder.finetune(&["launch", "-n", "2", "--", "none.toml"]).expect(2).says("there is no recipe none.toml");
 }
 
 /// Every rank is killed at every point, in groups of two to six. The run goes on with `--resume`

@@ -22,15 +22,30 @@ use crate::variants;
 
 /// The sequences of a conversation, with its documents in them.
 pub(crate) fn sequences(template: &ChatTemplate, chat: &Chat, train_on: TrainOn) -> Result<Sequences, Failure> {
-    let sequences = in_some_form(template, chat, train_on)?;
-    match document_left_out(template, chat, &sequences.list) {
+    let turns = Turns::choose(chat, train_on)?;
+    let sequences = in_some_form(template, chat, &|reader| reader.read(&turns, train_on))?;
+    let is_there = |text: &str| sequences.list.iter().any(|sequence| texts::occurs(&sequence.text, text));
+    match document_left_out(template, chat, &is_there) {
         Some(document) => Err(RowProblem::DocumentLeftOut(document).into()),
         None => Ok(sequences),
     }
 }
 
-/// The first document without a text in the sequences, if the template reads documents.
-fn document_left_out(template: &ChatTemplate, chat: &Chat, sequences: &[Sequence]) -> Option<usize> {
+/// The messages of a conversation that is to be answered, in the form in which the template leaves nothing out that was
+/// said to the model.
+pub(crate) fn taken_form(template: &ChatTemplate, chat: &Chat) -> Result<Vec<Value>, Failure> {
+    in_some_form(template, chat, &|reader| {
+        let full = reader.conversation().render()?;
+        reader.check_asked(&full)?;
+        match document_left_out(template, chat, &|text| texts::occurs(&full.text, text)) {
+            Some(document) => Err(RowProblem::DocumentLeftOut(document).into()),
+            None => Ok(reader.messages.to_vec()),
+        }
+    })
+}
+
+/// The first document of whose texts none is there, if the template reads documents.
+fn document_left_out(template: &ChatTemplate, chat: &Chat, is_there: &dyn Fn(&str) -> bool) -> Option<usize> {
     let documents = chat.documents()?.as_array()?;
     if !template.mentions(DOCUMENTS) {
         return None;
@@ -41,20 +56,22 @@ fn document_left_out(template: &ChatTemplate, chat: &Chat, sequences: &[Sequence
         let texts = document.as_object().into_iter().flat_map(|document| document.values()).chain([document]);
         let texts: Vec<&str> = texts.filter_map(Value::as_str).map(str::trim).filter(|text| !text.is_empty()).collect();
         let has_long = texts.iter().any(|text| text.len() >= LONG);
-        let is_there = |text: &&str| sequences.iter().any(|sequence| texts::occurs(&sequence.text, text));
         let mut looked_for = texts.iter().filter(|text| !has_long || text.len() >= LONG);
-        !texts.is_empty() && !looked_for.any(is_there)
+        !texts.is_empty() && !looked_for.any(|text| is_there(text))
     })
 }
 
 /// If the template does not take the messages as they are written, the other forms of the same
 /// messages are tried (`variants.rs`).
-fn in_some_form(template: &ChatTemplate, chat: &Chat, train_on: TrainOn) -> Result<Sequences, Failure> {
-    let turns = Turns::choose(chat, train_on)?;
+fn in_some_form<T>(
+    template: &ChatTemplate,
+    chat: &Chat,
+    read: &dyn Fn(&ChatReader<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let mut problem = None;
     for messages in variants::of(&chat.messages) {
-        match ChatReader::new(template, chat, messages)?.read(&turns, train_on) {
-            Ok(sequences) => return Ok(sequences),
+        match read(&ChatReader::new(template, chat, messages)?) {
+            Ok(result) => return Ok(result),
             Err(Failure::All(error)) => return Err(Failure::All(error)),
             // The problem of the row as it is written is told, unless it is only one of its form.
             Err(found) => {
@@ -66,8 +83,8 @@ fn in_some_form(template: &ChatTemplate, chat: &Chat, train_on: TrainOn) -> Resu
         }
     }
     if let Some(messages) = variants::as_openai(&chat.messages) {
-        match ChatReader::new(template, chat, Cow::Owned(messages))?.read(&turns, train_on) {
-            Ok(sequences) => return Ok(sequences),
+        match read(&ChatReader::new(template, chat, Cow::Owned(messages))?) {
+            Ok(result) => return Ok(result),
             Err(Failure::All(error)) => return Err(Failure::All(error)),
             // A problem of this form is not told: the row is not in it.
             Err(found) if problem.as_ref().is_some_and(may_be_of_form) && !may_be_of_form(&found) => {
@@ -94,6 +111,24 @@ impl<'a> ChatReader<'a> {
             return Err(problem.into());
         }
         self.by_turn(turns)
+    }
+
+    /// Refuses a conversation whose rendering lacks what was said to the model. Of its own answers templates write what
+    /// they see fit: mostly without reasoning, some without the text beside a call.
+    fn check_asked(&self, full: &Rendered) -> Result<(), Failure> {
+        if texts::plainly_there(&self.messages, self.chat.tools.as_ref(), &full.text) {
+            return Ok(());
+        }
+        let is_answer = |text: &Text| text.message.is_some_and(|it| self.messages[it]["role"] == "assistant");
+        let wanted = |text: &Text| match text.kind {
+            TextKind::Reasoning => false,
+            TextKind::Content => !is_answer(text),
+            _ => true,
+        };
+        let marks = LazyMarks::new(self);
+        let (marked, found) = marks.get(full)?;
+        let marks = found.as_ref().map(|found| &found.marks[..]);
+        self.check(marked, &full.text, marks, 0..self.messages.len(), &wanted)
     }
 
     /// One sequence of the whole conversation.

@@ -272,6 +272,9 @@ pub enum DatasetError {
     /// Rows cannot be used.
     #[error("{0}")]
     BadRows(Box<BadRows>),
+    /// A conversation cannot be answered.
+    #[error("{}{}", .0, expectation(.0))]
+    Conversation(Box<RowProblem>),
 }
 
 /// The rows that cannot be used.
@@ -302,12 +305,15 @@ pub struct BadRow {
     pub beginning: String,
 }
 
+/// What is expected in the place of a problem, behind it.
+fn expectation(problem: &RowProblem) -> String {
+    problem.expected().map(|expected| format!("; expected {expected}")).unwrap_or_default()
+}
+
 impl fmt::Display for BadRow {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}: {}", place(&self.file, self.line, self.column, self.row), self.problem)?;
-        if let Some(expected) = self.problem.expected() {
-            write!(formatter, "; expected {expected}")?;
-        }
+        formatter.write_str(&expectation(&self.problem))?;
         if !self.beginning.is_empty() {
             write!(formatter, "\n    {}", self.beginning)?;
         }
@@ -339,8 +345,7 @@ fn at_line(line: Option<usize>) -> String {
     line.map(|line| format!(", line {line}")).unwrap_or_default()
 }
 
-/// A path of two names may be meant as a dataset of the hub. A URL is recognized also after the
-/// recipe's directory was put in front of it and a slash was lost.
+/// A path of two names may be meant as a dataset of the hub.
 fn unreadable_hints(path: &Path) -> Vec<String> {
     let text = path.to_string_lossy();
     let relative = text.strip_prefix("./").unwrap_or(&text);
@@ -349,9 +354,7 @@ fn unreadable_hints(path: &Path) -> Vec<String> {
         return vec!["start the program that writes the rows before, or name a file of rows".to_owned()];
     }
     let mut hints = vec!["paths in a recipe are relative to the recipe file".to_owned()];
-    if relative.contains("http:/") || relative.contains("https:/") {
-        hints = vec!["no address is downloaded: fetch the file, and name it in data.train".to_owned()];
-    } else if parts == 2 && path.is_relative() && path.extension().is_none() {
+    if parts == 2 && path.is_relative() && path.extension().is_none() {
         hints.push(format!("a data set of the hub is written {HUB_ROWS}{relative}"));
     }
     hints
@@ -418,6 +421,7 @@ impl Advice for DatasetError {
             Self::NoRows { files } => &[no_rows_hint(files)],
             Self::AllDropped { .. } => &["raise data.max_seq_len, or cut rows with data.overlong = \"truncate\""],
             Self::BadRows(rows) => return rows.hints(),
+            Self::Conversation(problem) => return problem.hints(),
             Self::OtherKind { remedy, .. } => return vec![remedy.clone()],
             Self::NotForLlamaCpp { .. } => {
                 &["--format merged writes a model directory, which newer converters of llama.cpp may read"]

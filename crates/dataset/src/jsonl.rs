@@ -96,6 +96,12 @@ fn foreign_words(text: &str, error: &serde_json::Error) -> Option<&'static str> 
     if error.to_string().contains("hex escape") {
         return Some("whole characters: \\ud83d and the like need their second half behind them");
     }
+    if error.to_string().starts_with("trailing characters") {
+        return Some(match near.contains('\r') {
+            true => "one JSON object on each line, and lines that end with \\n",
+            false => "one JSON object on each line, and nothing behind it",
+        });
+    }
     if WORDS.iter().any(|word| near.contains(word)) {
         return Some("JSON, as json.dumps writes it: true, false, null, and no NaN or Infinity");
     }

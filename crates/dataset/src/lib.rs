@@ -15,6 +15,7 @@
 //! - row formats: `row.rs`, `sharegpt.rs`, `messages.rs`, `calls.rs`, `row_of_tokens.rs`;
 //! - conversations to sequences: `chat.rs`, `chat_reader.rs`, `by_turn.rs`, `thought.rs`; what a row
 //!   says must reach its text: `texts.rs`, `variants.rs`; plain text: `plain_text.rs`;
+//! - a conversation that is to be answered, in the same way: `asked.rs`;
 //! - chat templates: `template.rs`. `template_rewrite.rs`, `template_tags.rs`, `percent*.rs`,
 //!   `generation.rs`, `integers.rs` and `python*.rs` make minijinja behave as transformers' jinja2;
 //! - the tokenizer: `tokenizer.rs`, `text_source.rs` (from which files), `added_tokens.rs` and
@@ -36,6 +37,7 @@
 
 mod added_tokens;
 mod array;
+mod asked;
 mod by_turn;
 mod calls;
 mod chat;
@@ -102,6 +104,7 @@ mod tokenizer;
 mod tokenizer_class;
 mod variants;
 
+pub use asked::Asked;
 pub use counts::Counts;
 pub use ends::Ends;
 pub use error::{BadRow, BadRows, DatasetError};

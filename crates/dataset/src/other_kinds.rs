@@ -45,6 +45,7 @@ fn remedy(path: &Path, holding: Holding) -> Option<String> {
             "python -c \"import datasets, sys; datasets.Dataset.from_file(sys.argv[1]).to_json(sys.argv[2])\" {file} {rows}"
         ),
         Holding::Utf16 => format!("iconv -f UTF-16 -t UTF-8 {file} > {}", other_name(path)),
+        Holding::Utf32 => format!("iconv -f UTF-32 -t UTF-8 {file} > {}", other_name(path)),
         Holding::LfsPointer => "fetch the file itself: git lfs pull, or hf download".to_owned(),
         Holding::Html => "fetch the file itself: on the hub, /resolve/ in its address in place of /blob/".to_owned(),
         Holding::Safetensors | Holding::Pickle | Holding::Gguf | Holding::SentencePiece => {

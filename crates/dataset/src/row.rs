@@ -135,12 +135,15 @@ pub(crate) fn read(mut row: Map<String, Value>, format: Format) -> Result<Parsed
             return read(row, format);
         }
     };
-    let example = example.map_err(|problem| {
-        let needed = || FORMATS.iter().find(|(known, ..)| *known == format).map(|(.., needed)| (*needed).to_owned());
-        let expected = problem.expected().or_else(needed).unwrap_or_default();
-        RowProblem::Format { problem, expected }
-    })?;
+    let example = example.map_err(|problem| in_format(problem, format))?;
     Ok(Parsed { example, unused })
+}
+
+/// The problem of a row of this format.
+pub(crate) fn in_format(problem: FormatProblem, format: Format) -> RowProblem {
+    let needed = || FORMATS.iter().find(|(known, ..)| *known == format).map(|(.., needed)| (*needed).to_owned());
+    let expected = problem.expected().or_else(needed).unwrap_or_default();
+    RowProblem::Format { problem, expected }
 }
 
 /// The keys that a format reads.
@@ -285,9 +288,14 @@ pub(crate) fn refuse_lost(row: &Map<String, Value>) -> Result<(), FormatProblem>
 }
 
 fn messages_row(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Result<Example, FormatProblem> {
+    asked(row, unused).map(Example::Chat)
+}
+
+/// The conversation of an object with `messages`, whether it is answered already or not.
+pub(crate) fn asked(row: &mut Map<String, Value>, unused: &mut Vec<String>) -> Result<Chat, FormatProblem> {
     refuse_lost(row)?;
     let messages = messages::read(list(row, "messages")?, "messages")?;
-    chat(row, messages, "messages", unused).map(Example::Chat)
+    chat(row, messages, "messages", unused)
 }
 
 /// A chat whose messages came from one list of the row, with a `system` text beside them put in

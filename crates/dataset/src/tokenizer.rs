@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use finetune_store::json_fault;
 use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 use tokenizers::{PostProcessor, PostProcessorWrapper, Tokenizer};
@@ -395,8 +396,10 @@ impl Loaded {
         new_tokens: &[String],
         files: [u8; 32],
     ) -> Result<Self, DatasetError> {
-        let refused =
-            |error: tokenizers::Error| DatasetError::BadModelFile { path: path.to_owned(), reason: error.to_string() };
+        let refused = |error: tokenizers::Error| DatasetError::BadModelFile {
+            path: path.to_owned(),
+            reason: json_fault(bytes, &error),
+        };
         let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(refused)?;
         let mut notices = Vec::new();
         // Rows are cut in `reading.rs`, which counts what it cuts, and are never padded.

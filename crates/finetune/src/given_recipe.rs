@@ -50,13 +50,10 @@ impl GivenRecipe {
     }
 }
 
-/// The recipe of a launch, and of what it asks other hosts: the file as it is named, or the flags.
-pub(crate) fn of_launch(run: &RunArguments) -> Result<Recipe, RecipeError> {
-    let (sets, output) = (&run.recipe.sets, run.output_dir.as_deref());
-    match &run.recipe.recipe {
-        Some(file) => Recipe::load(file, sets, output),
-        None => Recipe::parse(&composed(&run.recipe, run.eval.as_deref()), Path::new(COMMAND_LINE), sets, output),
-    }
+/// The recipe of a launch, and of what it asks other hosts.
+pub(crate) fn of_launch(run: &RunArguments) -> Result<Recipe, Failure> {
+    let given = GivenRecipe::of(&run.recipe, run.eval.as_deref())?;
+    Ok(given.load(&run.recipe.sets, run.output_dir.as_deref())?)
 }
 
 /// Three epochs in small steps: with the default of one epoch, a few dozen rows would be a handful

@@ -70,7 +70,8 @@ pub(crate) fn is_rows(text: &str) -> bool {
 
 /// Whether a text names a file or folder of this machine.
 pub(crate) fn is_path(text: &str) -> bool {
-    is_rows(text) || text.starts_with(['/', '.']) || text.contains('/') && !is_hub_id(text)
+    let is_address = text.contains("://");
+    !is_address && (is_rows(text) || text.starts_with(['/', '.']) || text.contains('/') && !is_hub_id(text))
 }
 
 /// The rows of a configuration, as far as they are known.
@@ -158,6 +159,7 @@ mod tests {
             ("rows.json", false, true),
             ("a/b/c", false, true),
             ("me/rows.parquet", false, true),
+            ("s3://bucket/rows.jsonl", false, false),
         ] {
             assert_eq!((is_hub_id(text), is_path(text)), (hub, path), "{text}");
         }

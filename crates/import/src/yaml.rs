@@ -149,6 +149,7 @@ pub(crate) fn parse(text: &str, file: &Path) -> Result<Node, ImportError> {
     }
     let unknown = |found: &str| ImportError::Unknown { file: file.to_owned(), found: found.to_owned() };
     match builder.root {
+        Some(Node { value: Value::Map(entries), .. }) if entries.is_empty() => Err(unknown("it has no keys")),
         Some(root @ Node { value: Value::Map(_), .. }) => Ok(root),
         Some(Node { value: Value::List(_), .. }) => Err(unknown("a list, and a map of keys is meant")),
         Some(_) => Err(unknown("a text without keys")),

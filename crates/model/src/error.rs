@@ -188,7 +188,7 @@ impl Advice for ModelError {
             ModelError::Architecture { name, .. } => {
                 relatives::in_place_of(name).into_iter().chain([supported()]).collect()
             }
-            ModelError::Setting { key, value, .. } => setting_hint(key, value).into_iter().collect(),
+            ModelError::Setting { key, value, .. } => vec![setting_hint(key, value)],
             ModelError::NoTarget { examples, .. } => {
                 vec![format!("linear layers of this model are called {}", list(examples))]
             }
@@ -226,6 +226,7 @@ impl Advice for ModelError {
                 "nothing was written; in more bits (a base in f32) less is lost by rounding".into(),
                 "`finetune eval MODEL_DIR --adapter DIR` says whether the adapter itself is sound".into(),
             ],
+            ModelError::Malformed { .. } => vec!["get it again: it was changed, or a download is not complete".into()],
             ModelError::Unreadable { .. } => {
                 vec!["a model directory needs config.json, tokenizer.json and model.safetensors (or shards with their index)".into()]
             }
@@ -271,19 +272,20 @@ fn disk_hints() -> Vec<String> {
 }
 
 /// What to do about a setting that is not supported.
-fn setting_hint(key: &str, value: &str) -> Option<String> {
-    Some(match (key, value) {
+fn setting_hint(key: &str, value: &str) -> String {
+    match (key, value) {
         ("rope_type", "dynamic") => "up to max_position_embeddings this scaling changes nothing: take rope_scaling out of config.json to train on rows of at most that length".into(),
         ("layer_types" | "num_local_experts", _) => "of Granite 4, the models with attention alone and without experts are supported (micro, 1b and 350m, those without an `h` in their names)".into(),
         ("fine_tune_type", _) => "fuse it with `mlx_lm.fuse`, and use the result as the model".into(),
         (
             "peft_type" | "use_dora" | "bias" | "modules_to_save" | "lora_bias" | "init_lora_weights"
             | "layer_replication" | "trainable_token_indices" | "target_parameters" | "use_qalora" | "use_bdlora"
-            | "kasa_config" | "monteclora_config" | "arrow_config" | "enable_lora",
+            | "kasa_config" | "monteclora_config" | "arrow_config" | "enable_lora" | "megatron_config" | "velora_config"
+            | "alora_invocation_tokens",
             _,
         ) => "merge it into its base with PEFT (merge_and_unload), and use the result as the model".into(),
-        _ => return None,
-    })
+        _ => "nothing here computes it: docs/models.md has the families of models that are computed".into(),
+    }
 }
 
 /// Hints for a pattern that matches nothing. Most people have written a name instead, some a list

@@ -24,14 +24,17 @@ pub(crate) struct ValueRival {
     pub(crate) instead: &'static str,
 }
 
-// A variant is declared as `Variant = "word" ["their word", "their word" => "what to write"]`.
+// A variant is declared as `Variant = "word" ["their word", "their word" => "what to write"]`, with
+// `=> "what to write" ["their word", ...]` behind it for words of which the same is to be said.
 macro_rules! choices {
     ($(
         $(#[$about:meta])*
         $name:ident {
             $(
                 $(#[$note:meta])*
-                $variant:ident = $text:literal $([$($theirs:literal $(=> $instead:literal)?),* $(,)?])?
+                $variant:ident = $text:literal
+                    $([$($theirs:literal $(=> $instead:literal)?),* $(,)?])?
+                    $(=> $said:literal [$($alike:literal),* $(,)?])?
             ),+ $(,)?
         }
     )+) => { $(
@@ -57,9 +60,12 @@ macro_rules! choices {
         impl Choice for $name {
             const WORDS: &'static [&'static str] = $name::ALL;
             const RIVALS: &'static [ValueRival] = &[
-                $($($(
-                    ValueRival { theirs: $theirs, ours: $text, instead: concat!("" $(, $instead)?) },
-                )*)?)+
+                $(
+                    $($(
+                        ValueRival { theirs: $theirs, ours: $text, instead: concat!("" $(, $instead)?) },
+                    )*)?
+                    $($(ValueRival { theirs: $alike, ours: $text, instead: $said },)*)?
+                )+
             ];
 
             fn word(self) -> &'static str {
@@ -97,19 +103,14 @@ choices! {
         Disk = "disk" [
             "offload", "nvme", "ssd", "mmap",
             "cpu" => r#"write "disk": each layer is read from its file whenever a step comes to it; where to compute is `device`"#,
-            "host" => r#"write "disk": each layer is read from its file whenever a step comes to it"#,
-            "cpu_offload" => r#"write "disk": each layer is read from its file whenever a step comes to it"#,
-        ],
+        ] => r#"write "disk": each layer is read from its file whenever a step comes to it"# ["host", "cpu_offload"],
     }
     Quantization {
         /// 4 bits, levels at the quantiles of a normal distribution
         /// (<https://arxiv.org/abs/2305.14314>).
         Nf4 = "nf4" [
             "4bit", "int4", "fp4", "bnb", "bitsandbytes", "q4",
-            "gptq" => "a base that is packed already is read as it is: leave `quantization` out",
-            "awq" => "a base that is packed already is read as it is: leave `quantization` out",
-            "fp8" => "a base that is packed already is read as it is: leave `quantization` out",
-        ],
+        ] => "a base that is packed already is read as it is: leave `quantization` out" ["gptq", "awq", "fp8"],
         /// 8 bits with one scale for each row, as bitsandbytes keeps them
         /// (<https://arxiv.org/abs/2208.07339>).
         Int8 = "int8" ["8bit", "llm_int8", "q8"],
@@ -170,30 +171,15 @@ choices! {
         /// As the cables are.
         Auto = "auto",
         /// In turn: the last rank hands on to the first one.
-        Ring = "ring" [
-            "in_turn" => r#"write "ring": layer n on the (n mod stages)th rank"#,
-            "round_robin" => r#"write "ring": layer n on the (n mod stages)th rank"#,
-            "looped" => r#"write "ring": layer n on the (n mod stages)th rank"#,
-            "interleaved" => r#"write "ring": layer n on the (n mod stages)th rank"#,
-            "interleaved1f1b" => r#"write "ring": layer n on the (n mod stages)th rank"#,
-            "loopedbfs" => r#"write "ring": layer n on the (n mod stages)th rank"#,
+        Ring = "ring" => r#"write "ring": layer n on the (n mod stages)th rank"# [
+            "in_turn", "round_robin", "looped", "interleaved", "interleaved1f1b", "loopedbfs",
         ],
         /// Next to each other.
-        Contiguous = "contiguous" [
-            "blocks" => r#"write "contiguous": layers next to each other"#,
-            "chain" => r#"write "contiguous": layers next to each other"#,
-            "gpipe" => r#"write "contiguous": layers next to each other"#,
-            "1f1b" => r#"write "contiguous": layers next to each other"#,
+        Contiguous = "contiguous" => r#"write "contiguous": layers next to each other"# [
+            "blocks", "chain", "gpipe", "1f1b",
         ],
         /// In turn, there and back.
-        Wave = "wave" [
-            "zigzag" => r#"write "wave": in turn there and back"#,
-            "zig_zag" => r#"write "wave": in turn there and back"#,
-            "snake" => r#"write "wave": in turn there and back"#,
-            "v" => r#"write "wave": in turn there and back"#,
-            "zbv" => r#"write "wave": in turn there and back"#,
-            "hanayo" => r#"write "wave": in turn there and back"#,
-        ],
+        Wave = "wave" => r#"write "wave": in turn there and back"# ["zigzag", "zig_zag", "snake", "v", "zbv", "hanayo"],
     }
     /// What sums of gradients are on the way between ranks.
     WireChoice {

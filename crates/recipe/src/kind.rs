@@ -116,8 +116,10 @@ impl<'a, 'i> Written<'a, 'i> {
     pub(crate) fn path_text(&self) -> Result<&'a str, Problem> {
         let text = self.text()?;
         let key = self.key;
-        if text == "~" || text.starts_with("~/") {
-            let message = format!("`{key}` starts with `~`, which only a shell replaces by the home directory");
+        let first = text.split('/').next().unwrap_or_default();
+        let is_variable = |name: &str| name.starts_with(|first: char| first == '{' || first.is_ascii_uppercase());
+        if first == "~" || first.strip_prefix('$').is_some_and(is_variable) {
+            let message = format!("`{key}` starts with `{first}`, which only a shell replaces");
             return Err(self.problem(message).hint("write the whole path, or one relative to the recipe"));
         }
         if text.contains('\0') {
@@ -128,7 +130,12 @@ impl<'a, 'i> Written<'a, 'i> {
 
     /// A path, joined to the recipe's folder.
     pub(crate) fn path(&self) -> Result<PathBuf, Problem> {
-        Ok(path::joined(self.file, self.path_text()?))
+        let text = self.path_text()?;
+        if text.contains("://") {
+            let message = format!("`{}` is an address, and a path is meant", self.key);
+            return Err(self.problem(message).hint("nothing is fetched from addresses, nor written to them"));
+        }
+        Ok(path::joined(self.file, text))
     }
 
     /// Reads a part of the value, such as an item of a list.

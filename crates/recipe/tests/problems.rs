@@ -73,6 +73,24 @@ fn wrong_types() {
 }
 
 #[test]
+fn paths_that_are_none_here() {
+    check_below(&[
+        (
+            "eval = \"~/rows.jsonl\"",
+            "5:8 `data.eval` starts with `~`, which only a shell replaces | write the whole path, or one relative to the recipe",
+        ),
+        (
+            "eval = \"$DATA/rows.jsonl\"",
+            "5:8 `data.eval` starts with `$DATA`, which only a shell replaces | write the whole path, or one relative to the recipe",
+        ),
+        (
+            "eval = \"s3://bucket/rows.jsonl\"",
+            "5:8 `data.eval` is an address, and a path is meant | nothing is fetched from addresses, nor written to them",
+        ),
+    ]);
+}
+
+#[test]
 fn values_out_of_range() {
     check_below(&[
         ("[lora]\nrank = 0", "6:8 `lora.rank` must be at least 1, found 0"),
@@ -97,10 +115,6 @@ fn values_out_of_range() {
         ("max_seq_len = 1", "5:15 `data.max_seq_len` must be at least 2, found 1"),
         ("eval = []", "5:8 `data.eval` must name a file"),
         ("eval = \" \"", "5:8 `data.eval` must not be empty"),
-        (
-            "eval = \"~/rows.jsonl\"",
-            "5:8 `data.eval` starts with `~`, which only a shell replaces by the home directory | write the whole path, or one relative to the recipe",
-        ),
         ("[train]\nmicro_batch_size = 0", "6:20 `train.micro_batch_size` must be at least 1, found 0"),
         ("[train]\nglobal_batch_size = 0", "6:21 `train.global_batch_size` must be at least 1, found 0"),
         ("[train]\nmax_grad_norm = -1", "6:17 `train.max_grad_norm` must be 0 or more, found -1"),

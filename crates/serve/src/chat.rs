@@ -26,7 +26,7 @@ use crate::fields::Fields;
 use crate::forms::{Calls, Thought, ToolChoice, grammar, trial};
 use crate::grammar::Grammar;
 use crate::harmony_forms::Final;
-use crate::messages::{Conversation, describe, name_thinking, with_texts_of_arguments};
+use crate::messages::{Conversation, describe, left_out, name_thinking, with_texts_of_arguments};
 use crate::parts::{PartReader, Parts};
 use crate::server::State;
 use crate::tool_calls::{ToolCall, Tools};
@@ -236,9 +236,15 @@ async fn read_prompt(
             let messages = with_texts_of_arguments(messages).ok_or(error)?;
             render(&messages)
         });
-        Ok(rendered?.text)
+        let text = rendered?.text;
+        let left_out = left_out(messages, &text);
+        Ok((text, left_out))
     });
-    let text = text.await?;
+    let (text, left_out) = text.await?;
+    if let Some((n, role)) = left_out {
+        let message = format!("the chat template leaves messages of the role `{role}` out");
+        return Err(ApiError::field(format!("messages[{n}].role"), message));
+    }
     check_text(served, &text, "messages")?;
     let opened = served.marking.opened_by(&text).map(str::to_owned);
     let tokenizer = served.tokenizer.clone();

@@ -14,6 +14,8 @@ pub(crate) struct Fields(Map<String, Value>);
 
 impl Fields {
     pub(crate) fn read(body: &[u8]) -> Result<Fields, ApiError> {
+        // Some editors put a byte order mark in front of a file, and such a file may be sent.
+        let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
         if has_more_values(body, MOST_VALUES) {
             return Err(ApiError::field("body", format!("the body has more than {MOST_VALUES} values")));
         }
@@ -38,7 +40,7 @@ impl Fields {
         let number = value.as_f64().ok_or_else(|| wrong(name, value, "a number"))?;
         if !range.contains(&number) {
             let (least, most) = range.into_inner();
-            return Err(ApiError::field(name, format!("`{name}` is {number}, and must be from {least} to {most}")));
+            return Err(ApiError::field(name, format!("`{name}` is {value}, and must be from {least} to {most}")));
         }
         Ok(Some(number))
     }
@@ -124,6 +126,12 @@ pub(crate) fn kind(value: &Value) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_byte_order_mark_is_passed_over() {
+        let fields = Fields::read("\u{feff}{\"n\": 1}".as_bytes()).expect("JSON");
+        assert_eq!(fields.whole("n", 0..=1), Ok(Some(1)));
+    }
 
     #[test]
     fn whole_numbers() {

@@ -84,6 +84,17 @@ fn read_message(message: &Value, path: &str) -> Result<Value, ApiError> {
     Ok(Value::Object(message))
 }
 
+/// The first message of a role of its own that a template has written nothing of, and that role.
+pub(crate) fn left_out(messages: &[Value], prompt: &str) -> Option<(usize, String)> {
+    const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "function"];
+    let is_left_out = |message: &Value| {
+        let text = message["content"].as_str().unwrap_or_default().trim();
+        let role = message["role"].as_str().filter(|role| !ROLES.contains(role) && !prompt.contains(text))?;
+        Some(role.chars().take(40).collect())
+    };
+    messages.iter().enumerate().find_map(|(n, message)| Some((n, is_left_out(message)?)))
+}
+
 fn text_of(parts: &[Value], path: &str) -> Result<String, ApiError> {
     let text = |(n, part): (usize, &Value)| {
         let path = format!("{path}[{n}]");
@@ -168,7 +179,7 @@ fn tools(fields: &Fields, choice: &ToolChoice) -> Result<Option<Value>, ApiError
         };
     };
     for (n, tool) in tools.iter().enumerate() {
-        let has_name = tool["function"]["name"].is_string();
+        let has_name = tool["function"]["name"].as_str().is_some_and(|name| !name.is_empty());
         if tool["type"] != "function" || !has_name {
             let message = "a tool is {\"type\": \"function\", \"function\": {\"name\", ...}}";
             return Err(ApiError::field(format!("tools[{n}]"), message));
@@ -261,6 +272,18 @@ mod tests {
     }
 
     #[test]
+    fn roles_that_a_template_does_not_know() {
+        let said = |role: &str, text: &str| json!({"role": role, "content": text});
+        for (messages, want) in [
+            (vec![said("user", "gone"), said("critic", " there ")], None),
+            (vec![said("user", "there"), said("critic", "gone")], Some((1, "critic".to_owned()))),
+            (vec![said("critic", "")], None),
+        ] {
+            assert_eq!(left_out(&messages, "<user>there</user>"), want, "{messages:?}");
+        }
+    }
+
+    #[test]
     fn variables_of_templates() {
         let of = |more: Value| {
             let mut asked = json!({"messages": [{"role": "user", "content": "Hi"}]});
@@ -312,6 +335,7 @@ mod tests {
             (json!({"name": "now", "strict": "yes"}), "tools[0].function.strict"),
             (json!({"name": "now", "parameters": true}), "tools[0].function.parameters"),
             (json!({"strict": true}), "tools[0]"),
+            (json!({"name": ""}), "tools[0]"),
         ] {
             let user = json!({"role": "user", "content": "Hi"});
             let tools = json!([{"type": "function", "function": function}]);

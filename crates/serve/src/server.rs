@@ -283,16 +283,43 @@ async fn responses() -> ApiError {
 }
 
 async fn nothing(uri: Uri) -> ApiError {
-    ApiError::new(StatusCode::NOT_FOUND, format!("there is nothing at `{}`", uri.path()))
+    let hint = meant(uri.path()).map(|path| format!(": `{path}` is meant")).unwrap_or_default();
+    ApiError::new(StatusCode::NOT_FOUND, format!("there is nothing at `{}`{hint}", uri.path()))
+}
+
+/// The path that a client means whose address of the server has no `/v1`, has it twice, or ends with a slash.
+fn meant(path: &str) -> Option<&'static str> {
+    const PATHS: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/v1/models"];
+    let path = path.trim_end_matches('/');
+    let path = path.trim_start_matches("/v1");
+    PATHS.into_iter().find(|there| there.trim_start_matches("/v1") == path)
 }
 
 async fn other_method(uri: Uri) -> ApiError {
-    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, format!("`{}` takes another method", uri.path()))
+    let path = uri.path();
+    let method = if matches!(path, "/v1/chat/completions" | "/v1/completions") { "POST" } else { "another method" };
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, format!("`{path}` takes {method}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::bare;
+    use super::{bare, meant};
+
+    #[test]
+    fn paths_that_are_nearly_right() {
+        for (given, want) in [
+            ("/chat/completions", Some("/v1/chat/completions")),
+            ("/v1/v1/chat/completions", Some("/v1/chat/completions")),
+            ("/v1/chat/completions/", Some("/v1/chat/completions")),
+            ("/v1/models/", Some("/v1/models")),
+            ("/completions", Some("/v1/completions")),
+            ("/", None),
+            ("/v1", None),
+            ("/nowhere", None),
+        ] {
+            assert_eq!(meant(given), want, "{given}");
+        }
+    }
 
     #[test]
     fn an_address_may_stand_in_brackets() {

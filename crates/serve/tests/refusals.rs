@@ -101,6 +101,7 @@ fn hostile_bodies_are_refused_by_name() {
         (of("\"temperature\": NaN"), 400, "body", "not JSON"),
         (of("\"temperature\": \"NaN\""), 400, "temperature", "a number"),
         (of("\"temperature\": -0.1"), 400, "temperature", "from 0"),
+        (of("\"temperature\": 1e300"), 400, "temperature", "1e+300"),
         (of("\"top_p\": -1"), 400, "top_p", "from 0"),
         (of("\"seed\": 1e300"), 400, "seed", "too large"),
         (of("\"n\": -1"), 400, "n", "128"),

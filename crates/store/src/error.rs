@@ -250,6 +250,20 @@ fn owner(pid: Option<u32>, host: Option<&str>) -> String {
     }
 }
 
+/// Where room is from that was not there.
+fn room_hint(needed_bytes: u64, source: &io::Error) -> String {
+    match source.kind() {
+        io::ErrorKind::FileTooLarge => {
+            "raise the limit on the size of a file (`ulimit -f`), or name a disk that has none (FAT's is 4 GiB)"
+                .to_string()
+        }
+        _ => {
+            let needed = human_bytes(needed_bytes);
+            format!("free at least {needed} there (`df -h` shows what is left), or keep fewer checkpoints")
+        }
+    }
+}
+
 impl StoreError {
     /// [`StoreError::NoSpace`] if the disk is full, otherwise [`StoreError::Io`].
     pub fn io(path: &Path, operation: Operation, needed_bytes: u64, source: io::Error) -> Self {
@@ -281,8 +295,8 @@ impl StoreError {
 impl Advice for StoreError {
     fn hints(&self) -> Vec<String> {
         match self {
-            Self::NoSpace { needed_bytes, .. } => vec![
-                format!("free at least {} there (`df -h` shows what is left), or keep fewer checkpoints", human_bytes(*needed_bytes)),
+            Self::NoSpace { needed_bytes, source, .. } => vec![
+                room_hint(*needed_bytes, source),
                 "nothing that was complete before has been touched".to_string(),
             ],
             Self::Io { operation, source, .. } => match source.kind() {

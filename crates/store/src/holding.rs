@@ -59,6 +59,8 @@ pub enum Holding {
     JsonLines,
     /// Text in UTF-16.
     Utf16,
+    /// Text in UTF-32.
+    Utf32,
     /// torch's own format: `.bin`, `.pt`, `.pth`.
     Pickle,
     /// A safetensors file.
@@ -104,6 +106,7 @@ impl Holding {
             Holding::JsonObject => "a JSON file with one object",
             Holding::JsonLines => "a file of rows, one JSON object a line",
             Holding::Utf16 => "a UTF-16 text file",
+            Holding::Utf32 => "a UTF-32 text file",
             Holding::Pickle => "a pickle, torch's own format, which can run code when it is read",
             Holding::Safetensors => "a safetensors file",
             Holding::SentencePiece => "a SentencePiece tokenizer (tokenizer.model)",

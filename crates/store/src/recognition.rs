@@ -66,7 +66,7 @@ fn directory(path: &Path) -> Holding {
         return Holding::EmptyDirectory;
     }
     // A download in llama.cpp's format has nothing but one file, or a few.
-    if names.iter().any(|name| name.to_ascii_lowercase().ends_with(".gguf")) {
+    if names.iter().any(|name| name.to_ascii_lowercase().ends_with(".gguf") && has(name)) {
         Holding::Gguf
     } else {
         Holding::Directory

@@ -1,5 +1,6 @@
 //! What lies where a model's file should be if a download went wrong.
 
+use std::fmt::Display;
 use std::path::Path;
 
 /// Bytes of a file's start that are looked at.
@@ -7,7 +8,7 @@ pub const START_BYTES: u64 = 512;
 
 /// Why bytes are no JSON, as a reader said it. Of text that an editor of Windows has saved, it only
 /// says "expected value at line 1 column 1".
-pub fn json_fault(bytes: &[u8], error: &serde_json::Error) -> String {
+pub fn json_fault(bytes: &[u8], error: &impl Display) -> String {
     match bytes.starts_with(b"\xEF\xBB\xBF") {
         true => "it begins with a byte order mark, which JSON must not have: save it as UTF-8 without one".to_owned(),
         false => error.to_string(),

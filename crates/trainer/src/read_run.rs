@@ -12,6 +12,7 @@ use finetune_store::{RealDisk, RunLock, numbered};
 
 use crate::metrics::{self, EvalRow, Row, StepRow};
 use crate::names::{CHECKPOINTS, RECIPE_FILE, RESULTS};
+use crate::numbers::counted;
 use crate::run_facts::{self, RunFacts, RunStatus};
 use crate::samples::{Answers, BeforeAfter, SAMPLES_FILE};
 
@@ -96,6 +97,12 @@ impl RunRecord {
     /// The number of lines that are no rows.
     pub fn damaged(&self) -> u64 {
         self.damaged
+    }
+
+    /// What is said of them; `None` if there are none.
+    pub fn damage(&self) -> Option<String> {
+        let lines = counted(self.damaged, "line");
+        (self.damaged > 0).then(|| format!("{lines} of metrics.jsonl cannot be read, and left out"))
     }
 
     /// Answers to held-back rows: before training, and after it.
@@ -206,7 +213,8 @@ impl RunRecord {
 
     /// Seconds of all steps.
     pub fn seconds(&self) -> f64 {
-        self.steps.iter().map(|row| row.seconds).sum()
+        // The sum of nothing is -0.
+        self.steps.iter().map(|row| row.seconds).sum::<f64>() + 0.0
     }
 
     /// The best evaluation after the first step.

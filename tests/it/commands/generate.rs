@@ -57,6 +57,12 @@ fn generate_takes_prompts_in_every_form() {
     folder.write("row.json", br#"{"messages": [{"role": "user", "content": "Hi"}]}"#);
     assert_eq!(prompt_of(&["--messages", "list.json"]), hi);
     assert_eq!(prompt_of(&["--messages", "row.json"]), hi);
+    // As a row with it is trained on.
+    folder.write("parts.json", br#"[{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]"#);
+    assert_eq!(prompt_of(&["--messages", "parts.json"]), hi);
+    folder.write("image.json", br#"[{"role": "user", "content": [{"type": "image", "image": "a.png"}]}]"#);
+    let refused = folder.finetune(&["generate", "run", "--messages", "image.json"]).expect(2);
+    refused.says("--messages image.json: messages[0].content[0] has the type \"image\"");
     let line = format!("printf 'Hi\\n' | {} generate run --prompt - --max-new-tokens 4 --json", BINARY);
     let mut shell = std::process::Command::new("bash");
     let ended = run(shell.args(["-c", &line]).current_dir(folder.path(""))).expect(0);

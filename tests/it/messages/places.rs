@@ -100,6 +100,8 @@ fn exports_of_the_wrong_directory() {
         &["export", "none", "--format", "peft", "--output", "out"],
         expect![[r#"
             error: there is no none
+
+            hint: the path is relative to the current directory; a model of the hub is called OWNER/NAME
             (exit code 2)
         "#]],
     );

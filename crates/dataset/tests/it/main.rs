@@ -1,3 +1,4 @@
+mod asked;
 mod counted;
 mod ends;
 mod formats;

@@ -106,6 +106,8 @@ fn broken_files_are_named() {
         model.write("tokenizer.json", content);
         told("tokenizer.json");
     }
+    model.write("tokenizer.json", b"\xEF\xBB\xBF{}");
+    assert!(told("tokenizer.json").contains("byte order mark"));
     let missing = ChatTokenizer::load(&model.path().join("none"), None);
     assert!(matches!(missing, Err(DatasetError::Unreadable { .. })));
 }

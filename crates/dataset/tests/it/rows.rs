@@ -80,7 +80,14 @@ fn lines_that_are_no_rows() {
             "1: no key that tells the format; its keys are role, content; expected all messages",
         ),
         (bytes(r#"{"data": []}"#), "1: no key that tells the format; its keys are data; expected the rows themselves"),
-        (bytes("{\"text\": \"a\"} {\"text\": \"b\"}"), "1:15: not JSON: trailing characters"),
+        (
+            bytes("{\"text\": \"a\"} {\"text\": \"b\"}"),
+            "1:15: not JSON: trailing characters; expected one JSON object on each",
+        ),
+        (
+            bytes("{\"text\": \"a\"}\r{\"text\": \"b\"}"),
+            "1:15: not JSON: trailing characters; expected one JSON object on each line, and lines",
+        ),
         (bytes("hello"), "1:1: not JSON: expected value"),
         (
             bytes(&format!("{good}\n[\n")),

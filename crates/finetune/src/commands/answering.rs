@@ -45,13 +45,25 @@ pub(super) fn no_template(model: &Path, raw: &str) -> Failure {
     )
 }
 
+const OTHER_TEMPLATE: &str = "--chat-template FILE uses another template";
+
 /// An error of a template. Its own hints are for recipes.
 pub(super) fn of_template(error: DatasetError) -> Failure {
     match error {
-        DatasetError::Template(_) | DatasetError::TemplateSyntax { .. } => {
-            Failure::arguments(error.to_string(), "--chat-template FILE uses another template")
+        DatasetError::Template(_) | DatasetError::TemplateSyntax { .. } | DatasetError::Conversation(_) => {
+            Failure::arguments(error.to_string(), OTHER_TEMPLATE)
         }
         error => error.into(),
+    }
+}
+
+/// As [`of_template`], with the option and the file that the conversation is from.
+pub(super) fn of_conversation(error: DatasetError, option: &str, file: &Path) -> Failure {
+    match error {
+        DatasetError::Conversation(_) => {
+            Failure::arguments(format!("{option} {}: {error}", file.display()), OTHER_TEMPLATE)
+        }
+        error => of_template(error),
     }
 }
 

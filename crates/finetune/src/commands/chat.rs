@@ -24,6 +24,7 @@ use std::sync::Arc;
 use finetune_dataset::ChatTokenizer;
 use finetune_model::{KeyValueCache, Sampling};
 use finetune_trainer::numbers::{counted, thousands};
+use serde_json::{Map, Value};
 
 use self::command::{Command, Said, Setting};
 use self::dialogue::Dialogue;
@@ -33,7 +34,7 @@ use self::lines::Lines;
 use self::screen::Screen;
 use self::session::{Session, Settings};
 use crate::cli::ChatArguments;
-use crate::commands::answering::{check_sampling, no_template, of_template, tokenizer};
+use crate::commands::answering::{check_sampling, no_template, of_conversation, of_template, tokenizer};
 use crate::commands::opening::{self, Purpose};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -57,9 +58,9 @@ pub(crate) fn chat(arguments: ChatArguments, verbosity: Verbosity) -> Result<Exi
     }
     tokenizer.notices().iter().for_each(|notice| say(notice));
     let settings = settings(&arguments, &source);
-    let (dialogue, system_of) = match begun {
-        Some((dialogue, _)) => (dialogue, None),
-        None => opening_dialogue(&arguments, &source, &tokenizer, &say)?,
+    let (dialogue, system_of) = match (begun, &arguments.messages) {
+        (Some((object, _)), Some(file)) => (dialogue_of(object, &tokenizer, "--messages", file)?, None),
+        _ => opening_dialogue(&arguments, &source, &tokenizer, &say)?,
     };
     let model = opening::open(&source, &arguments.model, Purpose::Text, None, &say)?;
 
@@ -392,7 +393,8 @@ impl Talk<'_> {
     }
 
     fn load(&mut self, path: &Path) -> Result<(), Trouble> {
-        let (dialogue, number) = files::load("/load", path)?;
+        let (object, number) = files::load("/load", path)?;
+        let dialogue = dialogue_of(object, self.session.tokenizer, "/load", path)?;
         let before = std::mem::replace(&mut self.session.dialogue, dialogue);
         let of = number.map_or(String::new(), |number| format!("row {number} of "));
         let exchanges = counted(self.session.dialogue.exchanges() as u64, "exchange");
@@ -413,6 +415,17 @@ impl Talk<'_> {
             complain!("\x1b[2m{line}\x1b[22m{end}");
         }
     }
+}
+
+/// The conversation of a file, in the form that the template takes.
+fn dialogue_of(
+    object: Map<String, Value>,
+    tokenizer: &ChatTokenizer,
+    option: &str,
+    file: &Path,
+) -> Result<Dialogue, Failure> {
+    let asked = tokenizer.read_asked(object).map_err(|error| of_conversation(error, option, file))?;
+    Ok(Dialogue::of(asked.messages, asked.tools))
 }
 
 fn nothing_asked() -> Failure {

@@ -122,6 +122,9 @@ fn read(arguments: &CompareArguments) -> Result<Runs, Failure> {
                 directory.display()
             );
         }
+        if let Some(damage) = run.record.damage() {
+            crate::stderr::complain!("{}: {damage}", directory.display());
+        }
         names.push(shown(&directory.to_string_lossy()));
         runs.push(run);
     }

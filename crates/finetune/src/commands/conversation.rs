@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::cli::GenerateArguments;
 use crate::failure::Failure;
@@ -16,8 +16,8 @@ const LONGEST: u64 = 16 << 20;
 pub(super) enum Prompt {
     /// As it is.
     Raw(String),
-    /// Through the chat template.
-    Chat { messages: Vec<Value>, tools: Option<Value> },
+    /// Through the chat template: an object as a row of `messages` is.
+    Chat(Map<String, Value>),
 }
 
 /// What the arguments ask. `None` if the rows of a file ask.
@@ -41,8 +41,8 @@ pub(super) fn prompt(arguments: &GenerateArguments, say: &dyn Fn(&str)) -> Resul
         return Ok(Some(Prompt::Raw(prompt)));
     }
     let system = arguments.system.iter().map(|text| json!({"role": "system", "content": text}));
-    let messages = system.chain([json!({"role": "user", "content": prompt})]).collect();
-    Ok(Some(Prompt::Chat { messages, tools: None }))
+    let messages: Vec<Value> = system.chain([json!({"role": "user", "content": prompt})]).collect();
+    Ok(Some(Prompt::Chat(Map::from_iter([("messages".to_owned(), messages.into())]))))
 }
 
 /// A file's text, or with `-` that of standard input.
@@ -67,37 +67,40 @@ pub(super) fn read(option: &str, file: &Path) -> Result<String, Failure> {
 
 /// A conversation to continue. An answer at its end is what is asked for.
 fn conversation(text: &str, file: &Path, say: &dyn Fn(&str)) -> Result<Prompt, Failure> {
-    let (mut messages, tools) = messages("--messages", text, file)?;
-    if messages.last().is_some_and(|message| message["role"] == "assistant") {
-        messages.pop();
+    let mut object = object("--messages", text, file)?;
+    let messages = object.get_mut("messages").and_then(Value::as_array_mut);
+    let left_out = messages.and_then(|messages| messages.pop_if(|message| message["role"] == "assistant"));
+    if left_out.is_some() {
         say("the assistant's last message is left out: it is what is asked for");
     }
-    if messages.is_empty() {
+    if object["messages"] == json!([]) {
         return Err(Failure::arguments(format!("--messages {} has no message to answer", file.display()), WANTED));
     }
-    Ok(Prompt::Chat { messages, tools })
+    Ok(Prompt::Chat(object))
 }
 
 const WANTED: &str = "a list is meant, [{\"role\": \"user\", \"content\": \"Hello\"}], or {\"messages\": [...]}";
 
-/// The messages and tools of `[{"role", "content"}, ...]`, or of an object that has that in
-/// `messages`. Each message has a role. `option`: what names the file.
-pub(super) fn messages(option: &str, text: &str, file: &Path) -> Result<(Vec<Value>, Option<Value>), Failure> {
+/// An object that has `[{"role", "content"}, ...]` in `messages`, or such a list as one. Each message has a role.
+/// `option`: what names the file.
+pub(super) fn object(option: &str, text: &str, file: &Path) -> Result<Map<String, Value>, Failure> {
     let shown = file.display();
-    let mut value: Value = serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|error| {
+    let value: Value = serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|error| {
         let rows = text.lines().filter(|line| line.trim_start().starts_with('{')).count() > 1;
         let hint = if rows { "a file of rows is given to `finetune generate` with --data" } else { WANTED };
         Failure::arguments(format!("{option} {shown} is no JSON: {error}"), hint)
     })?;
-    let tools = value.get_mut("tools").map(Value::take).filter(|tools| !tools.is_null());
-    let list = if value.is_object() { value.get_mut("messages").map(Value::take).unwrap_or_default() } else { value };
-    let Value::Array(messages) = list else {
+    let object = match value {
+        Value::Object(object) => object,
+        other => Map::from_iter([("messages".to_owned(), other)]),
+    };
+    let Some(Value::Array(messages)) = object.get("messages") else {
         return Err(Failure::arguments(format!("{option} {shown} holds no list of messages"), WANTED));
     };
     if let Some(place) = messages.iter().position(|message| message.get("role").and_then(Value::as_str).is_none()) {
         return Err(Failure::arguments(format!("{option} {shown}: message {} has no role", place + 1), WANTED));
     }
-    Ok((messages, tools))
+    Ok(object)
 }
 
 #[cfg(test)]
@@ -112,8 +115,10 @@ mod tests {
         let object = format!("{{\"messages\": [{user}], \"tools\": null}}");
         let answered = format!("[{user}, {{\"role\": \"assistant\", \"content\": \"Hello\"}}]");
         for text in [list.as_str(), object.as_str(), answered.as_str()] {
-            let found = conversation(text, Path::new("m.json"), &|_| {}).expect("a conversation");
-            assert_eq!(found, Prompt::Chat { messages: vec![user.clone()], tools: None }, "{text}");
+            match conversation(text, Path::new("m.json"), &|_| {}).expect("a conversation") {
+                Prompt::Chat(object) => assert_eq!(object["messages"], json!([user]), "{text}"),
+                Prompt::Raw(raw) => panic!("{text}: {raw}"),
+            }
         }
         for (text, says) in [
             ("{\"text\": 1}", "no list"),

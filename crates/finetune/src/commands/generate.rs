@@ -1,6 +1,7 @@
 //! `finetune generate`: text out.
 
 use std::io::{self, IsTerminal};
+use std::path::Path;
 use std::process::ExitCode;
 
 use finetune_dataset::{ChatTokenizer, Dataset};
@@ -8,7 +9,7 @@ use finetune_model::{Generation, Model, RowRequest, Sampling};
 use serde_json::json;
 
 use crate::cli::GenerateArguments;
-use crate::commands::answering::{Writing, check_sampling, no_template, of_template, tokenizer};
+use crate::commands::answering::{Writing, check_sampling, no_template, of_conversation, of_template, tokenizer};
 use crate::commands::conversation::{Prompt, prompt};
 use crate::commands::opening::{self, Purpose};
 use crate::commands::rows_of_files::rows_of_files;
@@ -50,7 +51,7 @@ fn answer_as(arguments: &GenerateArguments, verbosity: Verbosity, one: Option<&O
     tokenizer.notices().iter().for_each(|notice| say(notice));
     let prompt = match &asked {
         None => Vec::new(),
-        Some(asked) => tokens_of(asked, &tokenizer)?,
+        Some(asked) => tokens_of(asked, &tokenizer, arguments.messages.as_deref())?,
     };
     let join =
         |one: &OneOf| one.join(&source.model, source.adapter.as_deref(), &arguments.model, arguments.parallel, &say);
@@ -87,12 +88,17 @@ fn answer_as(arguments: &GenerateArguments, verbosity: Verbosity, one: Option<&O
     Ok(ExitCode::SUCCESS)
 }
 
-fn tokens_of(asked: &Prompt, tokenizer: &ChatTokenizer) -> Result<Vec<u32>, Failure> {
+/// `file`: where a conversation stands.
+fn tokens_of(asked: &Prompt, tokenizer: &ChatTokenizer, file: Option<&Path>) -> Result<Vec<u32>, Failure> {
     let tokens = match asked {
         Prompt::Raw(text) => tokenizer.encode_prompt(text)?,
-        Prompt::Chat { messages, tools } => {
-            let rendered = tokenizer.render(messages, tools.as_ref(), true).map_err(of_template)?;
-            tokenizer.encode_chat(&rendered.text)?
+        Prompt::Chat(object) => {
+            let asked = tokenizer.read_asked(object.clone()).map_err(|error| match file {
+                Some(file) => of_conversation(error, "--messages", file),
+                None => of_template(error),
+            })?;
+            let rendered = tokenizer.render_with(&asked.messages, asked.tools.as_ref(), &asked.variables, true);
+            tokenizer.encode_chat(&rendered.map_err(of_template)?.text)?
         }
     };
     if tokens.is_empty() {

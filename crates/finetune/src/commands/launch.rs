@@ -32,6 +32,7 @@ use crate::output;
 use crate::progress::{Progress, Verbosity};
 use crate::rank_event::{self, RankEvent};
 use crate::signals::{Heard, Signals};
+use crate::source::recipe_path;
 
 /// Between two attempts, while the system frees the ports and files of the last one.
 pub(super) const PAUSE: Duration = Duration::from_millis(500);
@@ -196,11 +197,16 @@ impl Launch<'_> {
     }
 }
 
-/// What follows `--`, parsed as `finetune run` does.
+/// What follows `--`, parsed as `finetune run` does. A run that is named stands for its recipe.
 fn run_arguments(words: &[String]) -> Result<RunArguments, Failure> {
     let line = ["finetune", "run"].into_iter().chain(words.iter().map(String::as_str));
     match Cli::try_parse_from(line).map(|cli| cli.command) {
-        Ok(Command::Run(run)) => Ok(run),
+        Ok(Command::Run(mut run)) => {
+            if let Some(file) = &mut run.recipe.recipe {
+                *file = recipe_path(file)?;
+            }
+            Ok(run)
+        }
         Ok(_) => Err(Failure::arguments("what follows `--` is not a recipe", "finetune launch -n 2 -- recipe.toml")),
         Err(error) => Err(Failure::arguments(
             error.render().to_string().trim_start_matches("error: ").trim_end(),

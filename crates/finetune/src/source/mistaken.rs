@@ -21,7 +21,10 @@ pub(super) fn missing(path: &Path) -> Failure {
     if let Some(failure) = address(&text) {
         return failure;
     }
-    said(format!("there is no {text}"), beside(path).into_iter().collect())
+    let hint = beside(path).unwrap_or_else(|| {
+        "the path is relative to the current directory; a model of the hub is called OWNER/NAME".to_owned()
+    });
+    said(format!("there is no {text}"), vec![hint])
 }
 
 /// The error for an address on the web.
@@ -177,11 +180,12 @@ pub(super) fn not_a_recipe(path: &Path, holding: Holding) -> Failure {
             let there = toml(parent);
             said(
                 format!("there is no recipe {shown}"),
-                if there.is_empty() {
-                    vec![]
-                } else {
-                    vec![format!("in {} there is {}", parent.display(), listed(&there))]
-                },
+                vec![match there.as_slice() {
+                    [] => {
+                        "the path is relative to the current directory; `finetune init DIR` writes a recipe".to_owned()
+                    }
+                    _ => format!("in {} there is {}", parent.display(), listed(&there)),
+                }],
             )
         }
         Holding::Yaml => {

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::holding::Holding;
 
 /// Bytes that a format begins with.
-const MAGIC: [(&[u8], Holding); 18] = [
+const MAGIC: [(&[u8], Holding); 19] = [
     (b"version https://git-lfs", Holding::LfsPointer),
     (b"GGUF", Holding::Gguf),
     (b"\x1f\x8b", Holding::Gzip),
@@ -13,7 +13,6 @@ const MAGIC: [(&[u8], Holding); 18] = [
     (b"PAR1", Holding::Parquet),
     // The same with an encrypted footer.
     (b"PARE", Holding::Parquet),
-    (b"BZh9", Holding::OtherPacked),
     (b"\xfd7zXZ\0", Holding::OtherPacked),
     (b"7z\xbc\xaf\x27\x1c", Holding::OtherPacked),
     // Excel before 2007.
@@ -21,6 +20,9 @@ const MAGIC: [(&[u8], Holding); 18] = [
     (b"ARROW1", Holding::Arrow),
     // Arrow's stream format, which the datasets library keeps in its cache.
     (b"\xff\xff\xff\xff", Holding::Arrow),
+    // Its mark begins as that of UTF-16 does.
+    (b"\xff\xfe\0\0", Holding::Utf32),
+    (b"\0\0\xfe\xff", Holding::Utf32),
     (b"\xff\xfe", Holding::Utf16),
     (b"\xfe\xff", Holding::Utf16),
     (b"\x80\x02", Holding::Pickle),
@@ -38,6 +40,10 @@ pub(super) fn recognize(path: &Path, head: &[u8]) -> Holding {
     }
     if let Some((_, holding)) = MAGIC.iter().find(|(magic, _)| head.starts_with(magic)) {
         return *holding;
+    }
+    // The level of packing stands between.
+    if head.starts_with(b"BZh") && head.get(4..10) == Some(b"1AY&SY") {
+        return Holding::OtherPacked;
     }
     let is_torch = matches!(extension.as_str(), "bin" | "pt" | "pth");
     if head.starts_with(b"PK\x03\x04") {

@@ -39,7 +39,7 @@ fn files_are_known_by_their_first_bytes() {
     let mut safetensors = 20u64.to_le_bytes().to_vec();
     safetensors.extend(b"{\"__metadata__\":{}} ");
     let long_row = format!("{{\"text\": \"{}\"}}", "word ".repeat(2000));
-    let cases: [(&str, &[u8], Holding); 44] = [
+    let cases: [(&str, &[u8], Holding); 47] = [
         ("model.safetensors", &safetensors, Holding::Safetensors),
         // The length of its header begins as a pickle does.
         ("other.safetensors", b"\x80\x02\0\0\0\0\0\0{", Holding::Safetensors),
@@ -63,6 +63,9 @@ fn files_are_known_by_their_first_bytes() {
         ("old.pt", b"\x80\x02\x8a\x0a", Holding::Pickle),
         ("rows.jsonl", &utf16, Holding::Utf16),
         ("rows.jsonl", &bare_utf16, Holding::Utf16),
+        ("rows.jsonl", b"\xff\xfe\0\0{\0\0\0", Holding::Utf32),
+        ("rows.jsonl", b"\0\0\xfe\xff\0\0\0{", Holding::Utf32),
+        ("rows.jsonl.bz2", b"BZh11AY&SY\0\0", Holding::OtherPacked),
         ("rows.jsonl", b"", Holding::EmptyFile),
         ("rows.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"b\"}\n", Holding::JsonLines),
         ("rows.json", b"{\"text\": \"a\"}\n{\"text\": \"b\"}\n", Holding::JsonLines),
@@ -104,7 +107,7 @@ fn files_are_known_by_their_first_bytes() {
 fn directories_are_known_by_what_they_have() {
     let directory = tempfile::tempdir().unwrap();
     let manifest = "manifest.json";
-    let cases: [(&[&str], Holding); 19] = [
+    let cases: [(&[&str], Holding); 20] = [
         (&["config.json", "model.safetensors"], Holding::ModelDirectory),
         (&["config.json"], Holding::ModelDirectory),
         (&["pytorch_model.bin"], Holding::ModelDirectory),
@@ -123,6 +126,7 @@ fn directories_are_known_by_what_they_have() {
         (&["checkpoints/epoch-1.pt"], Holding::Directory),
         (&["tiny-q4.gguf"], Holding::Gguf),
         (&["tiny-q4.gguf", "config.json"], Holding::Gguf),
+        (&["exported.gguf/model-f16.gguf"], Holding::Directory),
         (&["tiny-q4.gguf", "config.json", "model.safetensors"], Holding::ModelDirectory),
         (&[".DS_Store"], Holding::EmptyDirectory),
     ];

@@ -149,7 +149,8 @@ fn a_full_disk_at_any_call_leaves_the_last_checkpoint_good() {
             let error = result.unwrap_err();
             assert!(matches!(error, StoreError::NoSpace { .. }), "call {call}: {error}");
             assert!(error.is_disk() && error.to_string().contains(PARENT), "call {call}: {error}");
-            assert!(!error.hints().is_empty());
+            let of_size = error.hints()[0].contains("ulimit -f");
+            assert_eq!(of_size, kind == ErrorKind::FileTooLarge, "{:?}", error.hints());
             if call > 3 {
                 assert!(error.to_string().contains("500 bytes"), "call {call}: {error}");
             }

@@ -5,9 +5,8 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use finetune_store::recognize;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
-use super::dialogue::Dialogue;
 use crate::commands::conversation;
 use crate::failure::Failure;
 
@@ -55,7 +54,7 @@ fn begins_with_row(file: &mut File) -> std::io::Result<bool> {
 }
 
 /// The conversation of a file. Of several rows it is the last one; then its number is returned too.
-pub(super) fn load(option: &str, path: &Path) -> Result<(Dialogue, Option<usize>), Failure> {
+pub(super) fn load(option: &str, path: &Path) -> Result<(Map<String, Value>, Option<usize>), Failure> {
     let text = conversation::read(option, path)?;
     let rows: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     let is_row = |line: &&str| line.trim_start().starts_with('{') && line.trim_end().ends_with('}');
@@ -63,21 +62,19 @@ pub(super) fn load(option: &str, path: &Path) -> Result<(Dialogue, Option<usize>
         Some(last) if rows.len() > 1 && rows.iter().all(is_row) => (*last, Some(rows.len())),
         _ => (text.as_str(), None),
     };
-    let (messages, tools) = conversation::messages(option, text, path)?;
-    if messages.is_empty() {
+    let object = conversation::object(option, text, path)?;
+    if object["messages"] == json!([]) {
         return Err(Failure::arguments(
             format!("{option} {} has no message", path.display()),
             "a conversation is meant, as /save writes it",
         ));
     }
-    Ok((Dialogue::of(messages, tools), number))
+    Ok((object, number))
 }
 
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "files of a test need not survive a power cut")]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
@@ -94,7 +91,7 @@ mod tests {
         let rows: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         assert_eq!(rows, [row("one"), row("two\nlines")]);
         let (loaded, number) = load("/load", &path).expect("a conversation");
-        assert_eq!((loaded.messages(), number), (vec![rows[1]["messages"][0].clone()], Some(2)));
+        assert_eq!((Value::Object(loaded), number), (rows[1].clone(), Some(2)));
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub(super) fn print(runs: &[Watched], as_json: bool) -> Result<ExitCode, Failure
     for (run, error) in runs.iter().filter_map(|run| Some((run, error(run.record())?))) {
         output::line(&format!("{}: {error}", run.name))?;
     }
+    for (run, damage) in runs.iter().filter_map(|run| Some((run, run.record().damage()?))) {
+        output::line(&format!("{}: {damage}", run.name))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
