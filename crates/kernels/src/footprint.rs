@@ -61,10 +61,15 @@ pub fn cpu_logits(vocabulary: u64, trained_tokens: u64) -> u64 {
     4 * vocabulary * trained_tokens.min(cpu_logit_rows(vocabulary as usize) as u64)
 }
 
-/// Bytes that a weight held in 16 bits, or packed, takes on the CPU while it is multiplied. The largest such
-/// weight is that of the output layer, [vocabulary, hidden].
-pub fn cpu_widened(vocabulary: u64, hidden: u64) -> u64 {
-    (4 * vocabulary * hidden).min(2 * crate::cpu::weight::BLOCK_BYTES as u64)
+/// Bytes that a weight [o, i] held in 16 bits, or packed, takes on the CPU while it is multiplied: a block in f32. More
+/// threads get wider blocks, so that each has enough columns.
+pub fn cpu_widened(shape: [usize; 2], threads: usize) -> u64 {
+    crate::cpu::weight::read_at_a_time(shape, threads) as u64
+}
+
+/// The same of an output layer [vocabulary, hidden].
+pub fn cpu_widened_output(shape: [usize; 2], threads: usize) -> u64 {
+    crate::cpu::weight::read_of_output(shape, threads) as u64
 }
 
 /// Bytes of the backward pass of causal attention on a GPU.

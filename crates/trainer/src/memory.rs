@@ -7,13 +7,17 @@ use finetune_dataset::{Dataset, Row};
 use finetune_model::footprint::{self, AttentionSizes};
 use finetune_model::{
     Adaptation, AttentionWidths, EXPERTS_IN_MEMORY, FloatType, HAS_GPU_BACKEND, LayerKept, LayerSizes, ModelConfig,
-    PackedSizes, Placement, Stage, TrainedElements, expected_tensors, kept_layers,
+    PackedSizes, Placement, Stage, expected_tensors,
 };
 use finetune_recipe::{Method, Recipe};
 use serde::Serialize;
 
 use crate::error::TrainError;
 use crate::local_steps::Meetings;
+
+mod counted;
+
+pub(crate) use self::counted::Counted;
 
 /// Bytes at the largest step, and seconds for the whole run.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -126,7 +130,7 @@ pub(crate) fn sizes(config: &ModelConfig, adaptation: Option<&Adaptation>) -> Si
 }
 
 /// Code, tables, threads and small pieces of memory, in bytes: measured, see benches/memory.py.
-const PROGRAM_BYTES: u64 = if HAS_GPU_BACKEND { 64 << 20 } else { 56 << 20 };
+const PROGRAM_BYTES: u64 = if HAS_GPU_BACKEND { 64 << 20 } else { 60 << 20 };
 /// Bytes that answering held-back rows leaves behind: measured.
 const ANSWERING_BYTES: u64 = 32 << 20;
 
@@ -147,6 +151,8 @@ pub(crate) struct Precision {
     pub(crate) by_row: u64,
     /// Bytes of layers and of an embedding that stay in the files, and of what other processes hold.
     pub(crate) on_disk: u64,
+    /// Threads that multiply on the CPU.
+    pub(crate) threads: usize,
 }
 
 impl Precision {
@@ -163,6 +169,7 @@ impl Precision {
             on_disk: on_disk(layers, held, placement)
                 + ends_elsewhere(ends, config.tied_embeddings, held, placement)
                 + embedding_on_disk(sizing, held),
+            threads: rayon::current_num_threads(),
         }
     }
 }
@@ -206,8 +213,10 @@ fn embedding_on_disk(sizing: &Sizing, held: FloatType) -> u64 {
 /// Bytes of an f32 number.
 const FLOAT: u64 = 4;
 /// Smaller blocks come from mimalloc's heaps, whose pages they share with what comes and goes around them. Kept inputs of
-/// that size were measured to take twice their bytes (8 micro-batches, 124 layers from the disk); larger ones take theirs.
+/// that size were measured to take twice their bytes (8 micro-batches, 124 layers from the disk).
 const SMALL_BLOCK: u64 = 256 << 10;
+/// Of larger ones half of their bytes more were measured (24 layers, blocks of 1 MiB), and no more than this (of 8 MiB).
+const MOST_SCATTERED: u64 = 24 << 20;
 
 /// What a step takes besides weights, trained parameters and the program, at its largest moment.
 struct Peak {
@@ -217,33 +226,8 @@ struct Peak {
     logits: u64,
     /// Bytes of the logits if they are not there at that moment, otherwise 0.
     unused_logits: u64,
-    /// Bytes that small blocks which stay leave unused between them.
+    /// Bytes that kept inputs leave unused between them.
     scattered: u64,
-}
-
-/// What a model and its adaptation decide about memory. Counting takes longer than the estimate:
-/// a mixture has tens of thousands of matrices.
-pub(crate) struct Counted {
-    sizes: Sizes,
-    /// What is trained of each part of the model; `None` if all weights are.
-    trained: Option<TrainedElements>,
-    /// What the layers that are differentiated keep.
-    layers: Vec<LayerKept>,
-}
-
-impl Counted {
-    fn new(config: &ModelConfig, adaptation: Option<&Adaptation>) -> Counted {
-        Counted {
-            sizes: sizes(config, adaptation),
-            trained: adaptation.map(|adaptation| TrainedElements::of(config, adaptation)),
-            layers: kept_layers(config, adaptation),
-        }
-    }
-
-    /// Trained parameters of a process that holds these layers; `None`: all.
-    pub(crate) fn trained_on(&self, stage: Option<&Stage>) -> u64 {
-        self.trained.as_ref().zip(stage).map_or(self.sizes.trained, |(trained, stage)| trained.on(stage))
-    }
 }
 
 /// The larger of two moments: when the loss is formed, and when a layer is differentiated.
@@ -301,8 +285,12 @@ fn peak(config: &ModelConfig, layers: &[LayerKept], step: &StepShape, precision:
     let for_layers = if step.checkpointing { inputs } else { all_kept };
     let loss = for_layers + per_token(2 * hidden) + rows + logits;
     let (bytes, unused_logits) = if loss > backward { (loss, 0) } else { (backward, logits) };
-    let in_heaps = precision.cpu && step.checkpointing && per_token(hidden) < SMALL_BLOCK;
-    Peak { bytes, logits, unused_logits, scattered: if in_heaps { inputs } else { 0 } }
+    let scattered = match (precision.cpu && step.checkpointing, per_token(hidden) < SMALL_BLOCK) {
+        (false, _) => 0,
+        (true, true) => inputs,
+        (true, false) => (inputs / 2).min(MOST_SCATTERED),
+    };
+    Peak { bytes, logits, unused_logits, scattered }
 }
 
 /// The estimate for a model of this shape at this step.
@@ -326,7 +314,6 @@ fn estimate_of(
 ) -> Estimate {
     let cpu = precision.cpu;
     let Sizes { parameters, .. } = counted.sizes;
-    let trained = counted.trained_on(stage);
     let Peak { bytes: peak, logits, unused_logits, scattered } = peak(config, &counted.layers, step, precision);
     // While a matrix is packed, nothing of a step is there. On a GPU it is done in the host's memory.
     let peak = if cpu { peak.max(precision.loading) } else { peak };
@@ -344,33 +331,18 @@ fn estimate_of(
         let all = parameters.saturating_sub(packed + precision.by_row) * held.bytes() as u64 + packed_bytes;
         all.saturating_sub(precision.on_disk)
     };
-    // On the CPU: values, gradients and two moments on the host; values, old and new, and gradients
-    // as tensors. LoRA has many small pieces, and ten times the values were measured. So they were
-    // for embedding and output layer trained in full beside them.
-    let copies = match (cpu, step.full) {
-        (true, true) => 6,
-        (true, false) => 10,
-        // The host has the moments. On the card: values, old and new, gradients one by one and
-        // together.
-        (false, _) => 4,
-    };
-    // Gradients of each share. Where shares make steps alone each has parameters, two moments, and, where all meet, its
-    // change: 14.4 vectors more were measured with four shares, 2.4 with one.
-    let of_shares = step.shares.saturating_sub(1) + if step.alone { 4 * step.shares } else { 0 };
-    let of_shares = if cpu { of_shares } else { 0 };
-    // Between steps and where results are saved there is nothing of a step, and three more copies were measured.
-    let between_steps = if cpu && !step.full { 13 + of_shares } else { 0 };
-    let of_copies = |copies: u64| trained * FLOAT * copies;
-    let trained_bytes = of_copies(copies + of_shares).max(of_copies(between_steps).saturating_sub(peak));
-    let (vocabulary, hidden) = (config.vocabulary as u64, config.hidden_size as u64);
+    let trained_bytes = counted.trained_bytes(stage, step, cpu);
     // Packed matrices are decoded in blocks of the same size as 16-bit ones are widened in.
-    let widened =
-        if cpu && (held != FloatType::F32 || packed > 0) { footprint::cpu_widened(vocabulary, hidden) } else { 0 };
+    let widened = match cpu && (held != FloatType::F32 || packed > 0) {
+        true => counted.widened(config, step, precision.threads),
+        false => 0,
+    };
     let answering = if step.answers { ANSWERING_BYTES } else { 0 };
     let program = if cpu { PROGRAM_BYTES + step.rows + widened + answering } else { 0 };
-    // What pools and heaps hold that the largest moment cannot use, such as the logits' block on
-    // the CPU. There it is an eighth at most.
-    let unused = if cpu { (peak / 16 + unused_logits).min((weights + trained_bytes + peak) / 8) } else { peak / 10 };
+    // What pools and heaps hold that the largest moment cannot use. On the CPU these are freed blocks that nothing of
+    // their size follows, such as the logits' and those of widened weights: an eighth of all blocks at most.
+    let in_blocks = weights + trained_bytes + peak + widened;
+    let unused = if cpu { (peak / 16 + unused_logits + 2 * widened).min(in_blocks / 8) } else { peak / 10 };
     let slack = unused + scattered;
     Estimate {
         weights,

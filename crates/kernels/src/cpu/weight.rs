@@ -23,7 +23,7 @@ use super::simd;
 use crate::weight::{Held, PackedWeight};
 
 /// Bytes of a weight in f32 at a time. This is little memory, and few passes over the result.
-pub(crate) const BLOCK_BYTES: usize = 16 << 20;
+const BLOCK_BYTES: usize = 16 << 20;
 /// Fewest columns of a block for each thread: a product must still be large enough to be split, see
 /// [`super::matmul`].
 const COLUMNS_PER_THREAD: usize = 272;
@@ -205,7 +205,7 @@ pub(crate) fn times(out: &mut [f32], keep: bool, scale: f32, y: Matrix, w: &CpuW
 /// block is read at a time, and the bits do not depend on how it is held.
 pub(crate) fn times_tall(out: &mut [f32], y: Matrix, w: &CpuWeight) {
     let [rows, inputs] = w.shape();
-    let step = (2 * BLOCK_BYTES / 4 / inputs.max(1)).max(1024);
+    let step = rows_of_tall(inputs);
     let mut read = Vec::new();
     for start in (0..rows).step_by(step) {
         let count = step.min(rows - start);
@@ -225,6 +225,30 @@ pub(crate) fn times_tall(out: &mut [f32], y: Matrix, w: &CpuWeight) {
     }
 }
 
+/// Rows of so many inputs that [`times_tall`] reads at a time.
+fn rows_of_tall(inputs: usize) -> usize {
+    (2 * BLOCK_BYTES / 4 / inputs.max(1)).max(1024)
+}
+
+/// The number of blocks that the columns of a result are computed in, each a sum of so many products.
+fn blocks(columns: usize, sum: usize, threads: usize) -> usize {
+    let wanted = (BLOCK_BYTES / 4 / sum.max(1)).max(COLUMNS_PER_THREAD * threads).min(columns.max(1));
+    // Blocks have about the same width: a narrow last one would be summed in another order.
+    (columns / wanted).max(1)
+}
+
+/// Bytes of a weight [o, i] in f32 at a time, in products either way.
+pub(crate) fn read_at_a_time([outputs, inputs]: [usize; 2], threads: usize) -> usize {
+    let of = |columns: usize, sum: usize| 4 * sum * columns.div_ceil(blocks(columns, sum, threads));
+    of(outputs, inputs).max(of(inputs, outputs))
+}
+
+/// Bytes of an output layer [v, i] in f32 at a time: where logits are made, and in [`times_tall`].
+pub(crate) fn read_of_output([rows, inputs]: [usize; 2], threads: usize) -> usize {
+    let of_logits = rows.div_ceil(blocks(rows, inputs, threads));
+    4 * inputs * of_logits.max(rows_of_tall(inputs).min(rows))
+}
+
 /// Calls `multiply` with each range of the result's columns, a buffer of `sum` floats per column,
 /// and the range's block of the result.
 fn by_blocks(
@@ -234,10 +258,7 @@ fn by_blocks(
     keep: bool,
     mut multiply: impl FnMut(std::ops::Range<usize>, &mut [f32], &mut [f32]),
 ) {
-    let least = COLUMNS_PER_THREAD * rayon::current_num_threads();
-    let wanted = (BLOCK_BYTES / 4 / sum.max(1)).max(least).min(columns.max(1));
-    // Blocks have about the same width: a narrow last one would be summed in another order.
-    let blocks = (columns / wanted).max(1);
+    let blocks = blocks(columns, sum, rayon::current_num_threads());
     let start = |block: usize| block * columns / blocks;
     if blocks == 1 {
         return multiply(0..columns, &mut uninitialized(columns * sum), out);
@@ -256,6 +277,29 @@ fn by_blocks(
         multiply(range.clone(), &mut read[..range.len() * sum], part);
         for (part, out) in part.chunks(range.len()).zip(out.chunks_mut(columns)) {
             out[range.clone()].copy_from_slice(part);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the estimate counts is what products take, either way: the whole weight, or a block of it.
+    #[test]
+    fn the_largest_block_is_as_counted() {
+        for shape in [[64, 96], [4096, 1200], [1200, 4096], [20_000, 4096]] {
+            let most = |columns: usize, sum: usize| {
+                let mut bytes = 0;
+                by_blocks(&mut vec![0.0; columns], columns, sum, false, |_, block, part| {
+                    part.fill(0.0);
+                    bytes = bytes.max(4 * block.len());
+                });
+                bytes
+            };
+            let [outputs, inputs] = shape;
+            let taken = most(outputs, inputs).max(most(inputs, outputs));
+            assert_eq!(taken, read_at_a_time(shape, rayon::current_num_threads()), "{shape:?}");
         }
     }
 }

@@ -181,7 +181,7 @@ impl Training {
         let subject = Subject { recipe: &self.recipe, train: &self.rows, eval: None, sizing: &sizing };
         let train = &self.recipe.train;
         let step = StepShape::new(&subject, train.micro_batch_size, train.gradient_checkpointing, usize::MAX);
-        let precision = Precision { cpu: self.cpu, ..Precision::new(&sizing) };
+        let precision = Precision { cpu: self.cpu, threads: 2, ..Precision::new(&sizing) };
         estimate_of(&sizing.config, &self.counted, sizing.placement.stage(), &step, precision).total
     }
 

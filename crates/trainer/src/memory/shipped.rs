@@ -71,7 +71,8 @@ fn figures(recipe: &Recipe) -> [f64; 3] {
     };
     let gibibytes = |cpu, compute| {
         let packed = PackedSizes::default();
-        let precision = Precision { cpu, compute, held: FloatType::BF16, packed, loading: 0, by_row: 0, on_disk: 0 };
+        let precision =
+            Precision { cpu, compute, held: FloatType::BF16, packed, loading: 0, by_row: 0, on_disk: 0, threads: 2 };
         estimate(&config, Some(&adaptation), &step, precision).total as f64 / f64::from(1 << 30)
     };
     let Sizes { parameters, .. } = sizes(&config, None);

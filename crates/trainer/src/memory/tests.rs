@@ -53,6 +53,7 @@ fn gigabytes(shape: (&str, usize, usize, usize, usize, usize, bool), tokens: u64
         loading: 0,
         by_row: 0,
         on_disk: 0,
+        threads: 2,
     };
     estimate(&config, Some(&all_linear(&config, 16)), &step, precision).total as f64 / f64::from(1 << 30)
 }
@@ -90,39 +91,68 @@ fn estimates_grow_with_what_they_count() {
     }
 }
 
-/// Where activations are small, what is trained takes most between steps. Each share of a step has gradients of its
-/// own.
+/// A LoRA step of one row of `tokens` on the CPU.
+fn on_cpu(config: &ModelConfig, adaptation: &Adaptation, tokens: u64, step: StepShape) -> Estimate {
+    let (compute, held, packed) = (FloatType::F32, FloatType::BF16, PackedSizes::default());
+    let precision = Precision { cpu: true, compute, held, packed, loading: 0, by_row: 0, on_disk: 0, threads: 2 };
+    estimate(config, Some(adaptation), &StepShape { tokens, longest: tokens, ..step }, precision)
+}
+
+/// One share of a step, whose layers are computed again.
+const ONE_SHARE: StepShape = StepShape {
+    tokens: 1,
+    longest: 1,
+    trained_tokens: 1,
+    at_once: 1,
+    held_layers: None,
+    checkpointing: true,
+    full: false,
+    shares: 1,
+    alone: false,
+    rows: 0,
+    answers: false,
+};
+
+/// What is trained counts the same whatever a step takes. Each share of a step has gradients of its own.
 #[test]
-fn small_steps_take_what_saving_takes() {
+fn what_is_trained_counts_with_each_share() {
     let config = config(SHAPES[0]);
     let adaptation = all_linear(&config, 16);
     let trained = sizes(&config, Some(&adaptation)).trained * FLOAT;
-    let total = |tokens: u64, shares: u64, alone: bool| {
-        let step = StepShape {
-            tokens,
-            longest: tokens,
-            trained_tokens: 1,
-            at_once: 1,
-            held_layers: None,
-            checkpointing: true,
-            full: false,
-            shares,
-            alone,
-            rows: 0,
-            answers: false,
-        };
-        let (compute, held, packed) = (FloatType::F32, FloatType::BF16, PackedSizes::default());
-        let precision = Precision { cpu: true, compute, held, packed, loading: 0, by_row: 0, on_disk: 0 };
-        estimate(&config, Some(&adaptation), &step, precision)
-    };
-    let small = total(1, 1, false);
-    assert!(small.trained + small.activations + small.logits >= 13 * trained, "{small:?}");
-    assert_eq!(total(4096, 1, false).trained, 10 * trained);
     for tokens in [1, 4096] {
-        let more = |shares, alone| total(tokens, shares, alone).trained - total(tokens, 1, false).trained;
+        let total = |step: StepShape| on_cpu(&config, &adaptation, tokens, step).trained;
+        assert_eq!(total(ONE_SHARE), 6 * trained, "{tokens}");
+        // Gradients of all layers are there together.
+        assert_eq!(total(StepShape { checkpointing: false, ..ONE_SHARE }), 7 * trained, "{tokens}");
+        let more = |shares, alone| total(StepShape { shares, alone, ..ONE_SHARE }) - total(ONE_SHARE);
         assert_eq!(more(3, false), 2 * trained, "{tokens}");
         // Parameters, two moments and a change of each share that makes steps alone.
         assert_eq!(more(1, true), 4 * trained, "{tokens}");
         assert_eq!(more(3, true), (2 + 12) * trained, "{tokens}");
     }
+}
+
+/// Beside LoRA they take ten times their values.
+#[test]
+fn modules_that_are_trained_in_full_count_more() {
+    let config = config(SHAPES[1]);
+    let lora = all_linear(&config, 16);
+    let with_norm = Adaptation { saved: vec!["model.norm".to_owned()], ..lora.clone() };
+    let [without, with] = [&lora, &with_norm].map(|adaptation| on_cpu(&config, adaptation, 64, ONE_SHARE).trained);
+    assert_eq!(with - without, 10 * config.hidden_size as u64 * FLOAT);
+}
+
+/// A weight is multiplied in blocks of f32: of the widest matrix of a layer, and with more threads in wider ones. Where
+/// no losses are computed, the output layer takes none.
+#[test]
+fn widened_weights_count_with_the_widest_matrix_and_the_threads() {
+    const MIB: u64 = 1 << 20;
+    let widened = |shape, trained_tokens, threads| {
+        let config = config(shape);
+        let step = StepShape { trained_tokens, ..ONE_SHARE };
+        Counted::new(&config, None).widened(&config, &step, threads) / MIB
+    };
+    // down_proj: 28,672 products a column, 272 columns for each thread. The output layer's blocks are of 32 MiB.
+    assert_eq!([2, 8, 16].map(|threads| widened(SHAPES[2], 1, threads)), [59, 298, 896]);
+    assert_eq!([0, 1].map(|trained| widened(SHAPES[0], trained, 2)), [21, 32]);
 }

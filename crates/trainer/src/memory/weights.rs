@@ -104,6 +104,7 @@ fn weights_of_published_models_are_those_of_the_formula() {
                 loading: form.loading,
                 by_row: form.by_row,
                 on_disk: 0,
+                threads: 2,
             };
             let step = StepShape {
                 tokens: 1,
