@@ -30,6 +30,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
+from golden_experts import tidy_adapter
 from golden_figures import largest_difference, relative_norm, write_json
 from golden_float64 import NoFloat32, in_float64
 from golden_models import load_base, lora_parameters, with_adapter
@@ -61,12 +62,7 @@ def save_adapter(base, attention, seed, directory):
             if "lora_" in name:
                 parameter.normal_(0.0, 0.2 if "lora_A" in name else 0.1)
     model.save_pretrained(directory)
-    (directory / "README.md").unlink(missing_ok=True)
-    path = directory / "adapter_config.json"
-    saved = json.loads(path.read_text())
-    for key in ("target_modules", "target_parameters"):
-        saved[key].sort()
-    path.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
+    tidy_adapter(directory)
 
 
 def answers(model_directory, adapter, batch, float64):
@@ -91,11 +87,11 @@ def main():
     torch.use_deterministic_algorithms(True)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    for seed, family in enumerate(arguments.family or FAMILIES):
+    for family in arguments.family or FAMILIES:
         source, directory = GOLDENS / "models" / family, arguments.output / family
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        save_adapter(load_base(source), FAMILIES[family], 400 + seed, directory)
+        save_adapter(load_base(source), FAMILIES[family], 400 + list(FAMILIES).index(family), directory)
         batch = pad(json.loads((source / "golden.json").read_text())["rows"])
         tensors, exact = (answers(source, directory, batch, float64) for float64 in (False, True))
         gradients = {name: (tensor, exact[name]) for name, tensor in tensors.items() if name.startswith("grad.")}

@@ -130,8 +130,8 @@ impl Notes {
         }
         if self.closed_at_once > 0 {
             notices.push(format!(
-                "{} without reasoning behind a prompt that opens it: they begin with its end, so the model learns not to \
-                 reason",
+                "{} without reasoning behind a prompt that opens it: each begins with its end, so the model learns not \
+                 to reason",
                 are(self.closed_at_once, "answer")
             ));
         }

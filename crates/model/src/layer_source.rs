@@ -337,7 +337,7 @@ impl Decoder {
         if layer.absent().is_empty() {
             return Ok(Cow::Borrowed(&self.layers[n]));
         }
-        let next = next.map(|next| Absent::of(next, &mut self.layers[next].clone()));
+        let next = next.map(|next| self.absent(next));
         let weights = source.weights(&Absent::of(n, &mut layer), next)?;
         for (matrix, weight) in layer.absent().into_iter().zip(weights) {
             matrix.set_weight(weight);
@@ -358,8 +358,11 @@ impl Decoder {
     /// As [`Decoder::layer`].
     pub(crate) fn layer_ahead(&self, n: Option<usize>, next: Option<usize>) -> Result<(), ModelError> {
         let (Some(source), Some(n)) = (&self.source, n) else { return Ok(()) };
-        let absent = |n: usize| Absent::of(n, &mut self.layers[n].clone());
-        source.give_ahead(&absent(n), next.map(absent))
+        source.give_ahead(&self.absent(n), next.map(|next| self.absent(next)))
+    }
+
+    fn absent(&self, n: usize) -> Absent {
+        Absent::of(n, &mut self.layers[n].clone())
     }
 
     /// Loads those matrices of the layers that `has` accepts whose names `wanted` does, to stay.

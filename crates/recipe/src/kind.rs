@@ -133,7 +133,9 @@ impl<'a, 'i> Written<'a, 'i> {
         let text = self.path_text()?;
         if text.contains("://") {
             let message = format!("`{}` is an address, and a path is meant", self.key);
-            return Err(self.problem(message).hint("nothing is fetched from addresses, nor written to them"));
+            return Err(self
+                .problem(message)
+                .hint("name a path on this machine: nothing is fetched from addresses, nor written to them"));
         }
         Ok(path::joined(self.file, text))
     }

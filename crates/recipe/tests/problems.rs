@@ -85,7 +85,7 @@ fn paths_that_are_none_here() {
         ),
         (
             "eval = \"s3://bucket/rows.jsonl\"",
-            "5:8 `data.eval` is an address, and a path is meant | nothing is fetched from addresses, nor written to them",
+            "5:8 `data.eval` is an address, and a path is meant | name a path on this machine: nothing is fetched from addresses, nor written to them",
         ),
     ]);
 }

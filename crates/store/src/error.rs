@@ -265,7 +265,7 @@ fn room_hint(needed_bytes: u64, source: &io::Error) -> String {
 }
 
 impl StoreError {
-    /// [`StoreError::NoSpace`] if the disk is full, otherwise [`StoreError::Io`].
+    /// [`StoreError::NoSpace`] if the disk is full or a file must not get larger, otherwise [`StoreError::Io`].
     pub fn io(path: &Path, operation: Operation, needed_bytes: u64, source: io::Error) -> Self {
         let path = path.to_path_buf();
         let is_full = matches!(

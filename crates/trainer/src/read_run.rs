@@ -102,7 +102,7 @@ impl RunRecord {
     /// What is said of them; `None` if there are none.
     pub fn damage(&self) -> Option<String> {
         let lines = counted(self.damaged, "line");
-        (self.damaged > 0).then(|| format!("{lines} of metrics.jsonl cannot be read, and left out"))
+        (self.damaged > 0).then(|| format!("{lines} of metrics.jsonl cannot be read: left out"))
     }
 
     /// Answers to held-back rows: before training, and after it.

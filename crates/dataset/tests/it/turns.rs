@@ -78,7 +78,7 @@ fn an_answer_alone_ends_the_reasoning_that_its_prompt_opens() {
     assert_eq!(
         said(&row),
         [
-            "2 answers are without reasoning behind a prompt that opens it: they begin with its end, so the model learns \
+            "2 answers are without reasoning behind a prompt that opens it: each begins with its end, so the model learns \
           not to reason"
         ]
     );
