@@ -12,7 +12,7 @@ use crate::row;
 use crate::tokenizer::ChatTokenizer;
 
 /// A conversation as the chat template takes it: what [`ChatTokenizer::render_with`] is given.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Asked {
     /// Its messages.
     pub messages: Vec<Value>,
@@ -20,6 +20,8 @@ pub struct Asked {
     pub tools: Option<Value>,
     /// Further variables of the template.
     pub variables: Vec<(String, Value)>,
+    /// Keys that have no use here.
+    pub unused: Vec<String>,
 }
 
 impl ChatTokenizer {
@@ -31,14 +33,15 @@ impl ChatTokenizer {
     /// [`Self::render`].
     pub fn read_asked(&self, mut object: Map<String, Value>) -> Result<Asked, DatasetError> {
         let template = self.template()?;
-        let asked = row::asked(&mut object, &mut Vec::new());
+        let mut unused = row::unused(&object, Format::Messages);
+        let asked = row::asked(&mut object, &mut unused);
         let asked = asked.map_err(|problem| in_conversation(row::in_format(problem, Format::Messages)))?;
         let messages = chat::taken_form(template, &asked).map_err(|failure| match failure {
             Failure::All(error) => error,
             Failure::Row(RowProblem::Template(problem)) => DatasetError::Template(problem),
             Failure::Row(problem) | Failure::ZeroLabel(problem) => in_conversation(problem),
         })?;
-        Ok(Asked { messages, tools: asked.tools, variables: asked.variables })
+        Ok(Asked { messages, tools: asked.tools, variables: asked.variables, unused })
     }
 }
 

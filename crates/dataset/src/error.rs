@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use finetune_advice::Advice;
@@ -346,11 +347,11 @@ fn at_line(line: Option<usize>) -> String {
 }
 
 /// A path of two names may be meant as a dataset of the hub.
-fn unreadable_hints(path: &Path) -> Vec<String> {
+fn unreadable_hints(path: &Path, error: &io::Error) -> Vec<String> {
     let text = path.to_string_lossy();
     let relative = text.strip_prefix("./").unwrap_or(&text);
     let parts = relative.split('/').filter(|part| !part.is_empty()).count();
-    if kinds::is_pipe(path) {
+    if error.kind() == io::ErrorKind::TimedOut && kinds::is_pipe(path) {
         return vec!["start the program that writes the rows before, or name a file of rows".to_owned()];
     }
     let mut hints = vec!["paths in a recipe are relative to the recipe file".to_owned()];
@@ -367,7 +368,7 @@ fn instead(found: &[String]) -> String {
 impl Advice for DatasetError {
     fn hints(&self) -> Vec<String> {
         let hints: &[&str] = match self {
-            Self::Unreadable { path, .. } => return unreadable_hints(path),
+            Self::Unreadable { path, source } => return unreadable_hints(path, source),
             Self::NoTrainFile { .. } => &[
                 "name a file of rows, or a directory that holds train.jsonl (and valid.jsonl); or .json, .csv, .parquet",
             ],

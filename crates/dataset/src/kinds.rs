@@ -146,7 +146,7 @@ impl Packing {
     }
 }
 
-/// Whether a path names something that is read once: a pipe, a terminal, `/dev/stdin`.
+/// Whether a path names something that is read once: a pipe, with or without a name, or a terminal.
 pub(crate) fn is_pipe(path: &Path) -> bool {
     path.metadata().is_ok_and(|about| !about.is_file() && !about.is_dir())
 }

@@ -159,7 +159,8 @@ pub(crate) fn used(format: Format) -> &'static [&'static str] {
     }
 }
 
-fn unused(row: &Map<String, Value>, format: Format) -> Vec<String> {
+/// Keys of a row that its format has no use for.
+pub(crate) fn unused(row: &Map<String, Value>, format: Format) -> Vec<String> {
     let used = used(format);
     // Under this key some data sets have what is no list for a template.
     let is_read = |key: &str, value: &Value| {

@@ -227,7 +227,7 @@ impl LayerSource {
             return Ok(());
         }
         let Ok(read) = desk.read.try_recv() else { return Ok(()) };
-        (desk.ahead, desk.given) = (None, None);
+        (desk.ahead, desk.given, desk.has_given_up) = (None, None, false);
         self.give(&mut desk, what, read?);
         desk.order_next(what, next);
         Ok(())

@@ -4,7 +4,7 @@
 use std::io;
 use std::path::Path;
 
-use finetune_dataset::{ChatTokenizer, DatasetError, Stops, TextStream};
+use finetune_dataset::{Asked, ChatTokenizer, DatasetError, Stops, TextStream};
 use finetune_model::Sampling;
 
 use crate::failure::Failure;
@@ -65,6 +65,12 @@ pub(super) fn of_conversation(error: DatasetError, option: &str, file: &Path) ->
         }
         error => of_template(error),
     }
+}
+
+/// What stands in the file of a conversation in vain.
+pub(super) fn without_use(asked: &Asked, file: &Path) -> Option<String> {
+    let keys = asked.unused.join(", ");
+    (!keys.is_empty()).then(|| format!("{}: keys that a conversation has no use for: {keys}", file.display()))
 }
 
 /// Text as tokens come: through the tokenizer's own decoder, up to a stop text.

@@ -34,7 +34,7 @@ use self::lines::Lines;
 use self::screen::Screen;
 use self::session::{Session, Settings};
 use crate::cli::ChatArguments;
-use crate::commands::answering::{check_sampling, no_template, of_conversation, of_template, tokenizer};
+use crate::commands::answering::{check_sampling, no_template, of_conversation, of_template, tokenizer, without_use};
 use crate::commands::opening::{self, Purpose};
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -59,7 +59,7 @@ pub(crate) fn chat(arguments: ChatArguments, verbosity: Verbosity) -> Result<Exi
     tokenizer.notices().iter().for_each(|notice| say(notice));
     let settings = settings(&arguments, &source);
     let (dialogue, system_of) = match (begun, &arguments.messages) {
-        (Some((object, _)), Some(file)) => (dialogue_of(object, &tokenizer, "--messages", file)?, None),
+        (Some((object, _)), Some(file)) => (dialogue_of(object, &tokenizer, "--messages", file, &say)?, None),
         _ => opening_dialogue(&arguments, &source, &tokenizer, &say)?,
     };
     let model = opening::open(&source, &arguments.model, Purpose::Text, None, &say)?;
@@ -394,7 +394,7 @@ impl Talk<'_> {
 
     fn load(&mut self, path: &Path) -> Result<(), Trouble> {
         let (object, number) = files::load("/load", path)?;
-        let dialogue = dialogue_of(object, self.session.tokenizer, "/load", path)?;
+        let dialogue = dialogue_of(object, self.session.tokenizer, "/load", path, &|line| self.say(line))?;
         let before = std::mem::replace(&mut self.session.dialogue, dialogue);
         let of = number.map_or(String::new(), |number| format!("row {number} of "));
         let exchanges = counted(self.session.dialogue.exchanges() as u64, "exchange");
@@ -423,9 +423,11 @@ fn dialogue_of(
     tokenizer: &ChatTokenizer,
     option: &str,
     file: &Path,
+    say: &dyn Fn(&str),
 ) -> Result<Dialogue, Failure> {
     let asked = tokenizer.read_asked(object).map_err(|error| of_conversation(error, option, file))?;
-    Ok(Dialogue::of(asked.messages, asked.tools))
+    without_use(&asked, file).iter().for_each(|notice| say(notice));
+    Ok(Dialogue::of(asked))
 }
 
 fn nothing_asked() -> Failure {

@@ -9,7 +9,9 @@ use finetune_model::{Generation, Model, RowRequest, Sampling};
 use serde_json::json;
 
 use crate::cli::GenerateArguments;
-use crate::commands::answering::{Writing, check_sampling, no_template, of_conversation, of_template, tokenizer};
+use crate::commands::answering::{
+    Writing, check_sampling, no_template, of_conversation, of_template, tokenizer, without_use,
+};
 use crate::commands::conversation::{Prompt, prompt};
 use crate::commands::opening::{self, Purpose};
 use crate::commands::rows_of_files::rows_of_files;
@@ -51,7 +53,7 @@ fn answer_as(arguments: &GenerateArguments, verbosity: Verbosity, one: Option<&O
     tokenizer.notices().iter().for_each(|notice| say(notice));
     let prompt = match &asked {
         None => Vec::new(),
-        Some(asked) => tokens_of(asked, &tokenizer, arguments.messages.as_deref())?,
+        Some(asked) => tokens_of(asked, &tokenizer, arguments.messages.as_deref(), &say)?,
     };
     let join =
         |one: &OneOf| one.join(&source.model, source.adapter.as_deref(), &arguments.model, arguments.parallel, &say);
@@ -89,7 +91,12 @@ fn answer_as(arguments: &GenerateArguments, verbosity: Verbosity, one: Option<&O
 }
 
 /// `file`: where a conversation stands.
-fn tokens_of(asked: &Prompt, tokenizer: &ChatTokenizer, file: Option<&Path>) -> Result<Vec<u32>, Failure> {
+fn tokens_of(
+    asked: &Prompt,
+    tokenizer: &ChatTokenizer,
+    file: Option<&Path>,
+    say: &dyn Fn(&str),
+) -> Result<Vec<u32>, Failure> {
     let tokens = match asked {
         Prompt::Raw(text) => tokenizer.encode_prompt(text)?,
         Prompt::Chat(object) => {
@@ -97,6 +104,7 @@ fn tokens_of(asked: &Prompt, tokenizer: &ChatTokenizer, file: Option<&Path>) -> 
                 Some(file) => of_conversation(error, "--messages", file),
                 None => of_template(error),
             })?;
+            file.and_then(|file| without_use(&asked, file)).iter().for_each(|notice| say(notice));
             let rendered = tokenizer.render_with(&asked.messages, asked.tools.as_ref(), &asked.variables, true);
             tokenizer.encode_chat(&rendered.map_err(of_template)?.text)?
         }

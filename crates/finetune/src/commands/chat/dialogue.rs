@@ -1,5 +1,6 @@
 //! The messages of a conversation: what is asked, answered, taken back and left out.
 
+use finetune_dataset::Asked;
 use serde_json::{Value, json};
 
 /// A message, and whether it is an answer that did not come to its end.
@@ -24,6 +25,8 @@ impl Message {
 pub(super) struct Dialogue {
     messages: Vec<Message>,
     tools: Option<Value>,
+    /// Further variables of the template.
+    variables: Vec<(String, Value)>,
 }
 
 impl Dialogue {
@@ -31,16 +34,16 @@ impl Dialogue {
     pub(super) fn new(system: Option<&str>) -> Dialogue {
         let system = system.filter(|text| !text.is_empty());
         let messages = system.map(|text| json!({"role": "system", "content": text})).into_iter().collect();
-        Dialogue::of(messages, None)
+        Dialogue::of(Asked { messages, ..Asked::default() })
     }
 
     /// One that has begun already. A weight of 0 marks an unfinished answer.
-    pub(super) fn of(messages: Vec<Value>, tools: Option<Value>) -> Dialogue {
-        let messages = messages.into_iter().map(|mut value| {
+    pub(super) fn of(asked: Asked) -> Dialogue {
+        let messages = asked.messages.into_iter().map(|mut value| {
             let weight = value.as_object_mut().and_then(|object| object.shift_remove("weight"));
             Message { unfinished: weight.is_some_and(|weight| weight.as_f64() == Some(0.0)), value }
         });
-        Dialogue { messages: messages.collect(), tools }
+        Dialogue { messages: messages.collect(), tools: asked.tools, variables: asked.variables }
     }
 
     /// The messages, as the chat template takes them.
@@ -50,6 +53,10 @@ impl Dialogue {
 
     pub(super) fn tools(&self) -> Option<&Value> {
         self.tools.as_ref()
+    }
+
+    pub(super) fn variables(&self) -> &[(String, Value)] {
+        &self.variables
     }
 
     /// The text of the system prompt.
@@ -133,6 +140,12 @@ impl Dialogue {
         if let Some(tools) = &self.tools {
             row["tools"] = tools.clone();
         }
+        for (name, value) in &self.variables {
+            match name.as_str() {
+                "documents" => row["documents"] = value.clone(),
+                _ => row["chat_template_kwargs"][name] = value.clone(),
+            }
+        }
         Some((row, unfinished))
     }
 }
@@ -154,7 +167,7 @@ mod tests {
             let value = json!({"role": name, "content": n.to_string()});
             Message { value, unfinished: role == 'A' }
         });
-        Dialogue { messages: messages.collect(), tools: None }
+        Dialogue { messages: messages.collect(), ..Dialogue::default() }
     }
 
     /// The places of the messages that are left.
@@ -210,8 +223,18 @@ mod tests {
         assert_eq!((row["messages"].as_array().map(Vec::len), unfinished), (Some(5), 1));
         assert_eq!(row["messages"][2]["weight"], 0);
         assert!(row["messages"][4].get("weight").is_none());
-        let again = Dialogue::of(row["messages"].as_array().expect("messages").clone(), None);
+        let messages = row["messages"].as_array().expect("messages").clone();
+        let again = Dialogue::of(Asked { messages, ..Asked::default() });
         assert_eq!(again, dialogue("suAua"), "what is saved is what is loaded");
+    }
+
+    #[test]
+    fn a_row_has_its_variables() {
+        let mut talk = dialogue("ua");
+        let documents = json!([{"text": "Rome"}]);
+        talk.variables = vec![("documents".to_owned(), documents.clone()), ("tone".to_owned(), json!("kind"))];
+        let (row, _) = talk.row().expect("a row");
+        assert_eq!((&row["documents"], &row["chat_template_kwargs"]), (&documents, &json!({"tone": "kind"})));
     }
 
     #[test]

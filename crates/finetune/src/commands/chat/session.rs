@@ -120,8 +120,9 @@ impl Session<'_> {
     }
 
     fn render(&self, dropped: u64) -> Result<Prompt, Failure> {
-        let text =
-            self.tokenizer.render(&self.dialogue.messages(), self.dialogue.tools(), true).map_err(of_template)?.text;
+        let dialogue = &self.dialogue;
+        let rendered = self.tokenizer.render_with(&dialogue.messages(), dialogue.tools(), dialogue.variables(), true);
+        let text = rendered.map_err(of_template)?.text;
         let tokens = self.tokenizer.encode_chat(&text)?;
         if tokens.is_empty() {
             return Err(Failure::arguments(
