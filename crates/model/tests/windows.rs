@@ -37,7 +37,8 @@ fn with_a_cache_that_forgets_each_token_is_that_of_a_whole_pass() {
 }
 
 /// (tokens that the prompt has in common with the first one of 2,600, more tokens, tokens that are
-/// known in whole parts, and with pieces of parts). The first one has forgotten what lies more than 1,024 tokens in front of its end.
+/// known in whole parts, and with pieces of parts). The first one has forgotten what lies more than 1,024 tokens in front
+/// of its end.
 const PROMPTS: [(usize, usize, usize, usize); 5] =
     [(2600, 100, 2560, 2560), (2100, 100, 2048, 2048), (1700, 100, 0, 1664), (1500, 100, 0, 0), (600, 40, 0, 0)];
 

@@ -242,7 +242,9 @@ async fn read_prompt(
     });
     let (text, left_out) = text.await?;
     if let Some((n, role)) = left_out {
-        let message = format!("the chat template leaves messages of the role `{role}` out");
+        let message = format!(
+            "the chat template leaves messages of the role `{role}` out: use a role that it knows, such as `user`"
+        );
         return Err(ApiError::field(format!("messages[{n}].role"), message));
     }
     check_text(served, &text, "messages")?;

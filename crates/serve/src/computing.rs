@@ -48,7 +48,7 @@ pub(crate) enum Told {
 pub(crate) struct Computing {
     /// `None` once no more requests are taken.
     requests: Mutex<Option<Sender<Told>>>,
-    /// The forms that other ranks read, if some hold parts of the models.
+    /// What other ranks are asked for beside computing, if some hold parts of the models.
     elsewhere: Option<Arc<Elsewhere>>,
     settings: EngineSettings,
     /// One for each request that may run or wait. A listener holds it until it is dropped.
@@ -115,8 +115,8 @@ impl Computing {
         Some(expected)
     }
 
-    /// The other ranks load this adapter, too, if there are some: each from this path below its own directory. If this is
-    /// dropped, they give it back.
+    /// The other ranks load this adapter, too, if there are some: each from this path below its own directory. They
+    /// give it back unless what is returned is kept.
     ///
     /// # Errors
     /// One of them cannot, takes longer than `longest`, or is lost.

@@ -89,7 +89,9 @@ pub(crate) fn left_out(messages: &[Value], prompt: &str) -> Option<(usize, Strin
     const ROLES: [&str; 5] = ["system", "user", "assistant", "tool", "function"];
     let is_left_out = |message: &Value| {
         let text = message["content"].as_str().unwrap_or_default().trim();
-        let role = message["role"].as_str().filter(|role| !ROLES.contains(role) && !prompt.contains(text))?;
+        // Llama's templates write the content of `ipython`, which is a tool's, as JSON.
+        let is_there = || prompt.contains(text) || prompt.contains(Value::from(text).to_string().trim_matches('"'));
+        let role = message["role"].as_str().filter(|role| !ROLES.contains(role) && !is_there())?;
         Some(role.chars().take(40).collect())
     };
     messages.iter().enumerate().find_map(|(n, message)| Some((n, is_left_out(message)?)))
@@ -278,8 +280,10 @@ mod tests {
             (vec![said("user", "gone"), said("critic", " there ")], None),
             (vec![said("user", "there"), said("critic", "gone")], Some((1, "critic".to_owned()))),
             (vec![said("critic", "")], None),
+            (vec![said("ipython", "\"5\"\n")], None),
         ] {
-            assert_eq!(left_out(&messages, "<user>there</user>"), want, "{messages:?}");
+            let prompt = r#"<user>there</user><ipython>"\"5\"\n"</ipython>"#;
+            assert_eq!(left_out(&messages, prompt), want, "{messages:?}");
         }
     }
 

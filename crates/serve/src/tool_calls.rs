@@ -221,6 +221,7 @@ mod tests {
             assert_eq!((text.as_str(), calls), (answer, Vec::new()), "{answer}");
         }
     }
+
     /// (what the model says, whether that is a call where nothing holds calls to a form)
     #[test]
     fn calls_of_strict_tools_that_nothing_holds_are_text() {

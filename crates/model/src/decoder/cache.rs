@@ -43,11 +43,9 @@ impl KeyValueCache {
         &self.tokens
     }
 
-    /// Forgets what is not common with `prompt`, and returns how many tokens are kept. The last
-    /// token of the prompt is never kept: its logits choose the next one.
+    /// Forgets what is not common with `prompt`, and returns how many tokens are kept.
     pub(crate) fn keep_beginning_of(&mut self, prompt: &[u32]) -> usize {
-        let common = self.tokens.iter().zip(prompt).take_while(|(kept, token)| kept == token).count();
-        let kept = common.min(prompt.len().saturating_sub(1));
+        let kept = in_common(&self.tokens, prompt);
         // A state cannot go back to an earlier token, and a layer with a window not by many tokens.
         if kept < self.tokens.len() && (self.has_states() || !self.goes_back_to(kept)) {
             self.clear();
@@ -117,6 +115,13 @@ impl KeyValueCache {
         self.tokens.extend_from_slice(tokens);
         self.longest = self.longest.max(self.tokens.len());
     }
+}
+
+/// How many tokens these and a prompt begin with in common. The last token of the prompt is never one of them: its
+/// logits choose the next one.
+pub(crate) fn in_common(tokens: &[u32], prompt: &[u32]) -> usize {
+    let common = tokens.iter().zip(prompt).take_while(|(known, token)| known == token).count();
+    common.min(prompt.len().saturating_sub(1))
 }
 
 /// Lets `pass` read these prompts into caches of their own, of texts that only go on. `windows`: those of all layers.

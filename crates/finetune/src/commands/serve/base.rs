@@ -84,7 +84,7 @@ impl Base {
         let path = below.join(path);
         // On another host it may be missing.
         if !path.is_dir() {
-            return Err(format!("{}: there is no such directory", path.display()));
+            return Err(format!("{}: there is no such directory; copy the adapter to all hosts", path.display()));
         }
         let mut notices = Vec::new();
         let directory = adapter_directory(&path, &mut notices).map_err(|failure| failure.fact())?;

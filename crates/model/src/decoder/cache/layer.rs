@@ -36,9 +36,6 @@ impl LayerCache {
     /// Forgets all but the first `length` tokens. The room stays.
     pub(super) fn truncate(&mut self, length: usize) {
         self.length = self.length.min(length);
-        if length == 0 {
-            *self = LayerCache::new(self.reach);
-        }
     }
 
     /// Forgets what no later token sees, if a window and the room for the next pass leave no place for it.

@@ -36,7 +36,7 @@ pub(crate) struct Reach {
 
 impl Reach {
     pub(crate) fn new(window: Option<usize>, kept_for: KeptFor) -> Reach {
-        Reach { window: window.map(|window| window.min(LONGEST)), kept_for }
+        Reach { window, kept_for }
     }
 
     /// The same of a text that only goes on.
@@ -67,7 +67,7 @@ impl Reach {
             KeptFor::GoingOn => MOST_AHEAD,
             KeptFor::LaterPrompts => TAKEN_BACK,
         };
-        self.window.map(|window| window + taken_back)
+        self.window.map(|window| window.min(LONGEST) + taken_back)
     }
 }
 

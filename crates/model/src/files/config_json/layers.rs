@@ -7,8 +7,9 @@ use crate::config::family::{Family, OtherMixer, RopeLayers, Windows};
 use crate::config::{ConvolutionConfig, DeltaConfig, LayerConfig, MixerKind, Values};
 use crate::error::ModelError;
 
-/// The key with the kinds of layers, and the kinds.
+/// The key with the kinds of layers, its older name in Granite 4, and the kinds.
 const KINDS: &str = "layer_types";
+const OLDER_KINDS: &str = "layers_block_type";
 const FULL: &str = "full_attention";
 const WINDOWED: &str = "sliding_attention";
 const DELTA: &str = "linear_attention";
@@ -93,13 +94,13 @@ impl Reader<'_> {
             (OtherMixer::None, Windows::Never | Windows::EveryLayer | Windows::Asked) => None,
             (OtherMixer::None, _) => Some(WINDOWED),
         };
-        let older = if family.is_hybrid { self.get("layers_block_type") } else { None };
-        let list = self.get(KINDS).or(older).filter(|_| other.is_some() || family.is_hybrid);
+        let key = if family.is_hybrid && self.get(KINDS).is_none() { OLDER_KINDS } else { KINDS };
+        let list = self.get(key).filter(|_| other.is_some() || family.is_hybrid);
         let Some(list) = list else { return Ok(None) };
-        let list = list.as_array().ok_or_else(|| self.wrong_type(KINDS, "a list with a kind for each layer"))?;
+        let list = list.as_array().ok_or_else(|| self.wrong_type(key, "a list with a kind for each layer"))?;
         if list.len() != count {
             let kinds = list.len();
-            return Err(self.malformed(&format!("`{KINDS}` has {kinds} entries, and `num_hidden_layers` is {count}")));
+            return Err(self.malformed(&format!("`{key}` has {kinds} entries, and `num_hidden_layers` is {count}")));
         }
         let Some(other) = other else { return Ok(None) };
         let mut kinds = Vec::with_capacity(count);
@@ -107,8 +108,7 @@ impl Reader<'_> {
             match kind.as_str() {
                 Some(kind) if kind == FULL || kind == other => kinds.push(kind),
                 _ => {
-                    let what =
-                        format!("`{KINDS}` has {kind} for layer {n}, where \"{FULL}\" or \"{other}\" is expected");
+                    let what = format!("`{key}` has {kind} for layer {n}, where \"{FULL}\" or \"{other}\" is expected");
                     return Err(self.malformed(&what));
                 }
             }
@@ -134,7 +134,7 @@ impl Reader<'_> {
 
     /// Refuses the members of Granite 4 with Mamba layers or experts.
     pub(super) fn expect_attention_only(&self) -> Result<(), ModelError> {
-        let types = self.get("layer_types").or(self.get("layers_block_type")).and_then(Value::as_array);
+        let types = self.get(KINDS).or(self.get(OLDER_KINDS)).and_then(Value::as_array);
         let is_attention = |kind: &Value| matches!(kind.as_str(), Some("attention" | "full_attention"));
         match types {
             Some(types) if types.iter().all(is_attention) => {}

@@ -19,7 +19,7 @@
 use std::sync::{Arc, Weak};
 
 use super::is_read_again;
-use crate::decoder::cache::KeyValueCache;
+use crate::decoder::cache::{KeyValueCache, in_common};
 use crate::model::{Model, Trained};
 use crate::passes::generate::PROMPT_PART;
 use crate::passes::sharing::FEW;
@@ -34,6 +34,12 @@ struct Prefix {
     cache: KeyValueCache,
     /// What counts for [`Prefixes::most_bytes`].
     bytes: usize,
+}
+
+impl Prefix {
+    fn is_of(&self, model: &Arc<Model>) -> bool {
+        std::ptr::eq(self.model.as_ptr(), Arc::as_ptr(model))
+    }
 }
 
 /// The prompts that were read last, the latest at the end.
@@ -58,7 +64,7 @@ impl Prefixes {
 
     /// Forgets all prompts of a model.
     pub(super) fn forget(&mut self, model: &Arc<Model>) {
-        self.kept.retain(|prefix| !std::ptr::eq(prefix.model.as_ptr(), Arc::as_ptr(model)));
+        self.kept.retain(|prefix| !prefix.is_of(model));
     }
 
     /// How many tokens [`Prefixes::take`] gives of a prompt.
@@ -72,7 +78,7 @@ impl Prefixes {
         let Some((length, n)) = self.find(model, prompt) else { return fresh(model) };
         let found = self.kept.remove(n);
         if found.cache.tokens().len() == length && (model.has_states() || model.goes_back(prompt.len(), length)) {
-            // It comes back with more tokens.
+            // It comes back with more tokens, and from there its keys are still known to prompts that begin so.
             return found.cache;
         }
         let mut cache = found.cache.clone();
@@ -85,12 +91,11 @@ impl Prefixes {
     fn find(&self, model: &Arc<Model>, prompt: &[u32]) -> Option<(usize, usize)> {
         let has_pieces = has_pieces(model);
         let known = |prefix: &Prefix| {
-            if !std::ptr::eq(prefix.model.as_ptr(), Arc::as_ptr(model)) {
+            if !prefix.is_of(model) {
                 return 0;
             }
             let tokens = prefix.cache.tokens();
-            let common = tokens.iter().zip(prompt).take_while(|(known, token)| known == token).count();
-            let length = usable(common.min(prompt.len().saturating_sub(1)), prompt.len(), has_pieces);
+            let length = usable(in_common(tokens, prompt), prompt.len(), has_pieces);
             let goes_back = length == tokens.len() || !model.has_states() && prefix.cache.goes_back_to(length);
             if goes_back { length } else { 0 }
         };
@@ -117,8 +122,7 @@ impl Prefixes {
         self.kept.retain(|prefix| {
             let own = prefix.cache.tokens();
             let is_in_it = || own.len() == cache.tokens().len() || goes_back(&cache, own.len());
-            let has_same_model = std::ptr::eq(prefix.model.as_ptr(), Arc::as_ptr(model));
-            !(has_same_model && cache.tokens().starts_with(own) && is_in_it())
+            !(prefix.is_of(model) && cache.tokens().starts_with(own) && is_in_it())
         });
         let model = Arc::downgrade(model);
         self.kept.push(Prefix { model, cache, bytes });
@@ -128,7 +132,7 @@ impl Prefixes {
     }
 }
 
-/// For a prompt of which nothing is known.
+/// The empty cache of a prompt of which nothing is known.
 pub(super) fn fresh(model: &Model) -> KeyValueCache {
     if is_read_again(model) { KeyValueCache::of_one_text() } else { KeyValueCache::default() }
 }
@@ -146,8 +150,7 @@ fn has_pieces(model: &Model) -> bool {
 pub(super) fn known_behind(model: &Model, other: &[u32], prompt: &[u32]) -> usize {
     let has_pieces = has_pieces(model);
     let kept = &other[..kept(other.len(), has_pieces)];
-    let common = kept.iter().zip(prompt).take_while(|(known, token)| known == token).count();
-    let length = usable(common.min(prompt.len().saturating_sub(1)), prompt.len(), has_pieces);
+    let length = usable(in_common(kept, prompt), prompt.len(), has_pieces);
     if model.goes_back(other.len(), length) { length } else { 0 }
 }
 
