@@ -32,16 +32,17 @@ pub(crate) async fn load(Shared(state): Shared<Arc<State>>, body: Bytes) -> Resu
     let path = below(&directory, Path::new(path))?;
     // Reading takes long, and one adapter at a time is enough.
     let longest = state.settings.bounds.turn;
-    let place = timeout(longest, state.loading.lock()).await;
-    let _place = place.map_err(|_| ApiError::not_loaded("this server, as others were loaded", longest))?;
+    let place = timeout(longest, Arc::clone(&state.loading).lock_owned()).await;
+    let place = place.map_err(|_| ApiError::not_loaded("this server, as others were loaded", longest))?;
     expect_room(&ready.catalog, &name)?;
     let (loading, id, own) = (Arc::clone(&state), name.clone(), path.clone());
+    // The place goes with it: behind a disk that does not answer hangs one thread, not one for each request.
     let loaded = tokio::task::spawn_blocking(move || match &loading.ready() {
-        Ok(ready) => (ready.loader)(&id, &own),
-        Err(_) => Err("the model is loading".to_owned()),
+        Ok(ready) => ((ready.loader)(&id, &own), place),
+        Err(_) => (Err("the model is loading".to_owned()), place),
     });
     let loaded = timeout(longest, loaded).await.map_err(|_| ApiError::not_loaded("this server", longest))?;
-    let served = loaded.map_err(|_| ApiError::failed("the adapter could not be read, which is a bug"))?;
+    let (served, _place) = loaded.map_err(|_| ApiError::failed("the adapter could not be read, which is a bug"))?;
     let served = served.map_err(|reason| ApiError::field("lora_path", reason))?;
     // What is wrong here is told without the others.
     let lent = ready.computing.load_elsewhere(&served, &path, longest).await?;

@@ -52,7 +52,7 @@ pub(crate) struct State {
     /// One for each piece of the bodies of requests under way.
     pub(crate) bodies: Arc<Semaphore>,
     /// Held while an adapter is read.
-    pub(crate) loading: Mutex<()>,
+    pub(crate) loading: Arc<Mutex<()>>,
     ready: OnceLock<Ready>,
     stopping: AtomicBool,
 }
@@ -133,7 +133,7 @@ impl Server {
             texts: Arc::new(Semaphore::new(TEXTS)),
             forms: Arc::new(Semaphore::new(FORMS)),
             bodies: Arc::new(Semaphore::new(bounds.bodies / PIECE)),
-            loading: Mutex::new(()),
+            loading: Arc::default(),
             ready: OnceLock::new(),
             stopping: AtomicBool::new(false),
         });

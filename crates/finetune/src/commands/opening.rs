@@ -153,7 +153,7 @@ impl Sizes<'_> {
 
     /// Bytes of the weights that a process holds in memory, if it does not read its layers.
     fn weights(&self, placement: &Placement) -> u64 {
-        self.layers_bytes(placement) + self.form.ends_bytes(self.held, placement.reads_layers())
+        self.layers_bytes(placement) + self.form.ends_bytes(self.held, false)
     }
 }
 
