@@ -98,8 +98,8 @@ fn on_cpu(config: &ModelConfig, adaptation: &Adaptation, tokens: u64, step: Step
     estimate(config, Some(adaptation), &StepShape { tokens, longest: tokens, ..step }, precision)
 }
 
-/// One share of a step, whose layers are computed again.
-const ONE_SHARE: StepShape = StepShape {
+/// One token as one share of a step, whose layers are computed again.
+pub(super) const ONE_SHARE: StepShape = StepShape {
     tokens: 1,
     longest: 1,
     trained_tokens: 1,

@@ -8,7 +8,8 @@ use finetune_model::{Adaptation, FloatType, Model, ModelConfig, expected_tensors
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use super::{Precision, StepShape, estimate};
+use super::tests::ONE_SHARE;
+use super::{Precision, estimate};
 
 /// A model, by the file of its config in `tests/goldens/configs`.
 struct Published {
@@ -106,20 +107,7 @@ fn weights_of_published_models_are_those_of_the_formula() {
                 on_disk: 0,
                 threads: 2,
             };
-            let step = StepShape {
-                tokens: 1,
-                longest: 1,
-                trained_tokens: 1,
-                at_once: 1,
-                held_layers: None,
-                checkpointing: true,
-                full: false,
-                shares: 1,
-                alone: false,
-                rows: 0,
-                answers: false,
-            };
-            let estimated = estimate(&config, Some(&Adaptation::default()), &step, precision).weights;
+            let estimated = estimate(&config, Some(&Adaptation::default()), &ONE_SHARE, precision).weights;
             assert_eq!(estimated, bytes(model, held, packed), "{} in {held:?}, packed: {packed:?}", model.config);
         }
     }
