@@ -136,13 +136,13 @@ fn names_a_rank(body: &str) -> bool {
     body.contains("rank 1 (") || body.contains("rank 2 (")
 }
 
-/// The first rank has an adapter that is gone when the last one comes to it. The client hears which rank lacks it, no rank
-/// keeps it, and the server goes on.
+/// The first rank has an adapter that is gone when the others, held up, come to it. The client hears which rank lacks it,
+/// no rank keeps it, and the server goes on.
 #[test]
 fn an_adapter_that_one_rank_lacks_is_loaded_by_none() {
     for launch in WAYS {
         let folder = adapters();
-        let (mut together, at) = serve(launch, &folder, &[], Some("adapter.load@1+5"));
+        let (mut together, at) = serve(launch, &folder, &[], Some("adapter.load+5"));
         let before = said(&at, "base");
         let missing = ask(&at, "POST", LOAD, "", &adapter("x", "nowhere"));
         assert_eq!(missing.0, 400, "{}", missing.1);
@@ -154,7 +154,6 @@ fn an_adapter_that_one_rank_lacks_is_loaded_by_none() {
             client.join().expect("no panic")
         });
         assert_eq!(status, 400, "{launch:?}: {body}");
-        // Which of the others: the one that is held up, or one that comes as late by itself.
         assert!(names_a_rank(&body) && body.contains("there is no such directory"), "{launch:?}: {body}");
         assert_eq!((said(&at, "x").0, said(&at, "base").1[0] == before.1[0]), (404, true), "{launch:?}");
         std::fs::rename(folder.path("away"), folder.path("trained")).expect("a directory of ours");
@@ -164,11 +163,11 @@ fn an_adapter_that_one_rank_lacks_is_loaded_by_none() {
     }
 }
 
-/// On one host another adapter lies at the same path. Here it changes before that rank reads it.
+/// On one host another adapter lies at the same path. Here it changes before the others read it.
 #[test]
 fn an_adapter_that_is_another_one_on_a_rank_is_loaded_by_none() {
     let folder = adapters();
-    let (mut together, at) = serve(WAYS[0], &folder, &[], Some("adapter.load@2+5"));
+    let (mut together, at) = serve(WAYS[0], &folder, &[], Some("adapter.load+5"));
     let (status, body) = std::thread::scope(|scope| {
         let client = scope.spawn(|| ask(&at, "POST", LOAD, "", &adapter("x", "trained")));
         together.wait_until("the first rank's", |running| running.stderr().contains("the adapter x is loaded from"));
