@@ -8,7 +8,7 @@ use finetune_store::{RealDisk, verify_directory};
 
 use crate::failpoints::OF_EVERY_PART;
 use crate::folder::{CRASH_RECIPE, Folder, RunResult, tree};
-use crate::program::{BINARY, Ended, finetune, run};
+use crate::program::{BINARY, Ended, finetune, run, start};
 
 /// Bytes of all files of a checkpoint but the manifest.
 fn checkpoint_bytes(checkpoint: &Path) -> u64 {
@@ -66,17 +66,20 @@ fn a_full_disk_ends_all_ranks() {
     folder.run("run", &["--resume"]).expect(0);
 }
 
-/// Two ranks that read their layers from the disk. A read of rank 1 is held up for so many seconds.
-fn held_up(folder: &Folder, seconds: u64) -> Command {
+/// Two ranks that read their layers from the disk. A read of rank 1 is held up until there is a file `go`.
+fn held_up(folder: &Folder) -> Command {
     let mut command = folder.launch(&["-n", "2"], "run", &["--set", "model.residency=disk"]);
-    command.env("FINETUNE_FAILPOINT", format!("{OF_EVERY_PART}:100@1+{seconds}"));
+    command.env("FINETUNE_FAILPOINT", format!("{OF_EVERY_PART}:100@1+{}", folder.path("go").display()));
     command
 }
 
 #[test]
 fn a_disk_that_brings_nothing_for_a_while_is_named_and_waited_for() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
-    let ended = run(&mut held_up(&folder, 14)).expect(0).says("rank 1 has waited 10 s for ");
+    let mut running = start(&mut held_up(&folder));
+    running.wait_until("a line", |running| running.stderr().contains("rank 1 has waited 10 s for "));
+    folder.write("go", b"");
+    let ended = running.wait().expect(0);
     assert_eq!(ended.stderr.matches("model.safetensors: no byte of it comes").count(), 1, "{}", ended.stderr);
 }
 
@@ -84,8 +87,8 @@ fn a_disk_that_brings_nothing_for_a_while_is_named_and_waited_for() {
 #[test]
 fn a_disk_that_hangs_ends_all_ranks() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
-    // Longer than the test may take: neither the error nor the end of the process waits for the read.
-    let ended = run(held_up(&folder, 3600).env("FINETUNE_DISK_TIMEOUT", "2")).expect(5);
+    // For ever: neither the error nor the end of the process waits for the read.
+    let ended = run(held_up(&folder).env("FINETUNE_DISK_TIMEOUT", "2")).expect(5);
     let ended = ended.says("rank 1 (").says("failed with exit code 5").says("--resume");
     let said = ended.stderr.matches("model.safetensors has come for 2 s").count();
     assert!(said >= 2, "rank 1 and rank 0 say it: {}", ended.stderr);

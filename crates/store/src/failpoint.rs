@@ -1,12 +1,13 @@
 //! Points where a test can kill this process, as `kill -9` would, or hold one of its threads up.
 //!
-//! This is a testing aid. `FINETUNE_FAILPOINT=NAME[:COUNT][@LABEL][+SECONDS]` in the environment ends the
-//! process at a call of [`hit`] with that name, or lets the calling thread sleep there for so many seconds:
+//! This is a testing aid. `FINETUNE_FAILPOINT=NAME[:COUNT][@LABELS][+FILE]` in the environment ends the
+//! process at a call of [`hit`] with that name, or holds the calling thread up there until the file exists:
 //!
 //! - `checkpoint.synced`: at the first call of `hit("checkpoint.synced")`;
 //! - `checkpoint.file:3`: at the third call of `hit("checkpoint.file")`;
-//! - `train.step:2@1`: only in a process whose label is `1` (see [`set_label`]);
-//! - `file.read:200@1+30`: the same, and it is held up for 30 s, as by a disk that does not answer.
+//! - `train.step:2@1`: only in a process whose label is `1` (see [`set_label`]), `@1,2`: `1` or `2`;
+//! - `file.read:200@1+/tmp/go`: the same, and it is held up until somebody makes `/tmp/go`, as by a disk that does not
+//!   answer.
 //!
 //! Without the variable a hit is one comparison.
 //!
@@ -15,18 +16,22 @@
 //! `checkpoint.synced`, `checkpoint.renamed`, `checkpoint.done`, `prune.trashed`, `replace.aside` (the old directory
 //! has made way, the new one is not there yet), `file.read` (before each part of a file that is read).
 
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+/// Time between two looks for the file.
+const LOOK: Duration = Duration::from_millis(5);
 
 struct Failpoint {
     name: String,
     /// Which hit kills, from 1.
     at: u64,
-    /// The label of the process that it kills. `None`: any.
-    label: Option<String>,
-    /// For how long it holds the thread up. `None`: it kills.
-    sleep: Option<Duration>,
+    /// The labels of the processes that it kills, with commas between them. `None`: any.
+    labels: Option<String>,
+    /// The file until whose existence it holds the thread up. `None`: it kills.
+    until: Option<PathBuf>,
     hits: AtomicU64,
 }
 
@@ -42,44 +47,51 @@ pub fn set_label(label: impl Into<String>) {
 }
 
 /// Passes, unless the environment names this point and this is the hit that it asks for. Then the
-/// process ends, or the thread sleeps.
+/// process ends, or the thread waits.
 pub fn hit(name: &str) {
     let failpoint = FAILPOINT.get_or_init(|| std::env::var("FINETUNE_FAILPOINT").ok().map(|text| parse(&text)));
     if let Some(failpoint) = failpoint
         && failpoint.name == name
-        && failpoint.label.as_ref().is_none_or(|label| LABEL.get() == Some(label))
+        && failpoint.labels.as_ref().is_none_or(|labels| LABEL.get().is_some_and(|own| has(labels, own)))
         && failpoint.hits.fetch_add(1, Ordering::SeqCst) + 1 == failpoint.at
     {
-        if let Some(time) = failpoint.sleep {
-            return std::thread::sleep(time);
+        if let Some(file) = &failpoint.until {
+            while !file.exists() {
+                std::thread::sleep(LOOK);
+            }
+            return;
         }
         // Like SIGKILL for everything on disk: nothing unwinds, no buffer is flushed, no Drop runs.
         std::process::abort();
     }
 }
 
+fn has(labels: &str, label: &str) -> bool {
+    labels.split(',').any(|one| one == label)
+}
+
 fn parse(text: &str) -> Failpoint {
-    let is_label =
-        |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
-    let held_up = text.rsplit_once('+').and_then(|(before, seconds)| Some((before, seconds.parse().ok()?)));
-    let (text, sleep) = held_up.map_or((text, None), |(before, seconds)| (before, Some(Duration::from_secs(seconds))));
-    let (text, label) = match text.rsplit_once('@') {
-        Some((before, label)) if is_label(label) => (before, Some(label.to_owned())),
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_,".contains(&byte);
+    let are_labels = |text: &str| !text.is_empty() && text.bytes().all(is_letter);
+    let held_up = text.split_once('+');
+    let (text, until) = held_up.map_or((text, None), |(before, file)| (before, Some(PathBuf::from(file))));
+    let (text, labels) = match text.rsplit_once('@') {
+        Some((before, labels)) if are_labels(labels) => (before, Some(labels.to_owned())),
         _ => (text, None),
     };
     let counted = text.rsplit_once(':').and_then(|(name, at)| Some((name, at.parse().ok()?)));
     let (name, at) = counted.unwrap_or((text, 1));
-    Failpoint { name: name.to_string(), at, label, sleep, hits: AtomicU64::new(0) }
+    Failpoint { name: name.to_string(), at, labels, until, hits: AtomicU64::new(0) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// (variable, name, count, label, seconds)
+    /// (variable, name, count, labels, file)
     #[test]
-    fn reads_a_name_a_count_a_label_and_seconds() {
-        for (text, name, at, label, seconds) in [
+    fn reads_a_name_a_count_labels_and_a_file() {
+        for (text, name, at, labels, file) in [
             ("a.b", "a.b", 1, None, None),
             ("a.b:3", "a.b", 3, None, None),
             ("a:b", "a:b", 1, None, None),
@@ -87,13 +99,15 @@ mod tests {
             ("a.b:3@0", "a.b", 3, Some("0"), None),
             ("a.b:3@rank-1", "a.b", 3, Some("rank-1"), None),
             ("a@b:2", "a@b", 2, None, None),
-            ("a.b:3@1+30", "a.b", 3, Some("1"), Some(30)),
-            ("a.b+2", "a.b", 1, None, Some(2)),
-            ("a+b", "a+b", 1, None, None),
+            ("a.b:3@1,12", "a.b", 3, Some("1,12"), None),
+            ("a.b:3@1+/tmp/go", "a.b", 3, Some("1"), Some("/tmp/go")),
+            ("a.b+/tmp/a+b:2@1", "a.b", 1, None, Some("/tmp/a+b:2@1")),
         ] {
             let failpoint = parse(text);
-            let found = (failpoint.name.as_str(), failpoint.at, failpoint.label.as_deref(), failpoint.sleep);
-            assert_eq!(found, (name, at, label, seconds.map(Duration::from_secs)), "{text}");
+            let found = (failpoint.name.as_str(), failpoint.at, failpoint.labels.as_deref());
+            assert_eq!(found, (name, at, labels), "{text}");
+            assert_eq!(failpoint.until, file.map(PathBuf::from), "{text}");
         }
+        assert!(has("1,12", "12") && has("1", "1") && !has("1,12", "2"));
     }
 }
