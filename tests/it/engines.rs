@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::folder::{Folder, metrics, repository};
-use crate::program::{BINARY, Ended, finetune, run};
+use crate::program::{BINARY, Ended, finetune, free_port, run};
 
 /// Ranks of each run.
 const RANKS: usize = 4;
@@ -80,8 +80,7 @@ fn adapter(folder: &Folder, output: &str, steps: u64) -> Vec<u8> {
 /// The same ranks, started by hand with torchrun's variables.
 #[track_caller]
 fn by_hand(folder: &Folder, steps: u64) -> Vec<u8> {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    let port = port.expect("a free port").port();
+    let port = free_port();
     let ranks: Vec<_> = (0..RANKS)
         .map(|rank| {
             let mut command = finetune(["run", "recipe.toml", "--output-dir", "by-hand"]);

@@ -9,7 +9,7 @@ use finetune_store::{TensorFile, encode_tensors};
 use serde_json::{Map, Value};
 
 use crate::folder::{CRASH_RECIPE, Folder, golden, metrics};
-use crate::program::{Ended, finetune, run, start};
+use crate::program::{Ended, finetune, free_port, run, start};
 use loopback::{Access, Fault, Loopback, Store, What};
 
 #[path = "../../crates/hub/tests/loopback/mod.rs"]
@@ -171,8 +171,7 @@ fn on_host(server: &Loopback, folder: &Folder, cache: &str, arguments: &[&str]) 
 
 /// A run of two ranks, each with a cache of its own as on two hosts. How they ended.
 fn on_two_hosts(server: &Loopback, folder: &Folder, offline: bool, words: &[&str]) -> [Ended; 2] {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    let port = listener.expect("a free port").port().to_string();
+    let port = free_port().to_string();
     let started = [0, 1].map(|rank| {
         let words = [&["run", "recipe.toml", "--set", "parallel.stages=2"][..], words].concat();
         let mut command = on_host(server, folder, &format!("cache-{rank}"), &words);

@@ -1,18 +1,33 @@
 //! `finetune` as a process. It is started with arguments, has a deadline, and its output is kept.
 
 use std::fs::File;
+use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::NamedTempFile;
 
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_finetune");
 
-/// No process of these tests works longer than a second or two. The rest is for a machine that is
+/// Few processes of these tests work longer than a second or two. The rest is for a machine that is
 /// busy with other work.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(120);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(300);
+
+/// A port of this machine where nobody listens. The system gives higher ones to whoever asks for any, so none of those
+/// takes it before it is used.
+pub(crate) fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let own = (std::process::id() % 100) as u16 * 100;
+    loop {
+        let port = 10_000 + own + NEXT.fetch_add(1, Ordering::Relaxed) % 100;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
 
 /// How a process ended.
 #[derive(Debug)]
@@ -115,7 +130,9 @@ impl Running {
         let start = Instant::now();
         while !condition(self) {
             if let Some(status) = self.child.try_wait().expect("a child of ours") {
-                panic!("{status} before {what}:\n{}", self.stderr());
+                // It may have come between the two looks.
+                assert!(condition(self), "{status} before {what}:\n{}", self.stderr());
+                return;
             }
             assert!(start.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}\n{}", self.stderr());
             std::thread::sleep(Duration::from_millis(2));

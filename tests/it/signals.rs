@@ -39,23 +39,16 @@ fn stopped_after(ended: &Ended) -> u64 {
     rest.split_once(',').and_then(|(step, _)| step.parse().ok()).expect("a step")
 }
 
-/// A folder whose recipe has steps of several seconds: 8000 rows, one at a time.
-pub(crate) fn slow_step() -> Folder {
-    let folder = Folder::with_recipe(
-        &CRASH_RECIPE
-            .replace("global_batch_size = 5", "global_batch_size = 8000")
-            .replace("micro_batch_size = 2", "micro_batch_size = 1"),
-    );
-    let rows = std::fs::read_to_string(folder.path("train.jsonl")).expect("rows");
-    folder.write("train.jsonl", rows.repeat(8000 / 12 + 1).as_bytes());
-    folder
+/// The failpoint that holds all ranks up in the middle of their first step, for ever.
+pub(crate) fn endless_step(folder: &Folder) -> String {
+    format!("train.reduce+{}", folder.path("nothing").display())
 }
 
 #[test]
 fn a_second_signal_ends_at_once() {
     for [first, second] in [["TERM", "INT"], ["INT", "TERM"]] {
-        let folder = slow_step();
-        let mut running = start(&mut folder.command("run", &[]));
+        let folder = Folder::with_recipe(CRASH_RECIPE);
+        let mut running = start(folder.command("run", &[]).env("FINETUNE_FAILPOINT", endless_step(&folder)));
         running.wait_until("the first step", |running| running.stderr().contains("training steps 1 to"));
         running.signal(first);
         running.signal(second);
@@ -69,35 +62,25 @@ fn a_second_signal_ends_at_once() {
 }
 
 /// An evaluation takes seconds, and is made before the first step and after each second one. A
-/// signal does not wait for it. The step before it is saved, and a resume makes the evaluation
-/// first.
+/// signal does not wait for it (`crates/trainer/tests/ranks.rs` counts the rows). The step before it
+/// is saved, and a resume makes the evaluation first.
 #[test]
 fn a_signal_gives_an_evaluation_up() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     let rows = std::fs::read_to_string(folder.path("eval.jsonl")).expect("rows");
     folder.write("eval.jsonl", rows.repeat(400).as_bytes());
-    // The undisturbed run shows how long an evaluation takes here.
-    let steps = ["--set", "train.max_steps=4", "--set", "train.micro_batch_size=1"];
-    let began = std::time::Instant::now();
+    let steps = ["--verbose", "--set", "train.max_steps=4", "--set", "train.micro_batch_size=1"];
     folder.run("undisturbed", &steps).expect(0);
-    let evaluation = began.elapsed() / 3;
     for (signal, code, evaluations) in [("INT", 130, 1), ("TERM", 143, 2)] {
         let output = format!("run-{evaluations}");
         let path = folder.path(&output);
         let mut running = start(&mut folder.command(&output, &steps));
-        let rows = |path: &std::path::Path, key: &str| {
-            let text = std::fs::read_to_string(path.join("metrics.jsonl")).unwrap_or_default();
-            text.lines().filter(|line| line.contains(key)).count()
-        };
-        // After these evaluations and the steps that follow them, the next evaluation has begun.
-        running.wait_until("an evaluation", |_| {
-            rows(&path, "\"eval_loss\"") == evaluations && rows(&path, "\"loss\"") == 2 * evaluations
+        // After these evaluations and the steps that follow them, the next evaluation begins.
+        running.wait_until("an evaluation", |running| {
+            running.stderr().matches("evaluating 4,800 held-back rows").count() > evaluations
         });
-        std::thread::sleep(evaluation / 20);
         running.signal(signal);
-        let began = std::time::Instant::now();
         let ended = running.wait().expect(code);
-        assert!(began.elapsed() < evaluation / 2, "{:?} of {evaluation:?}: {}", began.elapsed(), ended.stderr);
         assert_eq!(stopped_after(&ended), 2 * evaluations as u64);
         let last = format!("checkpoints/step-{:06}/trainer_state.json", 2 * evaluations);
         let state = std::fs::read_to_string(path.join(&last)).expect("a state");
@@ -159,8 +142,9 @@ fn a_run_stopped_before_its_first_step_can_be_rerun() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     let mut running = start(&mut folder.command("run", &["--resume"]));
     // The process may be anywhere by then: before its handlers are in place, in a step, or done.
-    running.ends_within(Duration::from_millis(5));
-    running.signal("TERM");
+    if !running.ends_within(Duration::from_millis(5)) {
+        running.signal("TERM");
+    }
     let ended = running.wait();
     assert!(matches!((ended.code, ended.signal), (Some(0 | 143), None) | (None, Some(15))), "{ended:?}");
     run(&mut folder.command("run", &["--resume"])).expect(0);

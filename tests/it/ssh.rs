@@ -4,12 +4,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use crate::commands::serve::ask;
 use crate::folder::{CRASH_RECIPE, Folder, repository};
+use crate::launch::{processes_with, wait_until_none};
 use crate::memory_limit::{MemoryGroup, rows, write_model};
-use crate::program::{Running, finetune, run, start};
+use crate::program::{DEADLINE, Running, finetune, run, start};
 
 /// Hosts box-1, box-2, …, which run until this is dropped.
 pub(crate) struct Boxes {
@@ -82,10 +82,7 @@ fn wait_for_steps(running: &mut Running, directory: &Path, more: usize) {
 }
 
 fn ranks_left(directory: &Path) -> usize {
-    let output = Command::new("ps").args(["-eo", "args"]).output().expect("the ps command");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let directory = directory.to_string_lossy();
-    text.lines().filter(|line| line.contains(" run --assigned ") && line.contains(directory.as_ref())).count()
+    processes_with(&[" run --assigned ", &directory.to_string_lossy()])
 }
 
 #[test]
@@ -204,11 +201,7 @@ fn no_rank_on_another_host_outlives_the_launcher() {
         let mut running = start(&mut boxes.launch(&folder, &[], &output, &FOR_EVER));
         wait_for_steps(&mut running, &output, 5);
         running.signal(signal);
-        let began = Instant::now();
-        while ranks_left(&output) > 0 {
-            assert!(began.elapsed() < Duration::from_secs(10), "{signal}: ranks are left over");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_until_none(DEADLINE, || ranks_left(&output));
         if signal == "INT" {
             running.wait().expect(130).says("which is saved; go on with --resume");
         }
@@ -386,9 +379,7 @@ fn any_login_shell_and_any_login_file_will_do() {
     std::fs::create_dir_all(&home).expect("a home");
     std::fs::write(home.join(".bashrc"), "cat > /dev/null").expect("a login file");
     boxes.log_in(2, "/usr/bin/bash", &home);
-    let began = Instant::now();
     run(&mut boxes.launch(&folder, &[], &folder.path("keeps"), &[])).expect(2).says("box-2: its login files keep");
-    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
 }
 
 /// No configuration of ssh makes a terminal echo a secret.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::deeper::at_least;
 use crate::failpoints::{OF_EVERY_PIECE, OF_EVERY_READ, OF_EVERY_STAGE, OF_EVERY_TENSOR};
 use crate::folder::{CRASH_RECIPE, Folder, RunResult, golden};
+use crate::launch::{THREE_ATTEMPTS, lost_in_each_attempt};
 use crate::program::{run, start};
 
 /// Two shares of a step, whoever computes them.
@@ -100,25 +101,15 @@ fn the_number_of_stages_changes_no_bit_of_other_models() {
 #[test]
 fn restarts_of_stages_go_on_by_themselves() {
     let folder = folder();
-    let longer = ["--set", "train.max_steps=150", "--set", "eval.every=0"];
-    run(&mut launch(&folder, (1, 1), "undisturbed", &longer)).expect(0);
-    let directory = folder.path("run");
-    let path = directory.to_string_lossy().into_owned();
-    let words = [&SHARES[..], &["--set", "parallel.stages=3"], &longer].concat();
-    let mut running = start(&mut folder.launch(&["-n", "3", "--max-restarts", "9"], &path, &words));
-    let mut kills = 0;
+    run(&mut launch(&folder, (1, 1), "undisturbed", &THREE_ATTEMPTS)).expect(0);
+    let words = [&SHARES[..], &["--set", "parallel.stages=3"], &THREE_ATTEMPTS].concat();
     for rank in [1, 0] {
-        let steps = 10 + 15 * kills;
-        running.wait_until("more steps", |_| crate::launch::metrics_so_far(&directory) >= steps);
-        if let Some(pid) = crate::launch::pid_of(&directory, rank) {
-            let _ = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
-            kills += 1;
-        }
+        let output = format!("run-{rank}");
+        let mut launch = folder.launch(&["-n", "3", "--max-restarts", "9"], &output, &words);
+        let ended = run(launch.env("FINETUNE_FAILPOINT", lost_in_each_attempt(rank))).expect(0);
+        assert_eq!(ended.stderr.matches("starting again from the newest checkpoint").count(), 2, "{}", ended.stderr);
+        expect_same(&folder.result(&output), &folder.result("undisturbed"), &output);
     }
-    let ended = running.wait().expect(0);
-    assert!(kills > 0, "no rank was killed");
-    assert_eq!(ended.stderr.matches("starting again from the newest checkpoint").count(), kills, "{}", ended.stderr);
-    expect_same(&folder.result("run"), &folder.result("undisturbed"), "after the kills");
 }
 
 /// Numbers of layers as the recipe says them: printed, recorded, and without influence on bits, also where a resume
@@ -315,7 +306,7 @@ fn auto_leaves_a_model_whole_that_has_room() {
 #[test]
 fn a_frozen_stage_is_named() {
     let folder = folder();
-    let more = ["--set", "train.max_steps=100000", "--set", "distributed.timeout=\"2s\""];
+    let more = ["--set", "train.max_steps=100000"];
     let directory = folder.path("run");
     let mut running = start(&mut launch(&folder, (3, 3), &directory.to_string_lossy(), &more));
     running.wait_until("a few steps", |_| crate::launch::metrics_so_far(&directory) > 5);

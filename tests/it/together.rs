@@ -2,7 +2,7 @@
 //! layer on each, give the tokens of one process.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::commands::serve::ask;
 use crate::folder::{Folder, repository};
-use crate::program::{DEADLINE, Running, finetune, run, start};
+use crate::program::{DEADLINE, Running, finetune, free_port, run, start};
 
 pub(crate) const BASE: &str = "datasets/quickstart/base";
 
@@ -229,14 +229,18 @@ fn all_ranks_keep_a_form() {
 }
 
 fn kill_last_rank(together: &Running) {
-    signal_last_rank(together, "-KILL");
+    signal("-KILL", &last_rank(together));
 }
 
-fn signal_last_rank(together: &Running, signal: &str) {
+/// The number of the last rank's process.
+fn last_rank(together: &Running) -> String {
     let ranks = Command::new("pgrep").args(["-P", &together.pid().to_string()]).output().expect("pgrep");
     let ranks = String::from_utf8_lossy(&ranks.stdout).into_owned();
-    let last = ranks.split_whitespace().last().expect("ranks");
-    assert!(Command::new("kill").args([signal, last]).status().expect("kill").success());
+    ranks.split_whitespace().last().expect("ranks").to_owned()
+}
+
+fn signal(name: &str, process: &str) {
+    assert!(Command::new("kill").args([name, process]).status().expect("kill").success());
 }
 
 /// The status of an answer. `None`: nobody listens, or the connection ends without one.
@@ -255,8 +259,7 @@ pub(crate) fn status(address: &str, method: &str, path: &str, body: &str) -> Opt
 /// From the loss of a rank on a client sees 503 or a closed port, and 200 again once all ranks are there.
 #[test]
 fn a_server_without_all_of_its_ranks_is_not_healthy() {
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
-    let port = free.to_string();
+    let port = free_port().to_string();
     let launch = ["launch", "-n", "3", "--max-restarts", "1", "--"];
     let serve = ["serve", BASE, "--port", &port, "--device", "cpu"];
     let mut together = start(&mut in_repository(&[&launch[..], &serve].concat()));
@@ -375,10 +378,11 @@ fn a_frozen_rank_ends_all_answers() {
                 ];
                 let mut together = start(&mut in_repository(&serve));
                 let at = address(&mut together, 1);
+                let last = last_rank(&together);
                 std::thread::scope(|scope| {
                     let client = scope.spawn(|| ask(&at, "POST", "/v1/completions", "", &long_answer()));
                     wait_for_tokens(&at);
-                    signal_last_rank(&together, "-STOP");
+                    signal("-STOP", &last);
                     let (status, body) = client.join().expect("no panic");
                     assert!(status >= 500 && body.contains("error"), "{parallel}: {status} {body}");
                 });

@@ -241,10 +241,11 @@ fn a_signal_on_one_rank_gives_the_evaluation_up_on_all() {
     let expected = whole(1, None, &undisturbed, &sets);
     for (world, who, at) in [(1, 0, 3), (2, 1, 3), (4, 2, 6)] {
         let output = folder.path().join(format!("{world} {at}"));
-        let done = AtomicI32::new(0);
+        let (done, rows_begun) = (AtomicI32::new(0), AtomicI32::new(0));
         let watch = |rank: usize, event: &Event<'_>, signal: &AtomicI32| match event {
             Event::Step { row, .. } if rank == who => done.store(row.step as i32, Ordering::SeqCst),
             Event::EvaluatedRows { .. } if rank == who && done.load(Ordering::SeqCst) == at => {
+                rows_begun.fetch_add(1, Ordering::SeqCst);
                 signal.store(15, Ordering::SeqCst);
             }
             _ => {}
@@ -255,6 +256,7 @@ fn a_signal_on_one_rank_gives_the_evaluation_up_on_all() {
             assert!(stopped, "{world} ranks: {outcome:?}");
         }
         assert!(first.evaluations.iter().all(|row| row.step < at as u64), "{:?}", first.evaluations);
+        assert_eq!(rows_begun.into_inner(), 1, "{world} ranks: no row is evaluated behind the signal");
         let second = whole(world, None, &output, &sets);
         assert_eq!([first.losses(), second.losses()].concat(), expected.losses(), "{world} ranks");
         assert_eq!([first.evaluations, second.evaluations].concat(), expected.evaluations, "{world} ranks");
