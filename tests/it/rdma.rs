@@ -187,7 +187,8 @@ done
         let took = said.lines().find_map(|line| line.strip_prefix(&format!("{signal}: "))?.strip_suffix(" ms"));
         let took: u64 = took.and_then(|took| took.parse().ok()).unwrap_or_else(|| panic!("{said}"));
         println!("{signal}: known after {took} ms");
-        // An emulated kernel on a busy machine gets more time than is promised.
-        assert!(took < (promised + 7) * 1000, "{signal}: {took} ms");
+        // An emulated kernel on a busy machine gets far more time than is promised. That a rank which was killed is not
+        // waited for until it is silent is in `how`.
+        assert!(took < (promised + 40) * 1000, "{signal}: {took} ms");
     }
 }

@@ -15,13 +15,20 @@ use finetune_hub::{DatasetName, Fault as Whose, Hub, HubError, Kind, Need, News,
 use finetune_store::{Dtype, HubId, TensorSet, encode_tensors, missing_shards};
 use loopback::{Access, Fault, Loopback, Store, What, sha256};
 
-const QUICK: Patience = Patience {
-    silence: Duration::from_millis(400),
+/// Pauses are short. A hub that is only slow, as the machine is, is waited for.
+const PATIENT: Patience = Patience {
+    silence: Duration::from_secs(60),
     pause: Duration::from_millis(2),
     tries: 3,
     longest_pause: Duration::from_secs(2),
-    held: Duration::from_millis(600),
+    held: Duration::from_secs(60),
 };
+
+/// For a hub or another process that says nothing.
+const HASTY: Patience = Patience { silence: Duration::from_secs(2), held: Duration::from_secs(2), ..PATIENT };
+
+/// Far longer than that.
+const STALL: Duration = Duration::from_secs(30);
 
 /// Weights that differ everywhere.
 fn weights(bytes: usize) -> Vec<u8> {
@@ -48,7 +55,11 @@ fn world() -> (Loopback, tempfile::TempDir) {
 }
 
 fn hub(server: &Loopback, cache: &Path) -> Hub {
-    Hub::new(cache.to_owned(), &server.endpoint(), None, QUICK)
+    Hub::new(cache.to_owned(), &server.endpoint(), None, PATIENT)
+}
+
+fn hasty(server: &Loopback, cache: &Path) -> Hub {
+    Hub::new(cache.to_owned(), &server.endpoint(), None, HASTY)
 }
 
 fn id(text: &str) -> HubId {
@@ -117,7 +128,7 @@ fn a_branch_that_moved_is_noticed() {
     assert_eq!(read(&old, "config.json"), b"{}");
     // Several ranks agree on a commit, and each host records what main is.
     let other = tempfile::tempdir().expect("a directory");
-    let elsewhere = Hub::new(other.path().to_owned(), &server.endpoint(), None, QUICK);
+    let elsewhere = Hub::new(other.path().to_owned(), &server.endpoint(), None, PATIENT);
     let pinned = elsewhere.pin(&id("acme/tiny"), &Need::Model, &|_| {}).expect("a commit");
     let resolved = elsewhere.resolve(&id("acme/tiny"), &Need::Model, Some(&first.commit), &|_| {}).expect("a snapshot");
     assert_eq!((pinned, resolved.commit), (second, first.commit));
@@ -128,12 +139,12 @@ fn a_branch_that_moved_is_noticed() {
 fn a_cut_connection_goes_on_where_it_was() {
     for (what, name) in [
         (What::Cut(100_000), "cut"),
-        (What::Stall(100_000, Duration::from_secs(1)), "silent"),
+        (What::Stall(100_000, STALL), "silent"),
         (What::Status(503, vec![], "busy"), "503"),
         (What::Status(429, vec![("Retry-After", "0".to_owned())], "slow down"), "429"),
     ] {
         let (server, cache) = world();
-        let hub = hub(&server, cache.path());
+        let hub = hasty(&server, cache.path());
         server.plan(Fault::get("/lfs/", what).times(2));
         let news = RefCell::new(Vec::new());
         let snapshot = hub.download(Kind::Model, &id("acme/tiny"), &Need::Model, &|event| {
@@ -251,7 +262,7 @@ fn refusals_say_what_to_do() {
         store.add("models", "acme/pickle", &[("config.json", b"{}"), ("pytorch_model.bin", b"p")]);
     }
     let with =
-        |token: Option<&str>| Hub::new(cache.path().to_owned(), &server.endpoint(), token.map(str::to_owned), QUICK);
+        |token: Option<&str>| Hub::new(cache.path().to_owned(), &server.endpoint(), token.map(str::to_owned), PATIENT);
     let page = format!("{}/acme/gated", server.endpoint());
     for (token, name, message, hint) in [
         (None, "acme/none", "the hub has no model acme/none, or does not show it to everyone", "hf auth login"),
@@ -292,15 +303,15 @@ fn a_hub_that_fails_or_is_not_there() {
             What::Status(429, vec![("Retry-After", "99".to_owned())], ""),
             "the hub limits how often it is asked and asks to wait 99 s",
         ),
-        (What::Stall(0, Duration::from_secs(1)), "the hub at"),
+        (What::Stall(0, STALL), "the hub at"),
     ] {
         server.forget();
         server.plan(Fault::get("/api/models", what));
         let start = Instant::now();
-        let error = fetch(&hub(&server, cache.path()), "acme/tiny").expect_err(message);
+        let error = fetch(&hasty(&server, cache.path()), "acme/tiny").expect_err(message);
         assert!(error.to_string().starts_with(message), "{error}");
         assert_eq!(error.fault(), Whose::Network, "{error}");
-        assert!(start.elapsed() < Duration::from_secs(10), "{message}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(60), "{message}: {:?}", start.elapsed());
     }
     // The page of a network that wants people to log in.
     server.forget();
@@ -309,11 +320,11 @@ fn a_hub_that_fails_or_is_not_there() {
     assert!(error.to_string().starts_with("the hub's answer about acme/tiny cannot be used: "), "{error}");
     assert_eq!(error.fault(), Whose::Input, "{error}");
     server.forget();
-    let nobody = Hub::new(cache.path().to_owned(), "http://127.0.0.1:9", None, QUICK);
+    let nobody = Hub::new(cache.path().to_owned(), "http://127.0.0.1:9", None, PATIENT);
     let error = fetch(&nobody, "acme/tiny").expect_err("nobody there");
     assert!(error.to_string().starts_with("the hub at http://127.0.0.1:9 cannot be reached: "), "{error}");
     assert_eq!(error.fault(), Whose::Network);
-    let no_hub = Hub::new(cache.path().to_owned(), "nonsense", None, QUICK);
+    let no_hub = Hub::new(cache.path().to_owned(), "nonsense", None, PATIENT);
     assert_eq!(fetch(&no_hub, "acme/tiny").expect_err("no address").fault(), Whose::Input);
 }
 
@@ -434,10 +445,10 @@ fn headers_come_without_their_files() {
 #[test]
 fn two_processes_fetch_once() {
     let (server, cache) = world();
-    server.plan(Fault::get("/lfs/", What::Slow(100_000, Duration::from_millis(150))).times(1));
+    server.plan(Fault::get("/lfs/", What::Slow(100_000, Duration::from_secs(1))).times(1));
     let endpoint = server.endpoint();
     let one = || {
-        let hub = Hub::new(cache.path().to_owned(), &endpoint, None, QUICK);
+        let hub = Hub::new(cache.path().to_owned(), &endpoint, None, PATIENT);
         let waited = RefCell::new(false);
         let snapshot = hub.download(Kind::Model, &id("acme/tiny"), &Need::Model, &|event| {
             if let News::Waiting { .. } = event {
@@ -459,7 +470,7 @@ fn two_processes_fetch_once() {
     let lock = std::fs::File::open(cache.path().join(".locks/models--acme--tiny/finetune.lock")).expect("the lock");
     lock.lock().expect("the lock");
     std::fs::remove_dir_all(cache.path().join("models--acme--tiny")).expect("it is there");
-    let error = fetch(&hub(&server, cache.path()), "acme/tiny").expect_err("it is held");
+    let error = fetch(&hasty(&server, cache.path()), "acme/tiny").expect_err("it is held");
     assert!(error.to_string().starts_with("another process fetches acme/tiny"), "{error}");
 }
 

@@ -181,8 +181,8 @@ mod tests {
 
     use super::*;
 
-    const SHORT: Duration = Duration::from_millis(100);
-    const DEADLINE: Duration = Duration::from_secs(20);
+    const SHORT: Duration = Duration::from_millis(500);
+    const DEADLINE: Duration = Duration::from_secs(60);
 
     /// Both ends of a connection: the server's, and the client's.
     async fn connected(bounds: Bounds) -> (Socket, TcpStream) {

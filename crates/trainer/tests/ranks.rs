@@ -190,9 +190,10 @@ fn shares_by_measured_speed_change_no_bit() {
     for (world, slow) in [(2, 0), (2, 1), (3, 1)] {
         let output = folder.path().join(format!("{world} {slow}"));
         let delay = |rank: usize, event: &Event<'_>, _: &AtomicI32| {
-            // It takes this long whatever it has to do: longer than all others together.
-            if rank == slow && matches!(event, Event::Working { .. }) {
-                std::thread::sleep(Duration::from_millis(200));
+            // It takes this long whatever it has to do: longer than all others together, also on a busy machine. After
+            // the first steps shares are assigned.
+            if rank == slow && matches!(event, Event::Working { step: ..=4, .. }) {
+                std::thread::sleep(Duration::from_secs(1));
             }
         };
         let (told, outcomes) = run_watched(world, None, &Resume::No, |_| recipe(&output, &sets), |_, _| {}, delay);
@@ -214,7 +215,7 @@ fn a_slow_rank_is_named_at_once() {
     let folder = tempfile::tempdir().expect("a directory");
     let named = Mutex::new(Vec::new());
     let watch = |rank: usize, event: &Event<'_>, _: &AtomicI32| match event {
-        Event::Working { .. } if rank == 1 => std::thread::sleep(Duration::from_millis(500)),
+        Event::Working { .. } if rank == 1 => std::thread::sleep(Duration::from_secs(1)),
         Event::Straggler { rank: slow, factor, steps, seconds, without } if rank == 0 => {
             named.lock().expect("a lock").push((*slow, *factor, *steps, *seconds, *without));
         }

@@ -7,7 +7,7 @@ use finetune_allreduce::{Algorithm, Config, Group, JoinError, Secret};
 
 use crate::alone;
 use crate::attacks::{complete, waiting, works};
-use crate::children::{Cluster, Rank, TOKEN, free_address, spec};
+use crate::children::{Cluster, LONG, Rank, TOKEN, free_address, spec};
 use crate::rank::{Act, Event, Spec, say, sum};
 use crate::system::Signal;
 use crate::timing::in_time;
@@ -144,7 +144,8 @@ fn ranks_with_another_number_of_ranks_are_named() {
 #[test]
 fn missing_ranks_are_named_by_those_who_are_there() {
     let _alone = alone();
-    let soon = Duration::from_secs(2);
+    // Time enough for all processes to start, also on a busy machine.
+    let soon = Duration::from_secs(6);
     for (present, missing) in [(vec![0, 1], "ranks 2 and 3"), (vec![0, 2, 3], "rank 1"), (vec![0], "ranks 1, 2 and 3")]
     {
         let rendezvous = free_address();
@@ -158,7 +159,7 @@ fn missing_ranks_are_named_by_those_who_are_there() {
         for rank in &ranks {
             let (kind, text, _) = rank.no_group();
             assert_eq!(kind, "Missing", "rank {}: {text}", rank.rank);
-            let here = format!("{missing} did not join within 2 s; {} of 4 ranks are here", present.len());
+            let here = format!("{missing} did not join within 6 s; {} of 4 ranks are here", present.len());
             assert!(text.starts_with(&here) && text.contains(&rendezvous), "{text}");
         }
     }
@@ -270,7 +271,7 @@ fn who_waits_says_for_whom() {
     let rendezvous = free_address();
     let lonely = Rank::start(&spec(1, 2, &rendezvous, script()));
     let said = |rank: &Rank, part: &str| {
-        rank.wait(part, Duration::from_secs(6), |event| match event {
+        rank.wait(part, LONG, |event| match event {
             Event::Said { what, .. } if what.contains(part) => Some(()),
             _ => None,
         });

@@ -376,8 +376,8 @@ fn many_turns_take_no_more_time_each() {
         Dataset::load(&[file], &long, &tokenizer, VOCABULARY, 0, &|_| {}).expect("a row");
         start.elapsed().as_secs_f64()
     };
-    let (few, many) = (seconds(400).max(0.005), seconds(3200));
     // Eight times as many turns; with the square of their number it would be sixty-four times the
-    // time.
-    assert!(many < 30.0 * few, "{few} s for 400 turns, {many} s for 3200");
+    // time. A busy machine may hold up one try, and not each.
+    let tries: Vec<(f64, f64)> = (0..5).map(|_| (seconds(400).max(0.005), seconds(3200))).collect();
+    assert!(tries.iter().any(|(few, many)| *many < 30.0 * few), "seconds for 400 and for 3200 turns: {tries:?}");
 }

@@ -44,10 +44,8 @@ fn a_command_gets_what_it_is_sent_and_nothing_else() {
 
 #[test]
 fn a_login_that_keeps_its_input_is_told_from_a_slow_one() {
-    let began = Instant::now();
     let error = open("cat > /dev/null", "echo never").map(|_| ()).expect_err("it waits for ever");
     assert!(matches!(error, Unanswered::ReadsInput), "{error}");
-    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     assert_eq!(answer(open("sleep 10", "echo there").expect("it is only slow")).0, "there\n");
 }
 
@@ -82,7 +80,7 @@ fn a_signal_ends_the_wait() {
         stop.store(15, Ordering::SeqCst);
         let began = Instant::now();
         assert!(matches!(waiting.join().expect("no panic"), Err(Unanswered::Stopped)));
-        assert!(began.elapsed() < Duration::from_secs(2));
+        assert!(began.elapsed() < LOGIN / 2);
     });
 }
 
