@@ -144,8 +144,8 @@ else
     hub=127.0.0.1
 fi
 
-# Ports below those that Linux gives to outgoing connections; taken ones are passed over.
-port=$((20000 + $$ % 10000))
+# Ports below those that Linux gives to outgoing connections, ten for each process; taken ones are passed over.
+port=$((20000 + $$ % 1000 * 10))
 free_port() {
     while port=$((port + 1)); do
         (: </dev/tcp/127.0.0.1/$port) 2>/dev/null || break

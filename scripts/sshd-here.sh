@@ -159,8 +159,8 @@ cp "$folder/key.pub" "$folder/authorized_keys"
 # service starts.
 [ "$(id -u)" != 0 ] || [ -d /run/sshd ] || mkdir -m 755 /run/sshd
 
-# Ports below those that Linux gives to outgoing connections; taken ones are passed over.
-port=$((20000 + $$ % 10000))
+# Ports below those that Linux gives to outgoing connections, ten for each process; taken ones are passed over.
+port=$((20000 + $$ % 1000 * 10))
 free_port() {
     while port=$((port + 1)); do
         (: </dev/tcp/127.0.0.1/$port) 2>/dev/null || break
@@ -233,11 +233,11 @@ for ((box = 1; box <= hosts; box++)); do
     disown $!
 done
 for ((box = 1; box <= hosts; box++)); do
-    for ((try = 0; try < 500; try++)); do
+    for ((try = 0; try < 6000; try++)); do
         ! grep -qs "^Server listening" "$folder/log-$box" || break
         sleep 0.01
     done
-    [ "$try" -lt 500 ] || fail "the server of box-$box does not start"
+    [ "$try" -lt 6000 ] || fail "the server of box-$box does not start"
 done
 
 if [ "$action" = start ]; then

@@ -131,7 +131,7 @@ fn mlx_launch() {
         return skipped("engines::mlx_launch", "no mlx.launch here (pip install mlx; FINETUNE_MLX_LAUNCH names it)");
     };
     let folder = folder(4);
-    let port = (20_000 + std::process::id() % 10_000).to_string();
+    let port = (20_000 + std::process::id() % 1000 * 10).to_string();
     let options = ["recipe.toml", "mlx", "-n", "4", "--starting-port", &port];
     same_adapter(&folder, command(&engine("mlx-launch.sh"), &folder, Some(&program)).args(options), "mlx");
 }

@@ -11,17 +11,19 @@ use std::time::Duration;
 use clap::Parser;
 use finetune_allreduce::new_token;
 use finetune_hub::Need;
+use finetune_launch::WorkerHost;
 use finetune_launch::complaint::{hint, shown};
 use finetune_launch::restart::{NO_PROGRAM, NOT_RUNNABLE, PEER_LOST, SSH_FAILED, culprit, exit_code};
 use finetune_launch::workers::{Event, WorkerCommand, WorkerExit, Workers};
 use finetune_recipe::Recipe;
-use finetune_rendezvous::Membership;
+use finetune_rendezvous::{HostPort, Membership};
 use finetune_store::RealDisk;
 use finetune_trainer::CHECKPOINTS;
 use finetune_trainer::numbers::counted;
 
 use crate::cli::{Cli, Command, LaunchArguments, RunArguments};
 use crate::commands::launch_model::{command_of, launch_model};
+use crate::commands::preflight;
 use crate::exit::Exit;
 use crate::failure::Failure;
 use crate::given_recipe;
@@ -228,12 +230,11 @@ fn resuming(words: &[String], run: &RunArguments) -> Vec<String> {
     kept
 }
 
-/// The first line of the standard input of each rank.
-fn assignments(hosts: &Hosts, port: Option<u16>) -> Result<Vec<Assignment>, Failure> {
+/// The first line of the standard input of each rank. `rendezvous`: where they meet.
+fn assignments(hosts: &Hosts, rendezvous: &HostPort) -> Result<Vec<Assignment>, Failure> {
     let random =
         || new_token().map_err(|error| Failure::arguments(error.to_string(), "the system's random generator failed"));
     let (token, run) = (random()?, random()?);
-    let rendezvous = hosts.rendezvous(port)?;
     let narrates = std::io::stderr().is_terminal();
     let assignment = |rank| {
         let (local_rank, local_world) = hosts.local(rank);
@@ -265,7 +266,10 @@ pub(super) fn start(
     verbosity: Verbosity,
     signals: &Signals,
 ) -> Result<Attempt, Failure> {
-    let assignments = assignments(hosts, arguments.port)?;
+    let (machines, rendezvous) = (hosts.workers(), hosts.rendezvous(arguments.port)?);
+    let is_here = matches!(machines.first(), Some(WorkerHost::Local));
+    let _held = is_here.then(|| preflight::hold_port(rendezvous.port));
+    let assignments = assignments(hosts, &rendezvous)?;
     let mut command =
         WorkerCommand { arguments: vec![command.to_owned()], words: words.to_vec(), environment: hosts.environment() };
     match verbosity {
@@ -274,7 +278,7 @@ pub(super) fn start(
         Verbosity::Verbose => command.arguments.push("--verbose".to_owned()),
     }
     command.arguments.push("--assigned".to_owned());
-    let workers = Workers::start(&hosts.workers(), &command, &assignments)
+    let workers = Workers::start(&machines, &command, &assignments)
         .map_err(|error| Failure::arguments(error.to_string(), "is ssh installed?"))?;
     let mut show = Progress::new(verbosity, 1);
     let mut outcome = Ok(());

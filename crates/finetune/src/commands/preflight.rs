@@ -2,7 +2,8 @@
 //! files, addresses of rank 0, and the newest checkpoint on its disk.
 
 use std::io::{BufRead, IsTerminal, Read};
-use std::net::{TcpListener, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -15,6 +16,7 @@ use finetune_rendezvous::identity;
 use finetune_store::{Holding, MANIFEST_NAME, RealDisk, numbered, recognize};
 use finetune_trainer::numbers::counted;
 use finetune_trainer::{CHECKPOINTS, COPIES, model_directory};
+use rustix::net::{AddressFamily, SocketType, sockopt};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::RunArguments;
@@ -248,6 +250,20 @@ pub(crate) fn free_port(ports: Option<(u16, u16)>) -> Option<u16> {
     }
 }
 
+/// Keeps a free port of this host from all that ask the system for any, such as other ranks, until the rank that is told
+/// of it listens there. `None` on a system where that rank could not have it either.
+pub(crate) fn hold_port(port: u16) -> Option<OwnedFd> {
+    if !cfg!(target_os = "linux") {
+        return None;
+    }
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).ok()?;
+    rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC).ok()?;
+    // As that rank's: such sockets may share a port as long as only one of them listens.
+    sockopt::set_socket_reuseaddr(&socket, true).ok()?;
+    rustix::net::bind(&socket, &SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).ok()?;
+    Some(socket)
+}
+
 /// The newest checkpoint of a run directory, or of the copies that it keeps for another host. It is
 /// not verified, which takes long.
 pub(crate) fn newest(directory: &Path) -> Option<(u64, PathBuf)> {
@@ -433,6 +449,19 @@ mod tests {
         let port = taken.local_addr().expect("an address").port();
         assert_eq!(free_port(Some((port, port))), None);
         assert!(free_port(None).is_some());
+    }
+
+    /// There are some seven thousand that Linux gives to those who listen.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_port_that_is_held_is_given_to_nobody_and_can_be_listened_at() {
+        let port = free_port(None).expect("a port");
+        let _held = hold_port(port).expect("a socket");
+        for _ in 0..20_000 {
+            let other = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+            assert_ne!(other.port(), port);
+        }
+        TcpListener::bind(("127.0.0.1", port)).expect("the rank that knows it");
     }
 
     #[test]
