@@ -27,7 +27,7 @@ fn a_stopped_command_is_ended_with_what_it_started() {
     let there = || Command::new("kill").args(["-0", inner.trim()]).stderr(std::process::Stdio::null()).status();
     let began = std::time::Instant::now();
     while there().expect("kill").success() {
-        assert!(began.elapsed() < Duration::from_secs(5), "process {inner} is left over");
+        assert!(began.elapsed() < Duration::from_secs(60), "process {inner} is left over");
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(run(mark, u32::MAX - 1), "nobody has this number");
