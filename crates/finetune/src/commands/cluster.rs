@@ -221,6 +221,8 @@ fn start(
 ) -> Result<ExitCode, Failure> {
     let port = preflight::free_port(None)
         .ok_or_else(|| Failure::arguments("no TCP port can be had", "another run may have them all: end it"))?;
+    // If the first host is another one, this holds nothing up.
+    let _held = preflight::hold_port(port);
     let mut started = match hostfile {
         None => Started::here(ranks.unwrap_or(1), port)?,
         Some(path) => Started::of_hostfile(path, arguments, port)?,

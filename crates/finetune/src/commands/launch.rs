@@ -11,7 +11,6 @@ use std::time::Duration;
 use clap::Parser;
 use finetune_allreduce::new_token;
 use finetune_hub::Need;
-use finetune_launch::WorkerHost;
 use finetune_launch::complaint::{hint, shown};
 use finetune_launch::restart::{NO_PROGRAM, NOT_RUNNABLE, PEER_LOST, SSH_FAILED, culprit, exit_code};
 use finetune_launch::workers::{Event, WorkerCommand, WorkerExit, Workers};
@@ -266,9 +265,9 @@ pub(super) fn start(
     verbosity: Verbosity,
     signals: &Signals,
 ) -> Result<Attempt, Failure> {
-    let (machines, rendezvous) = (hosts.workers(), hosts.rendezvous(arguments.port)?);
-    let is_here = matches!(machines.first(), Some(WorkerHost::Local));
-    let _held = is_here.then(|| preflight::hold_port(rendezvous.port));
+    let rendezvous = hosts.rendezvous(arguments.port)?;
+    // If the first host is another one, this holds nothing up.
+    let _held = preflight::hold_port(rendezvous.port);
     let assignments = assignments(hosts, &rendezvous)?;
     let mut command =
         WorkerCommand { arguments: vec![command.to_owned()], words: words.to_vec(), environment: hosts.environment() };
@@ -278,7 +277,7 @@ pub(super) fn start(
         Verbosity::Verbose => command.arguments.push("--verbose".to_owned()),
     }
     command.arguments.push("--assigned".to_owned());
-    let workers = Workers::start(&machines, &command, &assignments)
+    let workers = Workers::start(&hosts.workers(), &command, &assignments)
         .map_err(|error| Failure::arguments(error.to_string(), "is ssh installed?"))?;
     let mut show = Progress::new(verbosity, 1);
     let mut outcome = Ok(());
