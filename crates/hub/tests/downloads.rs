@@ -27,9 +27,6 @@ const PATIENT: Patience = Patience {
 /// For a hub or another process that says nothing.
 const HASTY: Patience = Patience { silence: Duration::from_secs(2), held: Duration::from_secs(2), ..PATIENT };
 
-/// Far longer than that.
-const STALL: Duration = Duration::from_secs(30);
-
 /// Weights that differ everywhere.
 fn weights(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|n| (n * 31 + n / 251) as u8).collect()
@@ -56,10 +53,6 @@ fn world() -> (Loopback, tempfile::TempDir) {
 
 fn hub(server: &Loopback, cache: &Path) -> Hub {
     Hub::new(cache.to_owned(), &server.endpoint(), None, PATIENT)
-}
-
-fn hasty(server: &Loopback, cache: &Path) -> Hub {
-    Hub::new(cache.to_owned(), &server.endpoint(), None, HASTY)
 }
 
 fn id(text: &str) -> HubId {
@@ -139,12 +132,12 @@ fn a_branch_that_moved_is_noticed() {
 fn a_cut_connection_goes_on_where_it_was() {
     for (what, name) in [
         (What::Cut(100_000), "cut"),
-        (What::Stall(100_000, STALL), "silent"),
+        (What::Stall(100_000, Duration::from_secs(30)), "silent"),
         (What::Status(503, vec![], "busy"), "503"),
         (What::Status(429, vec![("Retry-After", "0".to_owned())], "slow down"), "429"),
     ] {
         let (server, cache) = world();
-        let hub = hasty(&server, cache.path());
+        let hub = Hub::new(cache.path().to_owned(), &server.endpoint(), None, HASTY);
         server.plan(Fault::get("/lfs/", what).times(2));
         let news = RefCell::new(Vec::new());
         let snapshot = hub.download(Kind::Model, &id("acme/tiny"), &Need::Model, &|event| {
@@ -303,12 +296,13 @@ fn a_hub_that_fails_or_is_not_there() {
             What::Status(429, vec![("Retry-After", "99".to_owned())], ""),
             "the hub limits how often it is asked and asks to wait 99 s",
         ),
-        (What::Stall(0, STALL), "the hub at"),
+        (What::Stall(0, Duration::from_secs(30)), "the hub at"),
     ] {
         server.forget();
         server.plan(Fault::get("/api/models", what));
         let start = Instant::now();
-        let error = fetch(&hasty(&server, cache.path()), "acme/tiny").expect_err(message);
+        let error =
+            fetch(&Hub::new(cache.path().to_owned(), &server.endpoint(), None, HASTY), "acme/tiny").expect_err(message);
         assert!(error.to_string().starts_with(message), "{error}");
         assert_eq!(error.fault(), Whose::Network, "{error}");
         assert!(start.elapsed() < Duration::from_secs(60), "{message}: {:?}", start.elapsed());
@@ -470,7 +464,8 @@ fn two_processes_fetch_once() {
     let lock = std::fs::File::open(cache.path().join(".locks/models--acme--tiny/finetune.lock")).expect("the lock");
     lock.lock().expect("the lock");
     std::fs::remove_dir_all(cache.path().join("models--acme--tiny")).expect("it is there");
-    let error = fetch(&hasty(&server, cache.path()), "acme/tiny").expect_err("it is held");
+    let error = fetch(&Hub::new(cache.path().to_owned(), &server.endpoint(), None, HASTY), "acme/tiny")
+        .expect_err("it is held");
     assert!(error.to_string().starts_with("another process fetches acme/tiny"), "{error}");
 }
 
