@@ -15,7 +15,6 @@ use finetune_hub::{DatasetName, Fault as Whose, Hub, HubError, Kind, Need, News,
 use finetune_store::{Dtype, HubId, TensorSet, encode_tensors, missing_shards};
 use loopback::{Access, Fault, Loopback, Store, What, sha256};
 
-/// Pauses are short. A hub that is only slow, as the machine is, is waited for.
 const PATIENT: Patience = Patience {
     silence: Duration::from_secs(60),
     pause: Duration::from_millis(2),
@@ -127,7 +126,6 @@ fn a_branch_that_moved_is_noticed() {
     assert_eq!((pinned, resolved.commit), (second, first.commit));
 }
 
-/// (the fault, requests for the weights at most)
 #[test]
 fn a_cut_connection_goes_on_where_it_was() {
     for (what, name) in [
