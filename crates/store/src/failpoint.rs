@@ -6,7 +6,8 @@
 //! - `checkpoint.synced`: at the first call of `hit("checkpoint.synced")`;
 //! - `checkpoint.file:3`: at the third call of `hit("checkpoint.file")`;
 //! - `train.step:2@1`: only in a process whose label is `1` (see [`set_label`]);
-//! - `file.read:200@1+30`: the same, and it is held up for 30 s, as by a disk that does not answer.
+//! - `file.read:200@1+30`: the same, and it is held up for 30 s, as by a disk that does not answer. A line on standard
+//!   error says that it is.
 //!
 //! Without the variable a hit is one comparison.
 //!
@@ -15,6 +16,7 @@
 //! `checkpoint.synced`, `checkpoint.renamed`, `checkpoint.done`, `prune.trashed`, `replace.aside` (the old directory
 //! has made way, the new one is not there yet), `file.read` (before each part of a file that is read).
 
+use std::io::Write;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -51,6 +53,8 @@ pub fn hit(name: &str) {
         && failpoint.hits.fetch_add(1, Ordering::SeqCst) + 1 == failpoint.at
     {
         if let Some(time) = failpoint.sleep {
+            // A test waits for the line. Without a standard error nobody does.
+            let _ = writeln!(std::io::stderr(), "held up at {name} for {} s", time.as_secs());
             return std::thread::sleep(time);
         }
         // Like SIGKILL for everything on disk: nothing unwinds, no buffer is flushed, no Drop runs.
