@@ -162,7 +162,7 @@ impl Advice for GroupError {
                 Cause::Damaged { .. } => "look at the cable; nothing of the frame was used",
                 Cause::Broken { .. } => "look at the cable and the firewall between the two",
                 Cause::Stalled { .. } => {
-                    "if that rank is not busy, a connection to it lets nothing through: look at the cable and the firewall between the two"
+                    "if no rank is busy, a connection between two of them lets nothing through: look at cables and firewalls"
                 }
             },
         };
