@@ -73,7 +73,7 @@ struct Loss {
 impl Loss {
     fn all(signal: &'static str) -> Vec<Loss> {
         let of_rank = |rank| {
-            let points = OF_EVERY_STAGE.iter().flat_map(|point| [(point, false), (point, true)]);
+            let points = OF_EVERY_STAGE.iter().flat_map(|&point| [(point, false), (point, true)]);
             points.map(move |(point, is_back)| Loss { signal, rank, point, is_back })
         };
         (0..3).flat_map(of_rank).collect()
@@ -127,9 +127,10 @@ fn a_lost_stage_is_named_by_all_others_in_time() {
         let took = std::sync::Mutex::new(Vec::new());
         std::thread::scope(|scope| {
             for cases in cases.chunks(cases.len() / 3) {
-                scope.spawn(|| {
+                let (folder, undisturbed, took) = (&folder, &undisturbed, &took);
+                scope.spawn(move || {
                     for loss in cases {
-                        let time = loss.happens(&folder, &undisturbed);
+                        let time = loss.happens(folder, undisturbed);
                         took.lock().expect("no panic").push(time);
                         assert!(time < Duration::from_secs(10 * promised), "{loss:?}: named after {time:?}");
                     }
