@@ -154,8 +154,7 @@ impl<'a> Timed<'a> {
 
     fn remaining(&self) -> Result<Duration, HandshakeError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        let is_over = left.is_zero() || !(self.patience.goes_on)();
-        if is_over { Err(HandshakeError::Late) } else { Ok(left.min(self.patience.look)) }
+        if left.is_zero() { Err(HandshakeError::Late) } else { Ok(left.min(self.patience.look)) }
     }
 
     fn read_exact(&mut self, mut bytes: &mut [u8]) -> Result<(), HandshakeError> {
@@ -164,7 +163,13 @@ impl<'a> Timed<'a> {
             match self.stream.read(bytes) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Ok(read) => bytes = &mut bytes[read..],
-                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.remaining()?;
+                    if !(self.patience.goes_on)() {
+                        return Err(HandshakeError::Late);
+                    }
+                }
                 Err(error) => return Err(error.into()),
             }
         }
