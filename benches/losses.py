@@ -2,15 +2,19 @@
 """How long until all others know of a lost rank, and until the run goes on.
 
 Runs `finetune launch --max-restarts 1` on the quickstart. One rank is killed, or frozen, at a
-random moment.
+random moment. With --stages the ranks hold the model's four layers together, each row is a
+micro-batch, and the rank is stopped in turn while it sends or receives, forward or back, whichever
+rank it is.
 
   python3 benches/losses.py --finetune target/release/finetune --ranks 3 --trials 30
+  python3 benches/losses.py --finetune target/release/finetune --ranks 3 --stages --trials 24 --freezes 12
 """
 import argparse, json, os, pathlib, random, re, signal, statistics, subprocess, tempfile, threading, time
 
 arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 arguments.add_argument("--finetune", required=True)
 arguments.add_argument("--ranks", type=int, default=3)
+arguments.add_argument("--stages", action="store_true")
 arguments.add_argument("--trials", type=int, default=30)
 arguments.add_argument("--freezes", type=int, default=10)
 arguments.add_argument("--seed", type=int, default=1)
@@ -28,12 +32,36 @@ def last_step(metrics):
         return 0
 
 
-def trial(what, directory):
+ROWS = 4
+
+
+def hops(rank, point):
+    """How often a rank sends or receives in a step, forward and back: layer n is on rank n mod the ranks."""
+    other = lambda n: 0 <= n < 4 and n % options.ranks != rank
+    mine = range(rank, 4, options.ranks)
+    above, below = (ROWS * sum(other(n + step) for n in mine) for step in (1, -1))
+    return (above, below) if point == "hops.send" else (below, above)
+
+
+def held(trial):
+    """The rank of a trial, and where it is held up until it is stopped: in the 13th step."""
+    rank, point, back = trial % options.ranks, ("hops.send", "hops.receive")[trial // options.ranks % 2], trial // options.ranks // 2 % 2
+    ways = hops(rank, point)
+    hit = 12 * sum(ways) + back * ways[0] + (ways[back] + 1) // 2
+    return rank, f"{point}:{hit}@{rank}+3600"
+
+
+def trial(what, directory, number):
     metrics = pathlib.Path(directory, "run", "metrics.jsonl")
     line = [options.finetune, "launch", "-n", str(options.ranks), "--max-restarts", "1", "--", str(root / "recipes/quickstart.toml"),
             "--output-dir", str(metrics.parent), "--set", "train.max_steps=100000", "--set", "checkpoint.every=10",
             "--set", "eval.samples=0", "--set", "eval.exact_match=0", "--set", "eval.every=0", "--set", "log.every=1000000"]
-    child = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    environment = dict(os.environ)
+    if options.stages:
+        line += ["--set", f"parallel.stages={options.ranks}", "--set", f"train.global_batch_size={ROWS}",
+                 "--set", "train.micro_batch_size=1", "--set", "data.eval=[]"]
+        rank, environment["FINETUNE_FAILPOINT"] = held(number)
+    child = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     heard = []
     def listen():
         for text in child.stderr:
@@ -41,9 +69,11 @@ def trial(what, directory):
     threading.Thread(target=listen, daemon=True).start()
     while last_step(metrics) < 12:
         time.sleep(0.01)
+    while options.stages and not any("held up at" in text for _, text in list(heard)):
+        time.sleep(0.01)
     time.sleep(dice.random() * 0.3)
     ranks = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True).stdout.split()
-    victim = int(ranks[dice.randrange(len(ranks))])
+    victim = int(ranks[rank if options.stages else dice.randrange(len(ranks))])
     began = time.monotonic()
     os.kill(victim, signal.SIGKILL if what == "kill" else signal.SIGSTOP)
     known = restarted = gone_on = resumed_at = None
@@ -68,13 +98,13 @@ def trial(what, directory):
 table = []
 for what, count in [("kill", options.trials), ("freeze", options.freezes)]:
     times = []
-    for _ in range(count):
+    for number in range(count):
         with tempfile.TemporaryDirectory() as directory:
-            times.append(trial(what, directory))
+            times.append(trial(what, directory, number))
     known = sorted(known for known, _ in times if known is not None)
     gone_on = sorted(after for _, after in times if after is not None)
     percentile = lambda values, share: values[min(len(values) - 1, int(share * len(values)))]
-    table.append({"what": what, "ranks": options.ranks, "trials": count, "known": len(known),
+    table.append({"what": what, "ranks": options.ranks, "stages": options.ranks if options.stages else 1, "trials": count, "known": len(known),
                   "known_ms_median": round(1e3 * statistics.median(known)), "known_ms_p99": round(1e3 * percentile(known, 0.99)),
                   "next_step_ms_median": round(1e3 * statistics.median(gone_on)), "next_step_ms_p99": round(1e3 * percentile(gone_on, 0.99))})
     print(table[-1])

@@ -6,6 +6,9 @@ pub(crate) const OF_EVERY_RANK: &[&str] = &["train.step", "train.reduce", "train
 /// Points that a rank passes for each micro-batch and layer, where several hold the layers together.
 pub(crate) const OF_EVERY_STAGE: &[&str] = &["hops.send", "hops.receive"];
 
+/// The point before each connection from a rank that holds layers to another one is made.
+pub(crate) const OF_EVERY_CONNECTION: &str = "stages.connect";
+
 /// The point before each piece of values and moments that a rank with other layers sends to rank 0 for a checkpoint.
 pub(crate) const OF_EVERY_PIECE: &str = "moments.send";
 

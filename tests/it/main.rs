@@ -45,6 +45,7 @@ mod schema;
 mod shell;
 mod signals;
 mod ssh;
+mod stage_faults;
 mod stages;
 mod tensorboard;
 mod together;

@@ -180,7 +180,10 @@ done
     let said = ended.stdout;
     for (signal, how, promised) in [("KILL", "its connections closed", 1), ("STOP", "it fell silent", 5)] {
         let text = std::fs::read_to_string(folder.path(&format!("said-{signal}"))).expect("a file");
-        let line = text.lines().find(|line| line.contains("was lost: ")).unwrap_or_else(|| panic!("{text}"));
+        let line = text
+            .lines()
+            .find(|line| line.contains(" error: ") && line.contains("was lost: "))
+            .unwrap_or_else(|| panic!("{text}"));
         assert!(line.contains("error: rank 2 (") && line.contains(how), "{line}");
         assert!(text.contains("--resume"), "{text}");
         assert!(said.contains(&format!("{signal}: code 3\n")), "{said}\n{text}");

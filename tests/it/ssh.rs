@@ -40,17 +40,28 @@ impl Boxes {
     }
 
     /// `finetune launch` over these hosts.
-    fn launch(&self, folder: &Folder, arguments: &[&str], output: &Path, words: &[&str]) -> Command {
+    pub(crate) fn launch(&self, folder: &Folder, arguments: &[&str], output: &Path, words: &[&str]) -> Command {
         let (hosts, config) = (self.file("hosts.json"), self.file("ssh_config"));
         let arguments = [&["--hostfile", &hosts, "--ssh-config", &config], arguments].concat();
         folder.launch(&arguments, &output.to_string_lossy(), words)
     }
 
-    fn cable(&self, what: &str, host: &str) {
+    pub(crate) fn cable(&self, what: &str, host: &str) {
         assert!(
             script().arg(what).arg(&self.folder).arg(host).status().expect("the script").success(),
             "{what} {host}"
         );
+    }
+
+    /// From now on two hosts do not hear each other, while all others hear both.
+    pub(crate) fn keep_apart(&self, hosts: [&str; 2]) {
+        let cables = std::fs::read_to_string(self.folder.join("cables")).expect("the cables (--netns)");
+        for host in hosts {
+            let cable = cables.lines().find(|line| line.starts_with(&format!("{host} "))).expect("a host");
+            let interface = cable.split(' ').next_back().expect("an interface");
+            let set = ["link", "set", interface, "type", "bridge_slave", "isolated", "on"];
+            assert!(Command::new("ip").args(set).status().expect("ip").success(), "{host}");
+        }
     }
 }
 
@@ -61,7 +72,7 @@ impl Drop for Boxes {
 }
 
 /// Far more steps than a test waits for.
-const FOR_EVER: [&str; 8] = [
+pub(crate) const FOR_EVER: [&str; 8] = [
     "--set",
     "train.max_steps=10000000",
     "--set",
@@ -76,7 +87,7 @@ fn steps(directory: &Path) -> usize {
     std::fs::read_to_string(directory.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
 }
 
-fn wait_for_steps(running: &mut Running, directory: &Path, more: usize) {
+pub(crate) fn wait_for_steps(running: &mut Running, directory: &Path, more: usize) {
     let before = steps(directory);
     running.wait_until("more steps", |_| steps(directory) >= before + more);
 }

@@ -22,7 +22,7 @@ pub(crate) fn folder() -> Folder {
 }
 
 /// The same with the golden model of a family.
-fn folder_of(family: &str) -> Folder {
+pub(crate) fn folder_of(family: &str) -> Folder {
     folder_with(&golden(family), &golden(family).join("rows.jsonl"))
 }
 
@@ -44,7 +44,7 @@ fn launch(folder: &Folder, spread: (usize, usize), output: &str, more: &[&str]) 
 }
 
 /// Checkpoints hold the recipe, which says how many stages there are. So that file is not compared.
-fn expect_same(got: &RunResult, want: &RunResult, what: &str) {
+pub(crate) fn expect_same(got: &RunResult, want: &RunResult, what: &str) {
     assert_eq!(got.metrics, want.metrics, "{what}");
     let names = |outcome: &RunResult| -> Vec<String> { outcome.files.keys().cloned().collect() };
     assert_eq!(names(got), names(want), "{what}");
@@ -301,18 +301,6 @@ fn auto_leaves_a_model_whole_that_has_room() {
     let ended = run(&mut folder.launch(&["-n", "2"], "auto", &words)).expect(0);
     assert!(!ended.stderr.contains("are spread over"), "{}", ended.stderr);
     expect_same(&folder.result("auto"), &folder.result("one"), "auto");
-}
-
-#[test]
-fn a_frozen_stage_is_named() {
-    let folder = folder();
-    let more = ["--set", "train.max_steps=100000"];
-    let directory = folder.path("run");
-    let mut running = start(&mut launch(&folder, (3, 3), &directory.to_string_lossy(), &more));
-    running.wait_until("a few steps", |_| crate::launch::metrics_so_far(&directory) > 5);
-    let frozen = crate::launch::pid_of(&directory, 2).expect("a rank");
-    assert!(Command::new("kill").args(["-STOP", &frozen.to_string()]).status().expect("kill").success());
-    running.wait().expect(3).says("was lost: it fell silent").says("rank 2 (").says("--resume");
 }
 
 /// (keys, what the refusal says)

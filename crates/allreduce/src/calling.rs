@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Config;
 use crate::connector::{Failed, connect};
-use crate::handshake::{HANDSHAKE_TIME, HandshakeError, call};
+use crate::handshake::{HANDSHAKE_TIME, HandshakeError, Patience, call};
 use crate::introduction::{Found, LOOK, introduction, resolve_by};
 use crate::join_error::JoinError;
 use crate::listener::Listener;
@@ -92,7 +92,8 @@ fn call_at(
         Err(error) => return Ok(Err(JoinError::System { what: "this rank cannot listen for the others", error })),
     };
     let purpose = introduction(config, listener.address().port());
-    let mut connection = call(stream, HANDSHAKE_TIME, &config.secret, &config.run, config.rank, config.world, purpose)?;
+    let patience = Patience::of(HANDSHAKE_TIME);
+    let mut connection = call(stream, patience, &config.secret, &config.run, config.rank, config.world, purpose)?;
     let end = deadline + GRACE;
     let answer = loop {
         match connection.receive::<Answer>(end.min(Instant::now() + LOOK)) {

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::handshake::{HandshakeError, Purpose, Trusted, call};
+use crate::handshake::{HANDSHAKE_TIME, HandshakeError, Patience, Purpose, Trusted, call};
 use crate::join_error::JoinError;
 use crate::listener::Listener;
 use crate::roster::Member;
@@ -25,7 +25,7 @@ pub(crate) struct Connector<'a> {
     members: &'a [Member],
     listener: &'a Listener,
     deadline: Instant,
-    /// How long one try to reach a member may take.
+    /// How long a member may take to be reached, and between two looks at `check` once it is.
     patience: Duration,
     /// Fails if a connection is of no more use: a group within a group fails with it.
     check: &'a dyn Fn() -> Result<(), JoinError>,
@@ -102,11 +102,16 @@ impl<'a> Connector<'a> {
     pub(crate) fn call(&self, peer: usize, purpose: &dyn Fn() -> Purpose) -> Result<Trusted, Failed> {
         let Config { rank, world, secret, run, .. } = self.config;
         let known = self.reached.borrow().get(&peer).copied();
+        // One that is reached keeps the connection when it comes to it, however busy it is. So that is waited for, and
+        // not called again.
+        let goes_on = || (self.check)().is_ok();
+        let longest = HANDSHAKE_TIME.min(self.deadline.saturating_duration_since(Instant::now())).max(self.patience);
+        let patience = Patience { longest, look: self.patience, goes_on: &goes_on };
         let addresses = known.map_or_else(|| self.members[peer].addresses.clone(), |address| vec![address]);
         let mut failed = Failed { tried: String::new(), slow: false, foreign: !addresses.is_empty() };
         for address in addresses {
             let error = match connect(address, self.patience) {
-                Ok(stream) => match call(stream, self.patience, secret, run, *rank, *world, purpose()) {
+                Ok(stream) => match call(stream, patience, secret, run, *rank, *world, purpose()) {
                     Ok(trusted) => {
                         self.reached.borrow_mut().insert(peer, address);
                         return Ok(trusted);

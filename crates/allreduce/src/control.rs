@@ -11,18 +11,24 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::control_driver::{Arrived, ControlDriver, Effect, Inbox};
+use crate::error::{GroupFailure, Who};
 use crate::group_status::GroupStatus;
 use crate::handshake::Trusted;
 use crate::notice::{Notice, Notices};
 use crate::session::{Session, Timing, Warning};
-use crate::verdict::Cause;
+use crate::verdict::{Cause, Verdict};
 
 /// Unsent bytes at which a peer that reads nothing gets no more heartbeats.
 const MOST_BACKLOG: usize = 64 << 10;
+
+/// How long a rank may take to learn by itself that the group has failed. With what the verdict takes, a lost rank is
+/// named within a second.
+const UNTOLD: Duration = Duration::from_millis(600);
 
 enum Order {
     Report(Cause),
@@ -44,7 +50,7 @@ impl Control {
     /// If the system gives no thread, or none of what one needs.
     pub(crate) fn start(
         rank: usize,
-        hosts: Vec<String>,
+        who: Arc<Vec<Who>>,
         connections: BTreeMap<usize, Trusted>,
         timing: Timing,
         notices: Notices,
@@ -64,9 +70,9 @@ impl Control {
         let thread = std::thread::Builder::new().name("allreduce-control".into()).spawn({
             let status = Arc::clone(&status);
             move || {
-                let session = Session::new(rank, hosts.len(), timing, status.now());
+                let session = Session::new(rank, who.len(), timing, status.now());
                 let driver = ControlDriver::new(session, seals, Arc::clone(&status));
-                Thread { driver, sockets, status, orders: received, woken, hosts, notices }.run();
+                Thread { driver, sockets, status, orders: received, woken, rank, who, notices, unsaid: None }.run();
             }
         })?;
         Ok(Control { status, orders, wake, thread: Mutex::new(Some(thread)) })
@@ -150,8 +156,11 @@ struct Thread {
     status: Arc<GroupStatus>,
     orders: Receiver<Order>,
     woken: OwnedFd,
-    hosts: Vec<String>,
+    rank: usize,
+    who: Arc<Vec<Who>>,
     notices: Notices,
+    /// What ended the group, and when, until it is known that this rank has learned it.
+    unsaid: Option<(Duration, Verdict)>,
 }
 
 impl Thread {
@@ -163,6 +172,7 @@ impl Thread {
             for effect in self.driver.poll(self.status.now(), inbox) {
                 self.apply(effect);
             }
+            self.say_end();
             if leaving {
                 for socket in self.sockets.values_mut() {
                     socket.flush();
@@ -221,10 +231,25 @@ impl Thread {
                 }
             }
             Effect::Warn(Warning::Silent { rank, for_, .. }) => {
-                (self.notices)(Notice::Silent { rank, host: self.hosts[rank].clone(), silence: for_ });
+                (self.notices)(Notice::Silent { rank, host: self.who[rank].host.clone(), silence: for_ });
             }
             Effect::Warn(Warning::Back { rank }) => (self.notices)(Notice::Back { rank }),
-            Effect::End(verdict) => self.status.end(verdict),
+            Effect::End(verdict) => {
+                self.unsaid = Some((self.status.now(), verdict.clone()));
+                self.status.end(verdict);
+            }
         }
+    }
+
+    /// A rank that computes, reads or writes for long learns of the end later than its user should.
+    fn say_end(&mut self) {
+        let now = self.status.now();
+        let Some((_, verdict)) = self.unsaid.take_if(|(since, _)| now.saturating_sub(*since) >= UNTOLD) else { return };
+        if self.status.is_told() {
+            return;
+        }
+        let (rank, step, who) = (self.rank, self.status.progress().step, Arc::clone(&self.who));
+        let failure = GroupFailure { rank, verdict, operation: None, step, who, flight: Vec::new() };
+        (self.notices)(Notice::Failed { what: failure.root_cause(), rank, step });
     }
 }

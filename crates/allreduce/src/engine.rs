@@ -326,6 +326,7 @@ impl Engine {
     pub(crate) fn failure(&self, operation: Option<(u64, Descriptor)>) -> GroupError {
         let context = &self.context;
         let status = context.membership.status();
+        status.tell();
         GroupError(Box::new(GroupFailure {
             rank: context.rank,
             // Without a verdict within twice the timeout not even the control thread answers. Then

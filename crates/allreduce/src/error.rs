@@ -161,7 +161,9 @@ impl Advice for GroupError {
                 Cause::Diverged { .. } => "all ranks must run the same program on the same input",
                 Cause::Damaged { .. } => "look at the cable; nothing of the frame was used",
                 Cause::Broken { .. } => "look at the cable and the firewall between the two",
-                Cause::Stalled { .. } => "raise the operation timeout if that rank may take so long",
+                Cause::Stalled { .. } => {
+                    "if no rank is busy, a connection between two of them lets nothing through: look at cables and firewalls"
+                }
             },
         };
         vec![hint.to_owned()]

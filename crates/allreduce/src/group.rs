@@ -109,16 +109,16 @@ impl Group {
             return Ok(Group::alone(config));
         }
         let joined = join::join(config)?;
-        let who = joined.members.iter().map(|member| Who { host: member.host.clone(), pid: member.pid }).collect();
-        let hosts: Vec<String> = joined.members.iter().map(|member| member.host.clone()).collect();
-        let ranks_here = hosts.iter().filter(|host| **host == hosts[config.rank]).count();
+        let who = joined.members.iter().map(|member| Who { host: member.host.clone(), pid: member.pid });
+        let who: Arc<Vec<Who>> = Arc::new(who.collect());
+        let ranks_here = who.iter().filter(|other| other.host == who[config.rank].host).count();
         let system = |what| move |error| JoinError::System { what, error };
         let timing = Timing::new(config.timeout);
-        let control = Control::start(config.rank, hosts, joined.control, timing, config.notices.clone())
+        let control = Control::start(config.rank, Arc::clone(&who), joined.control, timing, config.notices.clone())
             .map_err(system("the control thread cannot be started"))?;
         let context = Arc::new(GroupContext {
             membership: Membership::Control(control),
-            who: Arc::new(who),
+            who,
             rank: config.rank,
             operation_timeout: config.operation_timeout,
             timeout: config.timeout,
@@ -301,6 +301,7 @@ impl Group {
     /// the first 4 KiB of a long message. `code`: the caller's own number for the error.
     pub fn abort(&self, message: &str, code: i32) {
         let context = &self.inner.context;
+        context.membership.status().tell();
         let message = &message[..message.floor_char_boundary(LONGEST_REASON)];
         context.membership.report(context.rank, Cause::Failed { message: message.into(), code });
         context.membership.status().wait_for_verdict(context.timeout);

@@ -27,6 +27,8 @@ pub(crate) struct GroupStatus {
     /// Set together with `verdict`; cheap to look at.
     failed: AtomicBool,
     verdict: Mutex<Option<Verdict>>,
+    /// Whoever uses the group knows that it has failed.
+    is_told: AtomicBool,
     ended: Condvar,
     peers: Mutex<BTreeMap<usize, PeerProgress>>,
 }
@@ -53,6 +55,7 @@ impl GroupStatus {
             doing: Mutex::new(None),
             failed: AtomicBool::new(false),
             verdict: Mutex::new(None),
+            is_told: AtomicBool::new(false),
             ended: Condvar::new(),
             peers: Mutex::new(BTreeMap::new()),
         }
@@ -128,6 +131,15 @@ impl GroupStatus {
 
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
+    }
+
+    /// Whoever uses the group learns that it has failed.
+    pub(crate) fn tell(&self) {
+        self.is_told.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_told(&self) -> bool {
+        self.is_told.load(Ordering::Relaxed)
     }
 
     pub(crate) fn verdict(&self) -> Option<Verdict> {

@@ -125,16 +125,36 @@ pub(crate) struct Trusted {
     seals: Seals,
 }
 
+/// How a caller waits for the rank that it calls.
+#[derive(Clone, Copy)]
+pub(crate) struct Patience<'a> {
+    pub(crate) longest: Duration,
+    /// Between two looks at whether to go on.
+    pub(crate) look: Duration,
+    pub(crate) goes_on: &'a dyn Fn() -> bool,
+}
+
+impl Patience<'_> {
+    pub(crate) fn of(longest: Duration) -> Patience<'static> {
+        Patience { longest, look: longest, goes_on: &|| true }
+    }
+}
+
 /// A stream whose reads and writes share one deadline.
 struct Timed<'a> {
     stream: &'a TcpStream,
     deadline: Instant,
+    patience: Patience<'a>,
 }
 
-impl Timed<'_> {
+impl<'a> Timed<'a> {
+    fn until(stream: &'a TcpStream, deadline: Instant) -> Timed<'a> {
+        Timed { stream, deadline, patience: Patience::of(Duration::MAX) }
+    }
+
     fn remaining(&self) -> Result<Duration, HandshakeError> {
         let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(HandshakeError::Late) } else { Ok(left) }
+        if left.is_zero() { Err(HandshakeError::Late) } else { Ok(left.min(self.patience.look)) }
     }
 
     fn read_exact(&mut self, mut bytes: &mut [u8]) -> Result<(), HandshakeError> {
@@ -143,7 +163,13 @@ impl Timed<'_> {
             match self.stream.read(bytes) {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Ok(read) => bytes = &mut bytes[read..],
-                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.remaining()?;
+                    if !(self.patience.goes_on)() {
+                        return Err(HandshakeError::Late);
+                    }
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -188,7 +214,7 @@ fn nonce() -> Result<String, HandshakeError> {
 /// The caller's side, on a connection just made.
 pub(crate) fn call(
     stream: TcpStream,
-    patience: Duration,
+    patience: Patience<'_>,
     secret: &Secret,
     run: &str,
     rank: usize,
@@ -196,7 +222,7 @@ pub(crate) fn call(
     purpose: Purpose,
 ) -> Result<Trusted, HandshakeError> {
     stream.set_nodelay(true)?;
-    let mut timed = Timed { stream: &stream, deadline: Instant::now() + patience };
+    let mut timed = Timed { stream: &stream, deadline: Instant::now() + patience.longest, patience };
     let hello = Hello { protocol: PROTOCOL_VERSION, run: run.into(), rank, world, purpose, nonce: nonce()? };
     let hello = greeting(&hello);
     timed.write_all(&[MAGIC.as_slice(), &hello].concat())?;
@@ -221,7 +247,7 @@ pub(crate) fn call(
 pub(crate) fn answer(stream: TcpStream, secret: &Secret) -> Result<(Hello, Trusted, Welcome), HandshakeError> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
-    let mut timed = Timed { stream: &stream, deadline: Instant::now() + HANDSHAKE_TIME };
+    let mut timed = Timed::until(&stream, Instant::now() + HANDSHAKE_TIME);
     let mut magic = [0; 4];
     timed.read_exact(&mut magic)?;
     if magic != *MAGIC {
@@ -250,7 +276,7 @@ impl Welcome {
     /// Tells the caller that its connection is kept.
     pub(crate) fn say(self, connection: &Trusted) -> Result<(), HandshakeError> {
         let deadline = Instant::now() + HANDSHAKE_TIME;
-        Timed { stream: &connection.stream, deadline }.write_all(self.0.bytes())
+        Timed::until(&connection.stream, deadline).write_all(self.0.bytes())
     }
 }
 
@@ -258,12 +284,12 @@ impl Trusted {
     /// Sends one sealed message.
     pub(crate) fn send<T: Serialize>(&mut self, message: &T, deadline: Instant) -> Result<(), HandshakeError> {
         let bytes = self.seals.seal(message);
-        Timed { stream: &self.stream, deadline }.write_all(&bytes)
+        Timed::until(&self.stream, deadline).write_all(&bytes)
     }
 
     /// Waits for one sealed message, and reads nothing beyond it.
     pub(crate) fn receive<T: DeserializeOwned>(&mut self, deadline: Instant) -> Result<T, HandshakeError> {
-        let mut timed = Timed { stream: &self.stream, deadline };
+        let mut timed = Timed::until(&self.stream, deadline);
         loop {
             if let Some(message) = self.seals.next()? {
                 return Ok(message);
@@ -275,7 +301,7 @@ impl Trusted {
                 Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
                 Ok(read) => self.seals.push(&bytes[..read]),
                 Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
-                    timed = Timed { stream: &self.stream, deadline };
+                    timed = Timed::until(&self.stream, deadline);
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -285,5 +311,56 @@ impl Trusted {
     /// The connection and the seals of its messages, for an owner that must not block.
     pub(crate) fn into_parts(self) -> (TcpStream, Seals) {
         (self.stream, self.seals)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let caller = TcpStream::connect(listener.local_addr().expect("an address")).expect("a connection");
+        (caller, listener.accept().expect("a connection").0)
+    }
+
+    fn calls(stream: TcpStream, secret: &Secret, goes_on: &dyn Fn() -> bool) -> Result<Trusted, HandshakeError> {
+        let patience = Patience { longest: Duration::from_secs(60), look: Duration::from_millis(1), goes_on };
+        call(stream, patience, secret, "run", 1, 2, Purpose::Data { session: 7, stream: 0, to: 0 })
+    }
+
+    /// A second call would find that the rank has kept the first connection.
+    #[test]
+    fn a_rank_that_is_slow_to_answer_is_waited_for_on_the_same_connection() {
+        let (secret, looks) = (Secret::loopback(), AtomicUsize::new(0));
+        let (caller, callee) = connected();
+        std::thread::scope(|scope| {
+            let answering = scope.spawn(|| {
+                while looks.load(Ordering::Relaxed) < 10 {
+                    std::thread::yield_now();
+                }
+                let (hello, trusted, welcome) = answer(callee, &secret).expect("a caller");
+                welcome.say(&trusted).expect("it is there");
+                hello.rank
+            });
+            let goes_on = || {
+                looks.fetch_add(1, Ordering::Relaxed);
+                true
+            };
+            assert!(calls(caller, &secret, &goes_on).is_ok());
+            assert_eq!(answering.join().expect("no panic"), 1);
+        });
+    }
+
+    #[test]
+    fn a_rank_that_is_lost_is_not_waited_for() {
+        let looks = AtomicUsize::new(0);
+        let (caller, _callee) = connected();
+        let goes_on = || looks.fetch_add(1, Ordering::Relaxed) < 3;
+        let ended = calls(caller, &Secret::loopback(), &goes_on);
+        assert!(matches!(ended, Err(HandshakeError::Late)), "not within a minute");
     }
 }

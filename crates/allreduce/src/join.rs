@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::calling::call_in;
 use crate::config::Config;
 use crate::connector::{Connector, connect, pair};
-use crate::handshake::{HANDSHAKE_TIME, Purpose, Trusted, call};
+use crate::handshake::{HANDSHAKE_TIME, Patience, Purpose, Trusted, call};
 use crate::interfaces;
 use crate::introduction::{Found, LOOK, introduction, resolve, resolve_by};
 use crate::join_error::JoinError;
@@ -154,7 +154,8 @@ fn rank_0_already(config: &Config, address: SocketAddr) -> Option<String> {
     let Config { rank, world, secret, run, .. } = config;
     let ip = if address.ip().is_unspecified() { IpAddr::from([127, 0, 0, 1]) } else { address.ip() };
     let stream = connect(SocketAddr::new(ip, address.port()), LINGER).ok()?;
-    let mut connection = call(stream, LINGER, secret, run, *rank, *world, introduction(config, 0)).ok()?;
+    let mut connection =
+        call(stream, Patience::of(LINGER), secret, run, *rank, *world, introduction(config, 0)).ok()?;
     match connection.receive::<Answer>(Instant::now() + LINGER).ok()? {
         Answer::Refused { why, .. } => Some(why),
         Answer::OtherRun { run } => Some(format!("run {run:?} has its rank 0 there")),
@@ -236,7 +237,8 @@ pub(crate) fn excuse(config: &Config, why: &str, code: u8) {
             let addresses = resolve(config).ok().and_then(Result::ok).unwrap_or_default();
             let told = addresses.iter().any(|&address| {
                 let stream = connect(address, LINGER);
-                stream.is_ok_and(|stream| call(stream, LINGER, secret, run, *rank, *world, failed()).is_ok())
+                let patience = Patience::of(LINGER);
+                stream.is_ok_and(|stream| call(stream, patience, secret, run, *rank, *world, failed()).is_ok())
             });
             if told {
                 return;

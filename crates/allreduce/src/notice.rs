@@ -88,6 +88,15 @@ pub enum Notice {
         /// The rank.
         rank: usize,
     },
+    /// The group has failed, and this rank has not come to it: it computes, reads or writes for long.
+    Failed {
+        /// What happened.
+        what: String,
+        /// This rank.
+        rank: usize,
+        /// The step that it is in.
+        step: u64,
+    },
 }
 
 impl fmt::Display for Notice {
@@ -128,6 +137,9 @@ impl fmt::Display for Notice {
                 write!(formatter, "rank {rank} ({host}) has said nothing for {:.1} s", silence.as_secs_f64())
             }
             Notice::Back { rank } => write!(formatter, "rank {rank} is heard again"),
+            Notice::Failed { what, rank, step } => {
+                write!(formatter, "{what}; rank {rank} is still at work in step {step} and ends after that")
+            }
         }
     }
 }

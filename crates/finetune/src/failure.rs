@@ -245,6 +245,13 @@ impl Fatal for TrainError {
             _ => None,
         }
     }
+
+    fn blamed(&self) -> Vec<usize> {
+        match self {
+            TrainError::Stages(error) => error.blamed(),
+            error => error.group().map(other_ranks).unwrap_or_default(),
+        }
+    }
 }
 
 impl Fatal for ModelError {
@@ -289,14 +296,8 @@ impl Fatal for GroupError {
 impl Fatal for JoinError {
     fn exit(&self) -> Exit {
         match self {
-            JoinError::Group(error) => error.exit(),
-            JoinError::Unreachable { .. }
-            | JoinError::Unresolved { .. }
-            | JoinError::Missing { .. }
-            | JoinError::Pair { .. }
-            | JoinError::Peer { .. } => Exit::PeerLost,
             JoinError::Failed { code, .. } => Exit::of_other_rank(*code),
-            _ => Exit::Input,
+            error => Fault::from_join(error).into(),
         }
     }
 

@@ -7,7 +7,7 @@
 //! - `checkpoint.file:3`: at the third call of `hit("checkpoint.file")`;
 //! - `train.step:2@1`: only in a process whose label is `1` (see [`set_label`]), `@1,2`: `1` or `2`;
 //! - `file.read:200@1+/tmp/go`: the same, and it is held up until somebody makes `/tmp/go`, as by a disk that does not
-//!   answer.
+//!   answer. A line on standard error says that it is.
 //!
 //! Without the variable a hit is one comparison.
 //!
@@ -16,6 +16,7 @@
 //! `checkpoint.synced`, `checkpoint.renamed`, `checkpoint.done`, `prune.trashed`, `replace.aside` (the old directory
 //! has made way, the new one is not there yet), `file.read` (before each part of a file that is read).
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,6 +57,8 @@ pub fn hit(name: &str) {
         && failpoint.hits.fetch_add(1, Ordering::SeqCst) + 1 == failpoint.at
     {
         if let Some(file) = &failpoint.until {
+            // A test waits for the line. Without a standard error nobody does.
+            let _ = writeln!(std::io::stderr(), "held up at {name} until there is {}", file.display());
             while !file.exists() {
                 std::thread::sleep(LOOK);
             }

@@ -202,6 +202,20 @@ impl Fault {
         if error.is_disk() { Fault::DiskOrMemory } else { Fault::Input }
     }
 
+    /// The fault of ranks that cannot connect. A rank that failed before it could has said with which code it ends.
+    pub fn from_join(error: &JoinError) -> Fault {
+        match error {
+            JoinError::Group(error) => Fault::from_group(error),
+            JoinError::Unreachable { .. }
+            | JoinError::Unresolved { .. }
+            | JoinError::Missing { .. }
+            | JoinError::Failed { .. }
+            | JoinError::Pair { .. }
+            | JoinError::Peer { .. } => Fault::Peers,
+            _ => Fault::Input,
+        }
+    }
+
     /// The fault of a failed group. If a rank stopped by itself, its fault is the fault of all.
     pub fn from_group(error: &GroupError) -> Fault {
         match &error.verdict {
@@ -227,6 +241,15 @@ impl From<ModelError> for TrainError {
                 Err(error) => TrainError::Model(ModelError::Sum(error)),
             },
             error => TrainError::Model(error),
+        }
+    }
+}
+
+impl From<JoinError> for TrainError {
+    fn from(error: JoinError) -> TrainError {
+        match error {
+            JoinError::Group(error) => TrainError::from(error),
+            error => TrainError::Stages(error),
         }
     }
 }
@@ -341,6 +364,7 @@ impl TrainError {
             TrainError::Dataset(error) => Fault::from_dataset(error),
             TrainError::Store(error) => Fault::from_store(error),
             TrainError::Group { error, .. } => Fault::from_group(error),
+            TrainError::Stages(error) => Fault::from_join(error),
             TrainError::Drifted { .. } => Fault::Peers,
             TrainError::NotFetched(error) => error.fault,
             _ => Fault::Input,
@@ -352,6 +376,7 @@ impl Advice for TrainError {
     fn hints(&self) -> Vec<String> {
         match self {
             TrainError::Model(error) | TrainError::BadBase(error) => error.hints(),
+            TrainError::Stages(error) => error.hints(),
             TrainError::Dataset(error) => error.hints(),
             TrainError::Store(error) => error.hints(),
             TrainError::NotFinite { rows, more, ways, .. } => {
@@ -422,4 +447,17 @@ fn resumed(saved: Option<&Path>) -> std::iter::Once<String> {
         Some(path) => format!("{} is safe; run the same command with --resume to go on from it", path.display()),
         None => "run the same command with --resume: it goes on from the newest checkpoint".to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ranks that could not connect may be started again: nothing is wrong with the input.
+    #[test]
+    fn a_rank_that_is_lost_while_ranks_connect_is_no_fault_of_the_input() {
+        let lost = JoinError::Peer { rank: 0, peer: 1, why: "it ended".to_owned() };
+        assert!(matches!(TrainError::from(lost).fault(), Fault::Peers));
+        assert!(matches!(TrainError::from(JoinError::Rdma("no device".to_owned())).fault(), Fault::Input));
+    }
 }

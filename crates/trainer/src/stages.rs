@@ -284,13 +284,14 @@ impl Connections {
         let mut connections =
             Connections { outgoing: BTreeMap::new(), incoming: BTreeMap::new(), first: rank - rank % count };
         for (from, to) in links {
+            failpoint::hit("stages.connect");
             // Ranks that this link does not concern are in groups of their own.
             let (color, key) = match mine {
                 mine if mine == from => (rank / count, 0),
                 mine if mine == to => (rank / count, 1),
                 _ => (world + rank, 0),
             };
-            let group = ranks.group().split(color as u64, key).map_err(TrainError::Stages)?;
+            let group = ranks.group().split(color as u64, key)?;
             if mine == from {
                 connections.outgoing.insert(to, group.sender(queue).map_err(no_thread)?);
             } else if mine == to {

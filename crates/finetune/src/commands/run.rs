@@ -252,7 +252,9 @@ fn peaks(run: &Run) -> String {
 fn say_notice(notice: &Notice, first: bool, verbosity: Verbosity) {
     let wanted = match notice {
         Notice::Joined { world: 1, .. } => return,
-        Notice::Unresolved { .. } | Notice::Waiting { .. } | Notice::TurnedAway { .. } => Verbosity::Normal,
+        Notice::Unresolved { .. } | Notice::Waiting { .. } | Notice::TurnedAway { .. } | Notice::Failed { .. } => {
+            Verbosity::Normal
+        }
         Notice::Joined { .. } | Notice::FellBack { .. } if first => Verbosity::Normal,
         Notice::Silent { .. } | Notice::Back { .. } if first => Verbosity::Normal,
         Notice::Chosen { .. } if !first => return,

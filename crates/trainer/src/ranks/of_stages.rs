@@ -15,7 +15,7 @@ impl Ranks {
     /// If one cannot be reached.
     pub(super) fn connect_same_layers(&self, stage: &Stage) -> Result<(), TrainError> {
         if self.replicas() > 1 {
-            let group = self.group.split(stage.mine as u64, self.group.rank() as u64).map_err(TrainError::Stages)?;
+            let group = self.group.split(stage.mine as u64, self.group.rank() as u64)?;
             let _ = self.same_layers.set(group);
         }
         Ok(())
