@@ -227,6 +227,9 @@ impl Advice for ModelError {
                 "`finetune eval MODEL_DIR --adapter DIR` says whether the adapter itself is sound".into(),
             ],
             ModelError::Malformed { .. } => vec!["get it again: it was changed, or a download is not complete".into()],
+            ModelError::Unreadable { path, source } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                vec![format!("check who may read it: ls -l {}", path.display())]
+            }
             ModelError::Unreadable { .. } => {
                 vec!["a model directory needs config.json, tokenizer.json and model.safetensors (or shards with their index)".into()]
             }
