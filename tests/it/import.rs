@@ -84,6 +84,8 @@ fn files_that_are_none_of_the_four() {
         assert_eq!(ended.stdout, "", "{content}");
     }
     folder.finetune(&["import", "nope.yml"]).expect(2).says("nope.yml: cannot read it");
+    folder.write("ours.toml", b"[model]\npath = \"m\"\n");
+    folder.finetune(&["import", "ours.toml"]).expect(2).says("ours.toml is a recipe already");
 }
 
 /// A YAML file in the place of a recipe is answered with the command.

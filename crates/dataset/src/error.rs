@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use finetune_advice::Advice;
@@ -11,6 +10,7 @@ use finetune_recipe::HUB_ROWS;
 use finetune_store::Holding;
 
 use crate::counts::Counts;
+use crate::files;
 use crate::kinds::{self, FileKind, Kind};
 use crate::problem::{Remedy, RowProblem};
 use crate::template_problem::TemplateProblem;
@@ -20,7 +20,7 @@ use crate::token_row::place;
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
     /// A file of rows or of the model cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("{}", files::unreadable(path, source))]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -346,21 +346,6 @@ fn at_line(line: Option<usize>) -> String {
     line.map(|line| format!(", line {line}")).unwrap_or_default()
 }
 
-/// A path of two names may be meant as a dataset of the hub.
-fn unreadable_hints(path: &Path, error: &io::Error) -> Vec<String> {
-    let text = path.to_string_lossy();
-    let relative = text.strip_prefix("./").unwrap_or(&text);
-    let parts = relative.split('/').filter(|part| !part.is_empty()).count();
-    if error.kind() == io::ErrorKind::TimedOut && kinds::is_pipe(path) {
-        return vec!["start the program that writes the rows before, or name a file of rows".to_owned()];
-    }
-    let mut hints = vec!["paths in a recipe are relative to the recipe file".to_owned()];
-    if parts == 2 && path.is_relative() && path.extension().is_none() {
-        hints.push(format!("a data set of the hub is written {HUB_ROWS}{relative}"));
-    }
-    hints
-}
-
 fn instead(found: &[String]) -> String {
     if found.is_empty() { String::new() } else { format!("; it has {} instead", found.join(" and ")) }
 }
@@ -368,7 +353,7 @@ fn instead(found: &[String]) -> String {
 impl Advice for DatasetError {
     fn hints(&self) -> Vec<String> {
         let hints: &[&str] = match self {
-            Self::Unreadable { path, source } => return unreadable_hints(path, source),
+            Self::Unreadable { path, source } => return files::unreadable_hints(path, source),
             Self::NoTrainFile { .. } => &[
                 "name a file of rows, or a directory that holds train.jsonl (and valid.jsonl); or .json, .csv, .parquet",
             ],

@@ -1,8 +1,9 @@
 //! Which files the rows are in.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
-use finetune_recipe::{Data, is_hub_rows};
+use finetune_recipe::{Data, HUB_ROWS, is_hub_rows};
 use glob::{MatchOptions, Pattern, glob_with};
 
 use crate::error::DatasetError;
@@ -161,6 +162,32 @@ pub(crate) fn weights(data: &Data, files: &[PathBuf]) -> Vec<f64> {
     }
     let weight = |file: &PathBuf| known.iter().find(|(path, _)| path == file).map_or(1.0, |(_, weight)| *weight);
     files.iter().map(weight).collect()
+}
+
+/// What to say of a file that cannot be read.
+pub(crate) fn unreadable(path: &Path, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("there is no {}", path.display()),
+        _ => format!("cannot read {}: {error}", path.display()),
+    }
+}
+
+/// What to do about it. A path of two names may be meant as a dataset of the hub.
+pub(crate) fn unreadable_hints(path: &Path, error: &io::Error) -> Vec<String> {
+    if error.kind() == io::ErrorKind::TimedOut && kinds::is_pipe(path) {
+        return vec!["start the program that writes the rows before, or name a file of rows".to_owned()];
+    }
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        return vec![format!("check who may read it: ls -l {}", path.display())];
+    }
+    let text = path.to_string_lossy();
+    let relative = text.strip_prefix("./").unwrap_or(&text);
+    let parts = relative.split('/').filter(|part| !part.is_empty()).count();
+    let mut hints = vec!["paths in a recipe are relative to the recipe file".to_owned()];
+    if parts == 2 && path.is_relative() && path.extension().is_none() {
+        hints.push(format!("a data set of the hub is written {HUB_ROWS}{relative}"));
+    }
+    hints
 }
 
 fn readable(path: &Path) -> Result<(), DatasetError> {

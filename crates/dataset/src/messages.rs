@@ -148,6 +148,14 @@ fn check_calls(message: &mut Map<String, Value>, path: &str) -> Result<(), Forma
 /// Roles of what a tool answers.
 const TOOLS: [&str; 3] = ["tool", "ipython", "function"];
 
+/// Roles that every conversation may have.
+const USUAL: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
+
+/// Whether every conversation may have this role.
+pub(crate) fn is_usual(role: &str) -> bool {
+    USUAL.contains(&role) || TOOLS.contains(&role)
+}
+
 /// Whether the role is that of a tool.
 pub(crate) fn is_tool(message: &Value) -> bool {
     message["role"].as_str().is_some_and(|role| TOOLS.contains(&role))

@@ -25,11 +25,37 @@ impl Met {
     }
 }
 
+/// Names, and how often each was met.
+#[derive(Debug, Default)]
+struct Counted(Vec<(String, usize)>);
+
+impl Counted {
+    fn add(&mut self, name: String, times: usize) {
+        let room = self.0.len() < 16 * NAMED;
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, count)) => *count += times,
+            // Rows whose names are all different must not take unbounded memory.
+            None if room => self.0.push((name, times)),
+            None => {}
+        }
+    }
+
+    /// The names, with how many of `what` have each. `None`: there are none.
+    fn named(&self, what: &str) -> Option<String> {
+        let named = |(name, times): &(String, usize)| format!("{} ({})", name.escape_debug(), counted(*times, what));
+        let list: Vec<String> = self.0.iter().take(NAMED).map(named).collect();
+        let more = if self.0.len() > NAMED { ", …" } else { "" };
+        (!list.is_empty()).then(|| list.join(", ") + more)
+    }
+}
+
 /// What the notices are made of, counted over one row or over many.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
     /// Keys that have no use, and the number of rows that have them.
-    unused: Vec<(String, usize)>,
+    unused: Counted,
+    /// Roles that neither this program nor the chat template knows, and their messages.
+    strange_roles: Counted,
     /// Conversations of which each answer became a sequence of its own.
     pub(crate) by_turn: usize,
     /// The sequences that they became.
@@ -79,26 +105,17 @@ const NAMED: usize = 12;
 
 impl Notes {
     pub(crate) fn unused(&mut self, keys: Vec<String>) {
-        for key in keys {
-            self.count(key, 1);
-        }
+        keys.into_iter().for_each(|key| self.unused.add(key, 1));
     }
 
-    fn count(&mut self, key: String, rows: usize) {
-        let room = self.unused.len() < 16 * NAMED;
-        match self.unused.iter_mut().find(|(known, _)| *known == key) {
-            Some((_, count)) => *count += rows,
-            // Rows whose keys are all different must not take unbounded memory.
-            None if room => self.unused.push((key, rows)),
-            None => {}
-        }
+    pub(crate) fn strange_role(&mut self, role: &str) {
+        self.strange_roles.add(role.to_owned(), 1);
     }
 
     /// Adds the notes of a row; `place` names the row.
     pub(crate) fn join(&mut self, other: Self, place: &dyn Fn() -> String) {
-        for (key, rows) in other.unused {
-            self.count(key, rows);
-        }
+        other.unused.0.into_iter().for_each(|(key, rows)| self.unused.add(key, rows));
+        other.strange_roles.0.into_iter().for_each(|(role, times)| self.strange_roles.add(role, times));
         self.by_turn += other.by_turn;
         self.sequences += other.sequences;
         self.muted += other.muted;
@@ -159,15 +176,11 @@ impl Notes {
                 if self.ended_twice == 1 { "1 row ends".to_owned() } else { format!("{} rows end", self.ended_twice) }
             ));
         }
-        if !self.unused.is_empty() {
-            let named: Vec<String> = self
-                .unused
-                .iter()
-                .take(NAMED)
-                .map(|(key, rows)| format!("{} ({})", key.escape_debug(), counted(*rows, "row")))
-                .collect();
-            let more = if self.unused.len() > NAMED { ", …" } else { "" };
-            notices.push(format!("keys that rows of format {format} have no use for: {}{more}", named.join(", ")));
+        if let Some(roles) = self.strange_roles.named("message") {
+            notices.push(format!("roles that the chat template does not name: {roles}"));
+        }
+        if let Some(keys) = self.unused.named("row") {
+            notices.push(format!("keys that rows of format {format} have no use for: {keys}"));
         }
         notices
     }

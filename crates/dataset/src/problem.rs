@@ -4,6 +4,7 @@ use finetune_advice::Advice;
 use finetune_recipe::Format;
 
 use crate::format_problem::FormatProblem;
+use crate::messages::is_usual;
 use crate::template_problem::{TemplateProblem, Unrendered};
 
 /// Why a row cannot be used. A path names a value within the row, such as `messages[2].content`.
@@ -380,9 +381,6 @@ impl Advice for RowProblem {
     }
 }
 
-/// Roles that every conversation may have.
-const USUAL: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
-
 impl RowProblem {
     pub(crate) fn remedy(&self) -> Option<Remedy> {
         match self {
@@ -393,7 +391,7 @@ impl RowProblem {
             Self::NotRendered { .. } => Some(Remedy::Template),
             Self::OtherFormat { .. } => Some(Remedy::OneFormat),
             Self::UnknownFormat { .. } => Some(Remedy::Columns),
-            Self::NoAssistant(roles) if !roles.iter().all(|role| USUAL.contains(&role.as_str())) => Some(Remedy::Turns),
+            Self::NoAssistant(roles) if !roles.iter().all(|role| is_usual(role)) => Some(Remedy::Turns),
             Self::Format { problem: FormatProblem::Missing(path), .. } if path.ends_with("].role") => {
                 Some(Remedy::Turns)
             }

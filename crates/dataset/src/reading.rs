@@ -14,6 +14,7 @@ use crate::ends::NextTurn;
 use crate::error::DatasetError;
 use crate::failure::Failure;
 use crate::mask;
+use crate::messages;
 use crate::notes::Notes;
 use crate::plain_text::{self, Affixes};
 use crate::problem::RowProblem;
@@ -160,6 +161,9 @@ impl Reading {
         if chat.documents().is_some() && !tokenizer.template_has(row::DOCUMENTS) {
             notes.unused(vec![row::DOCUMENTS.to_owned()]);
         }
+        let roles = chat.messages.iter().filter_map(|message| message["role"].as_str());
+        let is_strange = |role: &&str| !messages::is_usual(role) && !tokenizer.template_has(role);
+        roles.filter(is_strange).for_each(|role| notes.strange_role(role));
         if sequences.by_turn {
             notes.by_turn += 1;
             notes.sequences += sequences.list.len();

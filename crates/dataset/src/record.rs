@@ -102,6 +102,8 @@ pub(crate) fn block<E>(mut next: impl FnMut() -> Result<Option<Record>, E>) -> R
 
 fn beginning(bytes: &[u8]) -> String {
     const SHOWN: usize = 80;
+    // A row of a table ends with its line.
+    let bytes = bytes.trim_ascii_end();
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * SHOWN)]);
     let shown: String = text.chars().take(SHOWN).map(|it| if it.is_control() { '\u{FFFD}' } else { it }).collect();
     if text.chars().count() > SHOWN || bytes.len() > 4 * SHOWN { shown + "…" } else { shown }

@@ -84,7 +84,9 @@ impl Work {
             Phase::Step => {
                 let end = step.next_multiple_of(*alone).min(*last);
                 let all = |seconds: f64| seconds * (end - step + 1) as f64 - since.elapsed().as_secs_f64();
-                let about = seconds.map_or(String::new(), |seconds| format!(" ({})", about(all(seconds).max(0.0))));
+                // A step that takes longer than the last one ends nobody knows when.
+                let left = seconds.map(all).filter(|left| *left > 0.0);
+                let about = left.map_or(String::new(), |left| format!(" ({})", about(left)));
                 let what = match end == *step {
                     true => format!("step {step}"),
                     false => format!("steps {step} to {end}, after which ranks have a common state"),
@@ -125,6 +127,9 @@ mod tests {
         let first = work.words(Heard::First);
         assert!(first.contains("finishing step 3") && first.contains("about 5m00s"), "{first}");
         assert!(first.ends_with("loses steps 1 to 3"), "{first}");
+        work.see(&Event::Step { row: &step_row(2, 0.0), steps: 9 });
+        let overdue = work.words(Heard::First);
+        assert!(overdue.starts_with("finishing step 3, then saving; a second"), "{overdue}");
         work.see(&Event::Saved { step: 2, path: PathBuf::new() });
         assert!(work.words(Heard::First).ends_with("loses step 3"));
         assert_eq!(work.words(Heard::Second), "stopped at once: step 2 is saved, --resume goes on from it");

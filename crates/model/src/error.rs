@@ -2,7 +2,7 @@
 
 mod relatives;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use finetune_advice::Advice;
 use finetune_gguf::GgufError;
@@ -182,6 +182,14 @@ impl From<PackedError> for ModelError {
     }
 }
 
+fn unreadable_hint(path: &Path, error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => format!("check who may read it: ls -l {}", path.display()),
+        _ => "a model directory needs config.json, tokenizer.json and model.safetensors (or shards with their index)"
+            .into(),
+    }
+}
+
 impl Advice for ModelError {
     fn hints(&self) -> Vec<String> {
         match self {
@@ -227,9 +235,7 @@ impl Advice for ModelError {
                 "`finetune eval MODEL_DIR --adapter DIR` says whether the adapter itself is sound".into(),
             ],
             ModelError::Malformed { .. } => vec!["get it again: it was changed, or a download is not complete".into()],
-            ModelError::Unreadable { .. } => {
-                vec!["a model directory needs config.json, tokenizer.json and model.safetensors (or shards with their index)".into()]
-            }
+            ModelError::Unreadable { path, source } => vec![unreadable_hint(path, source)],
             ModelError::Dtype { name, .. } if name.contains("lora_") => {
                 vec!["save the adapter's tensors again as float32 or bfloat16".into()]
             }

@@ -60,13 +60,23 @@ fn with_entry<'a>(given: Option<Given<'a>>, entry: &'a str, value: &'a str) -> D
     DeValue::Table(table)
 }
 
-/// A value as TOML, or else as a string without quotes. Shells take quotes away, and `auto` or `5s`
-/// need none.
+/// A value as TOML, or else as a string without quotes, or a list of such. Shells take quotes away,
+/// and `auto` or `5s` need none.
 fn parse_value(text: &str) -> DeValue<'_> {
     match DeValue::parse(text) {
         Ok(value) => value.into_inner(),
-        Err(_) => DeValue::String(Cow::Borrowed(text)),
+        Err(_) => bare_list(text).unwrap_or(DeValue::String(Cow::Borrowed(text))),
     }
+}
+
+/// `[q_proj,v_proj]`.
+fn bare_list(text: &str) -> Option<DeValue<'_>> {
+    let words = text.strip_prefix('[')?.strip_suffix(']')?;
+    if words.contains(['[', ']', '{', '}', '"', '\'']) {
+        return None;
+    }
+    let word = |word| Spanned::new(0..0, DeValue::String(Cow::Borrowed(word)));
+    Some(DeValue::Array(words.split(',').map(str::trim).map(word).collect()))
 }
 
 /// A `--set` of the first key of a table.

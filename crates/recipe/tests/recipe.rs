@@ -138,6 +138,14 @@ fn set_overrides_the_file() {
     let lists = parse_with(MINIMAL, &["data.eval=[\"a\", \"b\"]", "lora.rank_pattern={ q_proj = 2 }"]).unwrap();
     assert_eq!((lists.data.eval.len(), lists.lora.rank_pattern["q_proj"]), (2, 2));
 
+    // A shell has taken the quotes away. Other brackets are a pattern's.
+    let bare = |modules: &str| parse_with(MINIMAL, &["data.eval=[a,b]", modules]).unwrap();
+    let recipe = bare("lora.target_modules=[q_proj, v_proj]");
+    assert_eq!(recipe.lora.target_modules, TargetModules::Names(vec!["q_proj".to_owned(), "v_proj".to_owned()]));
+    assert_eq!(recipe.data.eval, [PathBuf::from("/home/ada/a"), PathBuf::from("/home/ada/b")]);
+    let recipe = bare("lora.target_modules=[qv]_proj");
+    assert_eq!(recipe.lora.target_modules, TargetModules::Regex("[qv]_proj".to_owned()));
+
     let file_less = parse_with("", &["model.path=gpt2", "data.train=a.jsonl"]).unwrap();
     assert_eq!(file_less.model.path, "gpt2");
 }

@@ -1,5 +1,8 @@
 //! Whether other programs take the processor away from this one while something is measured.
 
+/// The part of a measurement from which on other programs are worth a word: what is measured varies by as much.
+const MUCH: f64 = 0.2;
+
 /// What the threads of this process have had of processors so far, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Load {
@@ -19,6 +22,11 @@ impl Load {
         // A thread may end before its file is read.
         let sum = |sum: Load, one: Load| Load { ran: sum.ran + one.ran, waited: sum.waited + one.waited };
         threads.filter_map(of_thread).reduce(sum)
+    }
+
+    /// The part of the time since then for which other programs had the processor, if it is worth a word.
+    pub(crate) fn others_since(self) -> Option<f64> {
+        Load::so_far()?.waited_since(self).filter(|part| *part > MUCH)
     }
 
     /// A line of `schedstat`: nanoseconds on a processor, nanoseconds of waiting for one, turns.

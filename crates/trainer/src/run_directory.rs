@@ -37,6 +37,8 @@ pub(crate) struct RunDirectory {
     events: Option<EventFile>,
     /// When the run began, in seconds since 1970.
     started: u64,
+    /// The peaks of earlier processes of the run: of memory, and of the GPU's.
+    earlier_peaks: (Option<u64>, Option<u64>),
     /// What it is written through.
     pub(crate) disk: Box<dyn Disk>,
     /// The newest checkpoint.
@@ -55,7 +57,9 @@ impl RunDirectory {
 
     /// Writes what the run says of itself, `run.json` and the report, as things stand.
     pub(crate) fn describe(&self, run: &Snapshot<'_>, end: &End) -> Result<(), TrainError> {
-        let facts = RunFacts::new(run, self.started, end);
+        let mut facts = RunFacts::new(run, self.started, end);
+        facts.peak_memory = facts.peak_memory.max(self.earlier_peaks.0);
+        facts.device_peak_memory = facts.device_peak_memory.max(self.earlier_peaks.1);
         facts.write(&self.directory)?;
         report::write(run, &self.directory, &self.metrics.rows, &facts)
     }
@@ -295,11 +299,13 @@ impl LockedDirectory {
             Answers::forget(&directory)?;
         }
         let earlier = RunFacts::read(&directory).filter(|facts| step > 0 && facts.started > 0);
-        let started = earlier.map_or_else(run_facts::now, |facts| facts.started);
+        let started = earlier.as_ref().map_or_else(run_facts::now, |facts| facts.started);
+        let earlier_peaks = earlier.map_or((None, None), |facts| (facts.peak_memory, facts.device_peak_memory));
         let open =
             |folder: PathBuf| EventFile::open(&folder, &recipe.to_toml(), &metrics.rows, step, state.evaluation_due);
         let events = recipe.event_folder().map(open).transpose()?;
-        Ok(RunDirectory { directory, metrics, events, started, disk: Box::new(RealDisk), saved, _lock: lock })
+        let disk = Box::new(RealDisk);
+        Ok(RunDirectory { directory, metrics, events, started, earlier_peaks, disk, saved, _lock: lock })
     }
 }
 

@@ -92,7 +92,7 @@ pub struct RunFacts {
     /// has all layers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rank_of_layer: Vec<usize>,
-    /// Bytes of memory that the process of rank 0 has had at most.
+    /// Bytes of memory that the process of rank 0, and those before it that the run goes on from, had at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_memory: Option<u64>,
     /// The same of the GPU's memory.

@@ -17,6 +17,7 @@ use crate::device_plan::{DevicePlan, ThisHost};
 use crate::disk_need::DiskNeed;
 use crate::error::{Fault, TrainError};
 use crate::examine::{Examined, Extent, examine};
+use crate::load::Load;
 use crate::memory::{self, Estimate, Sizing};
 use crate::output_directory::{self, Contents};
 use crate::product_time::{Multiplied, Rates, operations, tokens_at_once};
@@ -46,6 +47,9 @@ pub struct Validation {
     pub device: Option<String>,
     /// Memory and time.
     pub estimate: Option<Estimate>,
+    /// The part of the time for which other programs had the processor while the time was estimated, if that is much.
+    #[serde(skip)]
+    pub others: Option<f64>,
     /// Bytes on the disk.
     pub disk: Option<DiskNeed>,
     /// The first row to train on.
@@ -151,7 +155,7 @@ pub fn validate(recipe: &Recipe, host: &ThisHost, progress: &dyn Fn(u64)) -> Val
     let (all, trained) = (sizes(None), found.start.as_ref());
     let trained = trained.and_then(|start| sizes(start.as_ref().map(|start| &start.adaptation)));
     let (parameters, trained) = (all.map(|all| all.parameters), trained.map(|sizes| sizes.trained));
-    let mut estimate = found.estimate;
+    let (mut estimate, before) = (found.estimate, Load::so_far());
     if let (Some(estimate), Some(directory), Some(config)) = (&mut estimate, &found.directory, &found.config)
         && let (Some(device_plan), Some(train)) =
             (&found.device_plan, found.train.as_ref().or(found.assumed_rows.as_ref()))
@@ -163,6 +167,7 @@ pub fn validate(recipe: &Recipe, host: &ThisHost, progress: &dyn Fn(u64)) -> Val
         // Each hides behind the other.
         estimate.seconds = of_products.map(|seconds| seconds.max(steps as f64 * of_reading().unwrap_or(0.0)));
     }
+    let others = before.and_then(Load::others_since);
     let disk = match (found.steps, trained, found.sizing.as_ref()) {
         (Some(steps), Some(trained), Some(sizing)) => {
             let has_eval = found.eval.is_some();
@@ -183,6 +188,7 @@ pub fn validate(recipe: &Recipe, host: &ThisHost, progress: &dyn Fn(u64)) -> Val
         steps_per_epoch: found.plan.as_ref().map(|plan| plan.steps_per_epoch()),
         device: found.device_plan.as_ref().map(DevicePlan::describe),
         estimate,
+        others,
         disk,
         first_row: FirstRow::of(&found),
         notices: found.assumptions.into_iter().chain(found.notices).collect(),

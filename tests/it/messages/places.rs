@@ -33,7 +33,7 @@ fn files_that_are_not_there() {
         &["run", "recipe.toml", "--set", "data.train=none.jsonl"],
         expect![[r#"
         reading rows
-        error: cannot read none.jsonl: No such file or directory (os error 2)
+        error: there is no none.jsonl
 
         hint: paths in a recipe are relative to the recipe file
         (exit code 2)

@@ -413,6 +413,24 @@ fn documents_reach_the_template() {
     }
 }
 
+/// A typing error in a role is trained on as it stands, if the template writes whatever is there.
+#[test]
+fn roles_that_the_template_does_not_name_are_said() {
+    for (template, role, told) in [
+        (CHATML.to_owned(), "user", false),
+        (CHATML.to_owned(), "usr", true),
+        (format!("{CHATML}{{# usr #}}"), "usr", false),
+    ] {
+        let model = Model::new(Some(&template));
+        let row = chat(json!([{"role": role, "content": "1"}, {"role": "assistant", "content": "a"}]));
+        let file = model.write("rows.jsonl", format!("{row}\n{row}\n"));
+        let data = data(Format::Auto);
+        let dataset = Dataset::load(&[file], &data, &model.tokenizer(), VOCABULARY, usize::MAX, &|_| {}).expect("rows");
+        let notice = "roles that the chat template does not name: usr (2 messages)";
+        assert_eq!(dataset.notices.iter().any(|it| it == notice), told, "{role}: {:?}", dataset.notices);
+    }
+}
+
 #[test]
 fn one_begin_and_one_end() {
     let plain = |row: Value| read(CHATML, &row);

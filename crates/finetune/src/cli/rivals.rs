@@ -4,8 +4,8 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use clap::Parser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, Parser};
 use finetune_recipe::keys::{ELSEWHERE, KEYS, Key};
 use finetune_store::{Holding, recognize};
 
@@ -14,7 +14,7 @@ use crate::exit::Exit;
 use crate::failure::Failure;
 
 /// Commands of other programs, of habit, and of versions to come: what does it here.
-const VERBS: [(&str, &str); 46] = [
+const VERBS: [(&str, &str); 47] = [
     ("train", "`finetune run RECIPE.toml` trains"),
     ("finetune", "`finetune run RECIPE.toml` trains"),
     ("fine-tune", "`finetune run RECIPE.toml` trains"),
@@ -66,6 +66,7 @@ const VERBS: [(&str, &str); 46] = [
     ("quant", "`finetune quantize MODEL_DIR --to SCHEME --output DIR` packs a model"),
     ("pack", "`finetune quantize MODEL_DIR --to SCHEME --output DIR` packs a model"),
     ("tensorboard", "`[log] tensorboard` writes its files; `finetune watch RUN` shows curves here"),
+    ("status", "`finetune watch RUN --once` says how a run stands"),
     ("diff", "`finetune compare RUN RUN` shows settings that differ, scores and curves"),
 ];
 
@@ -181,7 +182,7 @@ const OF_A_RECIPE: [(&str, &str); 16] = [
     ("gpus", "`finetune launch -n N RECIPE.toml` starts N ranks, each takes a GPU"),
 ];
 
-const TAKES_RECIPE: [&str; 4] = ["run", "validate", "inspect", "launch"];
+const TAKES_RECIPE: [&str; 5] = ["run", "validate", "inspect", "plan", "launch"];
 const TAKES_MODEL: [&str; 3] = ["eval", "generate", "export"];
 
 /// The arguments of this process. If they are wrong, the process ends with a message.
@@ -210,12 +211,17 @@ fn answer(words: &[String], error: &clap::Error) -> Option<Failure> {
     };
     match error.kind() {
         ErrorKind::InvalidSubcommand => {
-            Some(verb(text(ContextKind::InvalidSubcommand)?, text(ContextKind::SuggestedSubcommand)))
+            let (word, nearest) = (text(ContextKind::InvalidSubcommand)?, text(ContextKind::SuggestedSubcommand));
+            let of_cluster = words.iter().take_while(|it| *it != word).any(|it| it == "cluster");
+            Some(if of_cluster { cluster_verb(word, nearest) } else { verb(word, nearest) })
         }
         ErrorKind::UnknownArgument => {
             Some(argument(words, text(ContextKind::InvalidArg)?, text(ContextKind::SuggestedArg)))
         }
-        ErrorKind::MissingRequiredArgument => recipe_taken_for_a_checkpoint(words),
+        ErrorKind::MissingRequiredArgument => recipe_taken_for_a_checkpoint(words).or_else(|| no_recipe(words, error)),
+        ErrorKind::MissingSubcommand => {
+            Some(Failure::arguments("no command is named", "`finetune --help` lists the commands"))
+        }
         ErrorKind::ArgumentConflict => flags_beside_a_recipe(words),
         _ => None,
     }
@@ -231,6 +237,21 @@ fn recipe_taken_for_a_checkpoint(words: &[String]) -> Option<Failure> {
     ))
 }
 
+/// `run` alone: a newcomer may have none yet.
+fn no_recipe(words: &[String], error: &clap::Error) -> Option<Failure> {
+    let command = words.iter().skip(1).find(|word| TAKES_RECIPE.contains(&word.as_str()))?;
+    let Some(ContextValue::Strings(missing)) = error.get(ContextKind::InvalidArg) else { return None };
+    missing.iter().any(|missing| missing == "<RECIPE>").then(|| {
+        Failure::bad_input(
+            format!("`finetune {command}` needs a recipe, a TOML file"),
+            vec![
+                "`finetune init DIR` writes one, with rows to begin with".to_owned(),
+                "without one: --model MODEL --data FILE".to_owned(),
+            ],
+        )
+    })
+}
+
 /// `run recipe.toml --model M`: the flags stand for a recipe.
 fn flags_beside_a_recipe(words: &[String]) -> Option<Failure> {
     let recipe = words.iter().skip(2).find(|word| recognize(Path::new(word)) == Holding::Recipe)?;
@@ -244,6 +265,28 @@ fn flags_beside_a_recipe(words: &[String]) -> Option<Failure> {
     ))
 }
 
+/// What a habit's word with one typing slip is here; a command of ours with one slip goes before it.
+fn habit(word: &str) -> Option<String> {
+    let is_near = |name: &str| name.len() > 4 && strsim::damerau_levenshtein(&word.to_ascii_lowercase(), name) == 1;
+    if Cli::command().get_subcommands().any(|command| is_near(command.get_name())) {
+        return None;
+    }
+    VERBS.iter().find(|(theirs, _)| is_near(theirs)).map(|(_, ours)| (*ours).to_owned())
+}
+
+/// clap finds `list` like `cluster`.
+fn is_alike(word: &str, nearest: &str) -> bool {
+    nearest.starts_with(word) || 2 * strsim::damerau_levenshtein(word, nearest) <= nearest.len()
+}
+
+fn cluster_verb(word: &str, nearest: Option<&str>) -> Failure {
+    let hint = nearest.map(|nearest| format!("did you mean `finetune cluster {nearest}`?"));
+    Failure::arguments(
+        format!("there is no command `cluster {}`", shown(word)),
+        hint.unwrap_or_else(|| "`finetune cluster --help` lists the commands".to_owned()),
+    )
+}
+
 fn verb(word: &str, nearest: Option<&str>) -> Failure {
     let known = VERBS.iter().find(|(theirs, _)| theirs.eq_ignore_ascii_case(word)).map(|(_, ours)| (*ours).to_owned());
     let hint = known.or_else(|| match recognize(Path::new(word)) {
@@ -251,14 +294,19 @@ fn verb(word: &str, nearest: Option<&str>) -> Failure {
         Holding::Run | Holding::ModelDirectory | Holding::Adapter | Holding::Checkpoint => {
             Some(format!("`finetune generate {word} --prompt TEXT` answers"))
         }
-        _ => nearest.map(|nearest| format!("did you mean `finetune {nearest}`?")),
+        _ => habit(word).or_else(|| {
+            let nearest = nearest.filter(|nearest| is_alike(word, nearest))?;
+            Some(format!("did you mean `finetune {nearest}`?"))
+        }),
     });
     let hint = hint.unwrap_or_else(|| "`finetune --help` lists the commands".to_owned());
     Failure::arguments(format!("there is no command `{}`", shown(word)), hint)
 }
 
 fn argument(words: &[String], found: &str, nearest: Option<&str>) -> Failure {
-    let mut plain = words.iter().skip(1).filter(|word| !word.starts_with('-'));
+    // Of `finetune --lr 3` the 3 is no command.
+    let is_command = |word: &&String| Cli::command().find_subcommand(word).is_some();
+    let mut plain = words.iter().skip(1).filter(|word| !word.starts_with('-')).skip_while(|word| !is_command(word));
     let first = plain.next().map_or("", String::as_str);
     let command = match (first, plain.next()) {
         ("cluster", Some(second)) => format!("finetune cluster {second}"),
@@ -391,6 +439,17 @@ mod tests {
             ("chat run --temp 1", "--temperature"),
             ("chat run Hello", "messages are typed"),
             ("valdate recipe.toml", "finetune validate"),
+            ("trian recipe.toml", "finetune run RECIPE.toml"),
+            ("mrege run", "--format merged"),
+            ("list", "`finetune --help` lists the commands"),
+            ("status run", "finetune watch RUN --once"),
+            ("--lr 3", "`finetune` has no option --lr"),
+            ("-v", "no command is named"),
+            ("run", "finetune init DIR"),
+            ("validate --model m", "--model MODEL --data FILE"),
+            ("plan recipe.toml --lr 1e-4", "--set optimizer.learning_rate=1e-4"),
+            ("cluster bnch", "did you mean `finetune cluster bench`?"),
+            ("cluster frobnicate", "finetune cluster --help"),
             ("generate run --prompt x --seed -1", "--seed -1: it must not be below 0"),
             ("plan recipe.toml --memory -2G", "--memory -2G: it must not be below 0"),
             ("launch -n -1 recipe.toml", "-n -1: it must not be below 0"),

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use finetune_import::{ImportError, LONGEST, import as imported};
-use finetune_store::{Disk, Operation, RealDisk, StoreError};
+use finetune_store::{Disk, Holding, Operation, RealDisk, StoreError, recognize};
 
 use crate::cli::ImportArguments;
 use crate::failure::{Failure, Fatal};
-use crate::output;
 use crate::progress::Verbosity;
 use crate::stderr::complain;
+use crate::{closing, output};
 
 impl Fatal for ImportError {}
 
@@ -19,6 +19,12 @@ pub(crate) fn import(arguments: &ImportArguments, verbosity: Verbosity) -> Resul
     let file = &arguments.file;
     if let Some(path) = &arguments.output {
         refuse_to_replace(path)?;
+    }
+    if recognize(file) == Holding::Recipe {
+        return Err(Failure::arguments(
+            format!("{} is a recipe already", file.display()),
+            format!("`finetune validate {}` checks it", closing::path(file)),
+        ));
     }
     let result = imported(&read(file)?, file, arguments.from.map(Into::into))?;
     if verbosity > Verbosity::Quiet {

@@ -137,18 +137,20 @@ fn quoted(path: &Path) -> String {
 
 /// The recipe. It has the keys that a newcomer wants to change, and no others.
 fn text(model: &Model, own_rows: Option<&Path>) -> String {
+    let epochs = if own_rows.is_some() { EPOCHS } else { EPOCHS_OF_FEW };
     let (path, rate, steps, about) = match model {
         Model::Shipped(path) => (
             quoted(path),
             "5e-3",
-            "max_steps = 60                    # updates of the adapter; or epochs = 3",
+            "max_steps = 60                    # updates of the adapter; or epochs = 3\n\
+             global_batch_size = 8             # rows per update",
             "#\n\
              # The model is the tiny one that comes with finetune (0.9 million parameters): it learns to answer\n\
              # a customer's message with a ticket, in a few seconds. For a model that talks, name another one,\n\
              # such as Qwen/Qwen3-0.6B, and set learning_rate to 2e-4.\n",
         ),
-        Model::Directory { path, .. } => (quoted(path), "2e-4", EPOCHS, ""),
-        Model::Hub(id) => (quoted(Path::new(id)), "2e-4", EPOCHS, ""),
+        Model::Directory { path, .. } => (quoted(path), "2e-4", epochs, ""),
+        Model::Hub(id) => (quoted(Path::new(id)), "2e-4", epochs, ""),
     };
     let (data, eval) = rows_and_evaluation(own_rows);
     let base = about_base(model);
@@ -178,7 +180,6 @@ fn text(model: &Model, own_rows: Option<&Path>) -> String {
          \n\
          [train]\n\
          {steps}\n\
-         global_batch_size = 8             # rows per update\n\
          micro_batch_size = 4              # rows at once: less needs less memory\n\
          \n\
          [optimizer]\n\
@@ -226,13 +227,18 @@ fn rows_and_evaluation(own_rows: Option<&Path>) -> (String, &'static str) {
     (data, eval)
 }
 
-const EPOCHS: &str = "epochs = 3                        # how often each row is read";
+const EPOCHS: &str = "epochs = 3                        # how often each row is read\n\
+                      global_batch_size = 8             # rows per update";
+
+/// The same for the few rows that are written: fewer steps would hardly change the adapter.
+const EPOCHS_OF_FEW: &str = "epochs = 4                        # how often each row is read\n\
+                             global_batch_size = 4             # rows per update";
 
 #[cfg(test)]
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use finetune_recipe::Recipe;
+    use finetune_recipe::{Length, Recipe};
 
     use super::{Model, TRAIN, VALID, text};
 
@@ -250,6 +256,12 @@ mod tests {
                 let recipe = Recipe::parse(&text, Path::new("recipe.toml"), &[], None);
                 let recipe = recipe.unwrap_or_else(|error| panic!("{error}\n{text}"));
                 assert_eq!(recipe.data.eval.is_empty(), rows.is_some());
+                // `validate` warns of fewer than 20 steps.
+                let steps = match recipe.train.length {
+                    Length::Steps(steps) => steps,
+                    Length::Epochs(epochs) => epochs * 40_u64.div_ceil(recipe.train.global_batch_size as u64),
+                };
+                assert!(rows.is_some() || steps >= 40, "{steps} steps");
                 let longest = text.lines().map(|line| line.chars().count()).max();
                 assert!(longest <= Some(100), "{longest:?}");
             }

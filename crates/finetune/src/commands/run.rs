@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use finetune_allreduce::Notice;
 use finetune_recipe::Recipe;
 use finetune_rendezvous::{Membership, identity};
-use finetune_trainer::numbers::counted;
+use finetune_trainer::numbers::{counted, thousands};
 use finetune_trainer::{Event, Outcome, Prepared, Ranks, Resume, Run, ThisHost, prepare, train};
 
 use crate::cli::RunArguments;
@@ -81,7 +81,7 @@ fn train_as_one_rank(
         rank_event::send(&RankEvent::Working);
     }
     let mut advice = closing::advice_on_shares(&run.recipe, ranks.group().world());
-    let mut waits = DiskWaits::default();
+    let (mut waits, from) = (DiskWaits::default(), run.state.step);
     let outcome = train(&mut run, &signals.stop, &mut |event| {
         work.see(&event);
         let notice = waits.see(&event);
@@ -100,7 +100,7 @@ fn train_as_one_rank(
     if let (Outcome::Finished { before, after, .. }, true) = (&outcome, first) {
         output::print(&progress::answers(before.as_ref(), after.as_ref()))?;
     }
-    let exit = conclude(&run, &outcome, start.elapsed(), &waits, &program(arguments.assigned), &show);
+    let exit = conclude(&run, &outcome, (from, start.elapsed()), &waits, &program(arguments.assigned), &show);
     if exit == Exit::Done {
         if first && loudness == Verbosity::Quiet {
             // A user who asked for results only wants to know where they are.
@@ -201,19 +201,30 @@ fn introduce(run: &Run, show: &Progress) {
     }
 }
 
-/// Says how a run has ended, and what to type next. `program`: this program, as a user types it.
+/// The steps of this process, and how long they took.
+fn did(from: u64, step: u64, elapsed: Duration) -> String {
+    let steps = match step.saturating_sub(from) {
+        0 => return format!("no step was left of {}", thousands(step)),
+        1 if from > 0 => format!("step {}", thousands(step)),
+        _ if from > 0 => format!("steps {} to {}", thousands(from + 1), thousands(step)),
+        _ => counted(step, "step"),
+    };
+    format!("{steps} in {}", progress::took(elapsed.as_secs_f64()))
+}
+
+/// Says how a run has ended, and what to type next. `from`: the step that it went on from. `program`: this program,
+/// as a user types it.
 fn conclude(
     run: &Run,
     outcome: &Outcome,
-    elapsed: Duration,
+    (from, elapsed): (u64, Duration),
     waits: &DiskWaits,
     program: &str,
     show: &Progress,
 ) -> Exit {
     match outcome {
         Outcome::Finished { step, summary, .. } => {
-            let took = progress::took(elapsed.as_secs_f64());
-            show.say(&format!("\n{} in {took}, {}{}", counted(*step, "step"), peaks(run), waits.ending()));
+            show.say(&format!("\n{}, {}{}", did(from, *step, elapsed), peaks(run), waits.ending()));
             closing::outcome(&run.recipe, *step, summary).iter().for_each(|line| show.say(line));
             let directory = run.recipe.output_dir.display();
             show.say(&format!("result and checkpoints in {directory}; open report.html there"));
@@ -304,4 +315,23 @@ fn losses(truncated: usize, dropped: usize) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_run_says_which_steps_took_the_time() {
+        let minute = Duration::from_secs(60);
+        for (from, step, said) in [
+            (0, 150, "150 steps in 1m00s"),
+            (0, 1, "1 step in 1m00s"),
+            (100, 1500, "steps 101 to 1,500 in 1m00s"),
+            (149, 150, "step 150 in 1m00s"),
+            (150, 150, "no step was left of 150"),
+        ] {
+            assert_eq!(did(from, step, minute), said);
+        }
+    }
 }

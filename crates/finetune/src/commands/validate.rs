@@ -94,6 +94,13 @@ fn row_lines(first: &FirstRow, shown: Shown) -> Result<String, DatasetError> {
     Ok(lines)
 }
 
+/// Why the time may be far too long.
+fn beside_others(part: Option<f64>) -> String {
+    part.map_or(String::new(), |part| {
+        format!(", less on a free machine: others had {:.0} % of the processor while it was measured", 100.0 * part)
+    })
+}
+
 /// What was found. With problems, that is not all. `first_row`: lines about it. `command`: what
 /// starts the run.
 fn text(found: &Validation, first_row: &str, command: &str) -> String {
@@ -126,7 +133,7 @@ fn text(found: &Validation, first_row: &str, command: &str) -> String {
     text += &found.disk.as_ref().map_or(String::new(), disk_line);
     text += &found.device.as_ref().map_or(String::new(), |device| format!("device      {device}\n"));
     text += &found.estimate.as_ref().map_or(String::new(), |estimate| match estimate.seconds {
-        Some(seconds) => format!("time        {} here\n", about(seconds)),
+        Some(seconds) => format!("time        {} here{}\n", about(seconds), beside_others(found.others)),
         None => "time        to be seen: it is not measured on GPUs before training\n".to_owned(),
     });
     text += first_row;

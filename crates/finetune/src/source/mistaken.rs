@@ -168,8 +168,9 @@ pub(super) fn not_an_adapter(path: &Path, holding: Holding) -> Failure {
 /// The error for a path that should hold a recipe.
 pub(super) fn not_a_recipe(path: &Path, holding: Holding) -> Failure {
     let (shown, what) = (path.display(), holding.describe());
-    let toml =
-        |directory: &Path| names(directory, |path| path.extension().is_some_and(|extension| extension == "toml"));
+    // A link to nothing is no help.
+    let is_toml = |path: &Path| path.is_file() && path.extension().is_some_and(|extension| extension == "toml");
+    let toml = |directory: &Path| names(directory, is_toml);
     match holding {
         Holding::Missing => {
             let text = path.to_string_lossy();
@@ -225,7 +226,10 @@ pub(super) fn not_a_recipe(path: &Path, holding: Holding) -> Failure {
                 if there.is_empty() { vec![] } else { vec![format!("in it there is {}", listed(&there))] },
             )
         }
-        _ => said(format!("{shown} is {what}, and a recipe is a TOML file"), vec![]),
+        _ => said(
+            format!("{shown} is {what}, and a recipe is a TOML file"),
+            vec!["`finetune init DIR` writes one to begin with".to_owned()],
+        ),
     }
 }
 

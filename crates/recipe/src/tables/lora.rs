@@ -50,12 +50,12 @@ table! {
         /// ranks of modules that differ, by name or regex, as in PEFT: `{ "q_proj" = 8 }`
         rank_pattern: BTreeMap<String, usize> = ByName(Count(1)),
             default(BTreeMap::new()), Digest, [
-            "peft_rank_pattern", "lora_rank_pattern", "ranks",
+            "peft_rank_pattern", "lora_rank_pattern",
         ];
         /// alphas of modules that differ, by name or regex, as in PEFT
         alpha_pattern: BTreeMap<String, f64> = ByName(Number(Positive)),
             default(BTreeMap::new()), Digest, [
-            "peft_alpha_pattern", "lora_alpha_pattern", "alphas",
+            "peft_alpha_pattern", "lora_alpha_pattern",
         ];
         /// the layers that get an adapter, counted from 0
         layers_to_transform: Option<Vec<usize>> = Layers, unset("all layers"), Digest, [

@@ -31,7 +31,7 @@ const MAGIC: [(&[u8], Holding); 19] = [
     (b"\x80\x05", Holding::Pickle),
 ];
 
-/// The kind of a file. `head`: its first bytes, at least one.
+/// The kind of a file. `head`: its first bytes; none if it cannot be read.
 pub(super) fn recognize(path: &Path, head: &[u8]) -> Holding {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     // Before the others: a header of 640 bytes begins as a pickle does.
@@ -60,7 +60,7 @@ pub(super) fn recognize(path: &Path, head: &[u8]) -> Holding {
     }
     // The first piece of every SentencePiece model, in protocol buffers: field 1, its length, field
     // 1, its length, the text.
-    if head[0] == b'\n' && head.len() > 5 && head[2] == b'\n' && head.windows(5).take(64).any(|part| part == b"<unk>") {
+    if head.len() > 5 && head[0] == b'\n' && head[2] == b'\n' && head.windows(5).take(64).any(|part| part == b"<unk>") {
         return Holding::SentencePiece;
     }
     if is_utf16_without_mark(head) {

@@ -29,6 +29,19 @@ fn archives_and_what_comes_out_of_packed_files() {
     }
 }
 
+/// Others than root may not read every file that they see.
+#[test]
+fn a_file_that_cannot_be_read_is_known_by_its_name() {
+    for (name, want) in [
+        ("recipe.toml", Holding::Recipe),
+        ("rows.jsonl", Holding::JsonLines),
+        ("rows.csv", Holding::Csv),
+        ("lora.yml", Holding::Yaml),
+    ] {
+        assert_eq!(file::recognize(Path::new(name), b""), want, "{name}");
+    }
+}
+
 /// (name, bytes, what it is)
 #[test]
 fn files_are_known_by_their_first_bytes() {

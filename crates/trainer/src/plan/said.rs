@@ -6,9 +6,6 @@ use super::{Machines, Way};
 use crate::load::Load;
 use crate::numbers::counted;
 
-/// The part of a measurement from which on other programs are worth a word: what is measured varies by as much.
-const MUCH: f64 = 0.2;
-
 /// What is assumed of machines that hold a model together, if nothing says how they are cabled. Two are a ring and a
 /// chain.
 pub(super) fn assumed_ring(recipe: &Recipe, machines: &Machines, ways: &[Way]) -> Option<String> {
@@ -51,7 +48,7 @@ pub(super) fn passed_over(recipe: &Recipe, machines: &Machines, not_spread: Opti
 
 /// What to say if other programs had the processor since `before`, while rates were measured.
 pub(super) fn other_load(before: Load) -> Option<String> {
-    let waited = Load::so_far()?.waited_since(before).filter(|part| *part > MUCH)?;
+    let waited = before.others_since()?;
     Some(format!(
         "other programs had the processor for {:.0} % of the time in which its rates were measured: seconds are longer \
          than without them; `plan` again when it is free",

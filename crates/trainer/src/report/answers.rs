@@ -20,14 +20,17 @@ pub(super) fn answers(page: &mut String, kept: &BeforeAfter) {
     if before.samples.is_empty() {
         return;
     }
-    page.push_str("<table class=\"answers\"><tr><th>prompt</th><th>expected</th><th>before</th><th>after</th></tr>");
-    let empty = Vec::new();
-    let later: &Vec<Sample> = after.as_ref().map_or(&empty, |after| &after.samples);
+    let later: &[Sample] = after.as_ref().map_or(&[], |after| &after.samples);
+    // There is no column for what is still to come.
+    let header = if later.is_empty() { "" } else { "<th>after</th>" };
+    let _ = write!(page, "<table class=\"answers\"><tr><th>prompt</th><th>expected</th><th>before</th>{header}</tr>");
     for (n, sample) in before.samples.iter().enumerate() {
-        let after = later.get(n).map_or(String::new(), |later| compared(&later.answer, &sample.expected));
+        let after = later.get(n).map_or(String::new(), |later| {
+            format!("<td data-name=\"after\">{}</td>", compared(&later.answer, &sample.expected))
+        });
         let _ = write!(
             page,
-            "<tr title=\"{}\"><td data-name=\"prompt\">{}</td><td data-name=\"expected\">{}</td><td data-name=\"before\">{}</td><td data-name=\"after\">{after}</td></tr>",
+            "<tr title=\"{}\"><td data-name=\"prompt\">{}</td><td data-name=\"expected\">{}</td><td data-name=\"before\">{}</td>{after}</tr>",
             escape(&sample.row),
             escape(&sample.prompt),
             escape(&sample.expected),

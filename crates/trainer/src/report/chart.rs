@@ -61,8 +61,8 @@ impl Axis {
     /// large ones, as with losses.
     fn new(low: f64, high: f64, may_be_logarithmic: bool) -> Axis {
         let logarithmic = may_be_logarithmic && low > 0.0 && high > LOGARITHMIC * low;
-        // The axis starts at zero if that wastes less than half of the height.
-        let low = if !logarithmic && low > 0.0 && low < high / 2.0 { 0.0 } else { low };
+        // The axis starts at zero if that wastes less than half of the height, or for a constant.
+        let low = if !logarithmic && low > 0.0 && (low < high / 2.0 || low >= high) { 0.0 } else { low };
         Axis { low, high: if high > low { high } else { low + 1.0 }, logarithmic }
     }
 
@@ -232,7 +232,9 @@ fn label(value: f64) -> String {
     if value == 0.0 {
         "0".to_owned()
     } else if size < 1e-3 {
-        format!("{value:.1e}").replace(".0e", "e")
+        // As few digits as tell it apart, at most three.
+        let rounded = format!("{value:.2e}").parse::<f64>().unwrap_or(value);
+        format!("{rounded:e}")
     } else if size >= 100.0 {
         let sign = if value < 0.0 { "-" } else { "" };
         format!("{sign}{}", thousands(size.round() as u64))
@@ -277,6 +279,15 @@ mod tests {
         }
         let narrow = Axis::new(0.05, 1.5, true);
         assert_eq!(narrow.ticks().into_iter().map(label).collect::<Vec<_>>(), ["0.05", "0.1", "0.2", "0.5", "1"]);
+    }
+
+    /// Learning rates that fall, and a constant one.
+    #[test]
+    fn no_two_ticks_have_the_same_label() {
+        for low in [5e-5, 2e-4] {
+            let labels: Vec<String> = Axis::new(low, 2e-4, false).ticks().into_iter().map(label).collect();
+            assert_eq!(labels, ["0", "5e-5", "1e-4", "1.5e-4", "2e-4"], "{low}");
+        }
     }
 
     fn written(lines: Vec<Line<'_>>) -> String {

@@ -4,7 +4,7 @@
   const left = 58, right = 18, top = 8, bottom = 22;
   const thousands = n => Math.round(n).toLocaleString('en-US');
   const shown = v => v && Math.abs(v) < .01 ? v.toExponential(3) : Math.abs(v) < 100 ? v.toFixed(4) : thousands(v);
-  const label = v => !v ? '0' : Math.abs(v) < 1e-3 ? v.toExponential(0) : Math.abs(v) < 100 ? String(+v.toFixed(4)) : thousands(v);
+  const label = v => !v ? '0' : Math.abs(v) < 1e-3 ? (+v.toPrecision(3)).toExponential() : Math.abs(v) < 100 ? String(+v.toFixed(4)) : thousands(v);
   const ticks = (low, high, most) => {
     const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough)), found = [];
     const step = [1, 2, 5, 10].map(n => n * power).find(n => n >= rough * .999) || power;
@@ -61,7 +61,7 @@
       const last = end > first ? end : first + 1;
       let [low, high] = all.reduce(([a, b], [, v]) => [Math.min(a, v), Math.max(b, v)], [1 / 0, -1 / 0]);
       const bent = log && low > 0;
-      if (!bent && low > 0 && low < high / 2) low = 0;
+      if (!bent && low > 0 && (low < high / 2 || low === high)) low = 0;
       if (high <= low) high = low ? low + Math.abs(low) * .1 : 1;
       const f = v => bent ? Math.log10(v) : v;
       const x = s => left + (s - first) / (last - first) * (width - left - right);
