@@ -80,7 +80,12 @@ fn read_message(message: &Value, path: &str) -> Result<Value, ApiError> {
         None => {}
         // Templates look whether they are there, not whether there are any.
         Some(Value::Array(calls)) if calls.is_empty() => drop(message.remove("tool_calls")),
-        Some(Value::Array(calls)) => calls.iter_mut().for_each(read_arguments),
+        Some(Value::Array(calls)) => {
+            if let Some(n) = calls.iter().position(|call| !call.is_object()) {
+                return Err(wrong(&format!("{path}.tool_calls[{n}]"), &calls[n], "an object"));
+            }
+            calls.iter_mut().for_each(read_arguments);
+        }
         Some(other) => return Err(wrong(&format!("{path}.tool_calls"), other, "a list of calls")),
     }
     Ok(Value::Object(message))
@@ -383,6 +388,7 @@ mod tests {
             (json!([{"role": "user", "content": image}]), "messages[0].content[0]"),
             (json!([{"role": "user", "content": [{"type": "text"}]}]), "messages[0].content[0].text"),
             (json!([{"role": "assistant", "content": "", "tool_calls": {}}]), "messages[0].tool_calls"),
+            (json!([{"role": "assistant", "content": "", "tool_calls": [{}, 3]}]), "messages[0].tool_calls[1]"),
         ] {
             let error = read(&json!({"messages": messages})).expect_err("refused").object();
             assert_eq!(error["error"]["param"], param, "{messages}");
