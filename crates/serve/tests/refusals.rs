@@ -84,6 +84,8 @@ fn what_is_wrong_is_named_in_openais_form() {
     let broken = ask(server.address, "POST", CHAT, &[], "{\"messages\": [");
     assert!(broken.status == 400 && broken.body.contains("not JSON"), "{}", broken.body);
     assert_eq!(server.get(CHAT).status, 405);
+    let no_text = server.get("/v1/models/%ff");
+    assert_eq!((no_text.status, &no_text.json()["error"]["type"]), (400, &json!("invalid_request_error")));
 }
 
 /// What a client may send to take time or memory, or to leave a range: (body, status, field, words of the message).
