@@ -378,6 +378,14 @@ fn adapters_come_and_go() {
     assert_eq!(models["data"][1]["parent"], "tiny");
     assert_eq!((unload("x"), answers("x"), unload("x"), unload("tiny")), (200, 404, 404, 400));
     assert_eq!(answers("tiny"), 200);
+    // Of many that unload one at once all but one hear that it is not there.
+    assert_eq!(load("x", "good"), 200);
+    let mut all = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| unload("x"))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<u16>>()
+    });
+    all.sort_unstable();
+    assert_eq!(all, [[200].as_slice(), &[404; 7]].concat());
 }
 
 /// A run's own adapter and those of `--adapter` lie anywhere, and requests count on them.
