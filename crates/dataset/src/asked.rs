@@ -7,9 +7,15 @@ use serde_json::{Map, Value};
 use crate::chat;
 use crate::error::DatasetError;
 use crate::failure::Failure;
+use crate::messages::TrainingFlags;
 use crate::problem::RowProblem;
-use crate::row;
+use crate::row::{self, Chat};
 use crate::tokenizer::ChatTokenizer;
+use crate::variants;
+
+/// The most texts of a conversation times their bytes, if texts in parts are not to be joined: each may be looked for in
+/// the whole rendering, which takes a second at this size.
+const MOST_LOOKED_THROUGH: u64 = 1 << 33;
 
 /// A conversation as the chat template takes it: what [`ChatTokenizer::render_with`] is given.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -43,6 +49,53 @@ impl ChatTokenizer {
         })?;
         Ok(Asked { messages, tools: asked.tools, variables: asked.variables, unused })
     }
+
+    /// These messages with their texts in parts as those of a row: in parts if the chat template takes them, otherwise
+    /// joined. What else the template leaves out is not refused here, and very long conversations are joined.
+    ///
+    /// # Errors
+    /// [`DatasetError::NoTemplate`], [`DatasetError::TemplateBounds`].
+    pub fn with_parts_taken(
+        &self,
+        messages: Vec<Value>,
+        variables: &[(String, Value)],
+    ) -> Result<Vec<Value>, DatasetError> {
+        if !messages.iter().any(|message| message["content"].is_array()) {
+            return Ok(messages);
+        }
+        let (texts, bytes) = messages.iter().map(texts_in).fold((0, 0), both);
+        if texts * bytes > MOST_LOOKED_THROUGH {
+            return Ok(variants::joined(&messages));
+        }
+        let count = messages.len();
+        let asked = Chat {
+            messages,
+            training: vec![TrainingFlags::default(); count],
+            lists: vec![("messages", count)],
+            tools: None,
+            variables: variables.to_vec(),
+            trained_from: 0,
+        };
+        match chat::taken_form(self.template()?, &asked) {
+            Ok(messages) => Ok(messages),
+            Err(Failure::All(error)) => Err(error),
+            Err(_) => Ok(variants::joined(&asked.messages)),
+        }
+    }
+}
+
+/// The texts and other values within a value, and the bytes of the texts.
+fn texts_in(value: &Value) -> (u64, u64) {
+    match value {
+        Value::String(text) => (1, text.len() as u64),
+        Value::Array(items) => items.iter().map(texts_in).fold((0, 0), both),
+        Value::Object(entries) => entries.values().map(texts_in).fold((0, 0), both),
+        Value::Null | Value::Bool(_) | Value::Number(_) => (1, 0),
+    }
+}
+
+fn both((texts, bytes): (u64, u64), (more_texts, more_bytes): (u64, u64)) -> (u64, u64) {
+    (texts + more_texts, bytes + more_bytes)
 }
 
 fn in_conversation(problem: RowProblem) -> DatasetError {

@@ -29,6 +29,11 @@ pub(crate) fn of(messages: &[Value]) -> impl Iterator<Item = Cow<'_, [Value]>> {
     })
 }
 
+/// The messages with their contents as texts.
+pub(crate) fn joined(messages: &[Value]) -> Vec<Value> {
+    messages.iter().map(|message| changed(message, false, true)).collect()
+}
+
 /// The messages with the arguments of calls as JSON text, and with an empty content beside calls
 /// where there is none. `None`: they are so already.
 pub(crate) fn as_openai(messages: &[Value]) -> Option<Vec<Value>> {
@@ -114,7 +119,8 @@ fn changed(message: &Value, parse: bool, join: bool) -> Value {
     if join && let Some(json) = message.get("content").filter(|content| is_data(content)).and_then(python::json_text) {
         message["content"] = Value::String(json);
     } else if join && let Some(parts) = message.get("content").and_then(Value::as_array) {
-        // The parts are joined without anything between them, as in mlx-lm.
+        // The parts are joined without anything between them, as in mlx-lm and in templates that take parts (Gemma 3,
+        // Llama 4, Qwen2.5-VL). Other servers put a space (transformers, SGLang) or a line break (vLLM, llama.cpp) there.
         let text: String = parts.iter().filter_map(|part| part.get("text").and_then(Value::as_str)).collect();
         message["content"] = Value::String(text);
     }
@@ -138,11 +144,15 @@ pub(crate) fn check_written(
     rendering: &str,
     path: &dyn Fn(usize) -> String,
 ) -> Result<(), RowProblem> {
+    let has_parts = messages[scope.clone()].iter().any(|message| !is_text(message));
+    let code = if has_parts { code_in(rendering, messages) } else { Vec::new() };
     for index in scope {
         let message = &messages[index];
+        // The result of a tool may hold JSON.
+        let is_code = || code.iter().any(|is_json| !(*is_json && is_tool(message)));
         let as_code = match is_data(&message["content"]) {
             true => is_written_as_python(&message["content"], rendering),
-            false => !is_text(message) && is_written_as_code(message, messages, rendering),
+            false => !is_text(message) && is_code(),
         };
         if as_code {
             return Err(RowProblem::WrittenAsCode(path(index)));
@@ -159,16 +169,14 @@ pub(crate) fn check_written(
     Ok(())
 }
 
-/// How a part begins as Python or JSON code, and whether it is JSON. The result of a tool may hold
-/// JSON.
+/// How a part begins as Python or JSON code, and whether it is JSON.
 const CODE: [(&str, bool); 4] =
     [("{'type': 'text'", false), ("{'text': '", false), ("{'text': \"", false), ("{\"type\": \"text\"", true)];
 
-fn is_written_as_code(message: &Value, messages: &[Value], rendering: &str) -> bool {
-    let may_be_json = is_tool(message);
-    CODE.iter().any(|(code, is_json)| {
-        !(*is_json && may_be_json) && rendering.contains(code) && !messages.iter().any(|message| says(message, code))
-    })
+/// Of each kind of code that a rendering has and no message says, whether it is JSON.
+fn code_in(rendering: &str, messages: &[Value]) -> Vec<bool> {
+    let is_there = |code: &str| rendering.contains(code) && !messages.iter().any(|message| says(message, code));
+    CODE.iter().filter(|(code, _)| is_there(code)).map(|(_, is_json)| *is_json).collect()
 }
 
 /// Whether data stands in a rendering as Python prints it, where JSON is another text.

@@ -9,6 +9,10 @@ const CPU_LOGITS: usize = 32 << 20;
 /// Bytes of f32 logits alive at a time on a GPU, not counting their gradients. Products of this
 /// size fill a card.
 const GPU_LOGITS: usize = 256 << 20;
+/// Queries of a block of attention on the CPU: its scores stay in the second-level cache up to 2,000 keys. On a GPU
+/// keys and queries of a block begin at multiples of it: parts of tensors can then be used without a copy. Whoever lets
+/// attention begin or forget keys somewhere else than at a multiple of it changes the order of its sums.
+pub const ATTENTION_BLOCK: usize = 64;
 /// Bytes of f32 scores alive at a time on a GPU. The backward pass holds four tensors of that
 /// shape.
 pub(crate) const GPU_SCORES: usize = 64 << 20;
@@ -79,8 +83,9 @@ pub fn cpu_widened_output(shape: [usize; 2], threads: usize) -> u64 {
 pub fn gpu_attention(sizes: AttentionSizes, compute: FloatType) -> u64 {
     let AttentionSizes { tokens, longest, heads, query, key } = sizes;
     let number = compute.bytes() as u64;
-    let queries = tokens.next_multiple_of(64).min(GPU_QUERIES as u64);
-    let keys = (longest + queries).min(tokens).next_multiple_of(64);
+    let block = ATTENTION_BLOCK as u64;
+    let queries = tokens.next_multiple_of(block).min(GPU_QUERIES as u64);
+    let keys = (longest + queries).min(tokens).next_multiple_of(block);
     let scores = (heads * queries * keys).min(GPU_SCORES as u64 / 4);
     scores * (8 + 2 * number) + tokens * key * (2 * number + 8) + tokens * (query + 2 * key) * number
 }

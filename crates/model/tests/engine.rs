@@ -210,6 +210,32 @@ fn states_go_on_from_where_they_were_kept() {
     }
 }
 
+/// Behind a long question a system prompt is known again, as long as there is room for both.
+#[test]
+fn a_state_of_a_system_prompt_stays_known_where_there_is_room() {
+    let system = text(600, 3);
+    for family in WITH_STATES {
+        let model = Arc::new(base(family));
+        let just_the_long_one = model.prompt_bytes(1600);
+        for (prefix_bytes, again) in [(SETTINGS.prefix_bytes, 512), (just_the_long_one, 0)] {
+            let mut engine = Engine::new(EngineSettings { prefix_bytes, ..SETTINGS });
+            let known = [(100, 80), (1000, 40), (70, 50)].map(|(more, first)| {
+                let prompt = [system.clone(), text(more, first)].concat();
+                let ask = |engine: &mut Engine| {
+                    let heard = submit(engine, request(&model, &prompt, 2, DRAWN.into()));
+                    finish(engine);
+                    heard
+                };
+                let (heard, fresh) = (ask(&mut engine), ask(&mut Engine::new(SETTINGS)));
+                assert_eq!(heard.tokens(), fresh.tokens(), "{family}: {more} more");
+                assert!(engine.counts().prefix_bytes <= prefix_bytes, "{family}: {:?}", engine.counts());
+                heard.cached()
+            });
+            assert_eq!(known, [Some(0), Some(512), Some(again)], "{family}: {prefix_bytes} bytes");
+        }
+    }
+}
+
 /// Of a base and its adapter each has beginnings of its own.
 #[test]
 fn beginnings_belong_to_their_model_and_go_with_it() {

@@ -78,12 +78,7 @@ pub(crate) async fn unload(Shared(state): Shared<Arc<State>>, body: Bytes) -> Re
     allowed(&state)?;
     let name = name(&Fields::read(&body)?)?;
     let ready = state.ready()?;
-    ready.catalog.find(Some(&name))?;
-    let Some(served) = ready.catalog.remove(&name) else {
-        let message =
-            format!("`{name}` was named when the server was started, and stays: only what was loaded is unloaded");
-        return Err(ApiError::field("lora_name", message));
-    };
+    let served = ready.catalog.remove(&name)?;
     let model = served.model();
     drop(served);
     ready.computing.unload(model);

@@ -129,6 +129,12 @@ pub(crate) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// The error for a name that none of these models has.
+fn not_there(id: &str, all: &[Arc<Served>]) -> ApiError {
+    let there: Vec<String> = all.iter().map(|served| served.id.clone()).collect();
+    ApiError::no_model(id, &there)
+}
+
 /// The models, the default first.
 pub(crate) struct Catalog {
     all: RwLock<Vec<Arc<Served>>>,
@@ -154,10 +160,7 @@ impl Catalog {
     pub(crate) fn find(&self, id: Option<&str>) -> Result<Arc<Served>, ApiError> {
         let all = self.all();
         let found = all.iter().find(|served| id.is_none_or(|id| served.id == id));
-        found.cloned().ok_or_else(|| {
-            let there: Vec<String> = all.iter().map(|served| served.id.clone()).collect();
-            ApiError::no_model(id.unwrap_or_default(), &there)
-        })
+        found.cloned().ok_or_else(|| not_there(id.unwrap_or_default(), &all))
     }
 
     /// How many models there are.
@@ -175,12 +178,20 @@ impl Catalog {
         is_new
     }
 
-    /// Takes out an adapter that was loaded while the server runs. Answers that are under way go on. `None`: it was there
-    /// from the start.
-    pub(crate) fn remove(&self, id: &str) -> Option<Arc<Served>> {
+    /// Takes out an adapter that was loaded while the server runs. Answers that are under way go on.
+    ///
+    /// # Errors
+    /// It was there from the start, or is not there: somebody else may have taken it out just now.
+    pub(crate) fn remove(&self, id: &str) -> Result<Arc<Served>, ApiError> {
         let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
-        let place = all.iter().position(|served| served.id == id);
-        place.filter(|place| *place >= self.at_start).map(|place| all.remove(place))
+        match all.iter().position(|served| served.id == id) {
+            Some(place) if place < self.at_start => {
+                let stays = "was named when the server was started, and stays: only what was loaded is unloaded";
+                Err(ApiError::field("lora_name", format!("`{id}` {stays}")))
+            }
+            Some(place) => Ok(all.remove(place)),
+            None => Err(not_there(id, &all)),
+        }
     }
 
     /// The answer of `/v1/models`.

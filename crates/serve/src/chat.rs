@@ -229,15 +229,16 @@ async fn read_prompt(
         conversation.tools.iter_mut().for_each(describe);
     }
     let text = on_texts(state, "messages", move || {
-        let Conversation { messages, tools, variables, .. } = &conversation;
-        let render = |messages: &[Value]| tokenizer.render_with(messages, tools.as_ref(), variables, true);
-        let rendered = render(messages).or_else(|error| {
+        let Conversation { messages, tools, variables, .. } = conversation;
+        let messages = tokenizer.with_parts_taken(messages, &variables)?;
+        let render = |messages: &[Value]| tokenizer.render_with(messages, tools.as_ref(), &variables, true);
+        let rendered = render(&messages).or_else(|error| {
             // DeepSeek's template puts arguments beside texts.
-            let messages = with_texts_of_arguments(messages).ok_or(error)?;
+            let messages = with_texts_of_arguments(&messages).ok_or(error)?;
             render(&messages)
         });
         let text = rendered?.text;
-        let left_out = left_out(messages, &text);
+        let left_out = left_out(&messages, &text);
         Ok((text, left_out))
     });
     let (text, left_out) = text.await?;

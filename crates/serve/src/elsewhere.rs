@@ -117,7 +117,7 @@ impl Expected {
     fn became(&self) -> Result<Became, String> {
         let mut state = self.elsewhere.lock();
         self.elsewhere.take_in(&mut state)?;
-        let Some(Answers { missing, refusal }) = state.expected.get(&self.number) else { return Ok(Became::Done) };
+        let Answers { missing, refusal } = state.expected.get(&self.number).expect("it is there until this is dropped");
         let name = |rank: usize| self.elsewhere.name(rank);
         Ok(match refusal {
             Some((rank, what)) => Became::Refused(name(*rank), what.clone()),

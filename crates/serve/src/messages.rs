@@ -1,6 +1,8 @@
 //! A conversation and its tools as the chat template takes them.
 
-use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
 use crate::fields::{Fields, wrong};
@@ -46,8 +48,8 @@ impl Conversation {
     }
 }
 
-/// A message without the fields that are null. Its parts of text are joined, and the arguments of
-/// its calls become objects, since templates take them so.
+/// A message without the fields that are null. The arguments of its calls become objects, since templates take them so.
+/// Texts in parts stay so: whoever knows the template says whether it takes them.
 fn read_message(message: &Value, path: &str) -> Result<Value, ApiError> {
     let Value::Object(message) = message else { return Err(wrong(path, message, "an object")) };
     let mut message: Map<String, Value> =
@@ -62,8 +64,8 @@ fn read_message(message: &Value, path: &str) -> Result<Value, ApiError> {
     match message.get("content") {
         Some(Value::String(_)) => {}
         Some(Value::Array(parts)) => {
-            let text = text_of(parts, &format!("{path}.content"))?;
-            message.insert("content".to_owned(), text.into());
+            let parts = texts_of(parts, &format!("{path}.content"))?;
+            message.insert("content".to_owned(), if parts.is_empty() { "".into() } else { parts.into() });
         }
         Some(other) => return Err(wrong(&format!("{path}.content"), other, "a string, or a list of text parts")),
         None if message.contains_key("tool_calls") => drop(message.insert("content".to_owned(), "".into())),
@@ -78,7 +80,12 @@ fn read_message(message: &Value, path: &str) -> Result<Value, ApiError> {
         None => {}
         // Templates look whether they are there, not whether there are any.
         Some(Value::Array(calls)) if calls.is_empty() => drop(message.remove("tool_calls")),
-        Some(Value::Array(calls)) => calls.iter_mut().for_each(read_arguments),
+        Some(Value::Array(calls)) => {
+            if let Some(n) = calls.iter().position(|call| !call.is_object()) {
+                return Err(wrong(&format!("{path}.tool_calls[{n}]"), &calls[n], "an object"));
+            }
+            calls.iter_mut().for_each(read_arguments);
+        }
         Some(other) => return Err(wrong(&format!("{path}.tool_calls"), other, "a list of calls")),
     }
     Ok(Value::Object(message))
@@ -97,13 +104,14 @@ pub(crate) fn left_out(messages: &[Value], prompt: &str) -> Option<(usize, Strin
     messages.iter().enumerate().find_map(|(n, message)| Some((n, is_left_out(message)?)))
 }
 
-fn text_of(parts: &[Value], path: &str) -> Result<String, ApiError> {
+/// Parts of text with nothing else in them.
+fn texts_of(parts: &[Value], path: &str) -> Result<Vec<Value>, ApiError> {
     let text = |(n, part): (usize, &Value)| {
         let path = format!("{path}[{n}]");
         let kind = part.get("type").and_then(Value::as_str);
         // A refusal is the text of a part.
         match (kind, part.get(if kind == Some("refusal") { "refusal" } else { "text" })) {
-            (Some("text" | "refusal"), Some(Value::String(text))) => Ok(text.clone()),
+            (Some("text" | "refusal"), Some(Value::String(text))) => Ok(json!({"type": "text", "text": text})),
             (Some("text"), other) => Err(wrong(&format!("{path}.text"), other.unwrap_or(&Value::Null), "a string")),
             (Some(other), _) => {
                 let other: String = other.chars().take(40).collect();
@@ -115,8 +123,7 @@ fn text_of(parts: &[Value], path: &str) -> Result<String, ApiError> {
             (None, _) => Err(ApiError::field(path.clone(), format!("`{path}` has no `type`"))),
         }
     };
-    let texts = parts.iter().enumerate().map(text).collect::<Result<Vec<String>, ApiError>>()?;
-    Ok(texts.join("\n"))
+    parts.iter().enumerate().map(text).collect()
 }
 
 fn read_arguments(call: &mut Value) {
@@ -162,7 +169,7 @@ pub(crate) fn with_texts_of_arguments(messages: &[Value]) -> Option<Vec<Value>> 
 }
 
 /// The names of the tools that may be called, if the request has more.
-fn allowed(fields: &Fields) -> Result<Option<Vec<&str>>, ApiError> {
+fn allowed(fields: &Fields) -> Result<Option<BTreeSet<&str>>, ApiError> {
     let choice = fields.get("tool_choice").filter(|choice| choice["type"] == "allowed_tools");
     let Some(choice) = choice else { return Ok(None) };
     let tools = choice["allowed_tools"]["tools"].as_array().filter(|tools| !tools.is_empty());
@@ -180,24 +187,19 @@ fn tools(fields: &Fields, choice: &ToolChoice) -> Result<Option<Value>, ApiError
             false => Ok(None),
         };
     };
+    let mut by_name = BTreeMap::new();
     for (n, tool) in tools.iter().enumerate() {
-        let has_name = tool["function"]["name"].as_str().is_some_and(|name| !name.is_empty());
-        if tool["type"] != "function" || !has_name {
-            let message = "a tool is {\"type\": \"function\", \"function\": {\"name\", ...}}";
-            return Err(ApiError::field(format!("tools[{n}]"), message));
-        }
-        let function = |key: &str| tool["function"].get(key).filter(|value| !value.is_null());
-        if let Some(other) = function("parameters").filter(|parameters| !parameters.is_object()) {
-            return Err(wrong(&format!("tools[{n}].function.parameters"), other, "an object"));
-        }
-        if let Some(other) = function("strict").filter(|strict| !strict.is_boolean()) {
-            return Err(wrong(&format!("tools[{n}].function.strict"), other, "true or false"));
+        let name = name_of(tool, &format!("tools[{n}]"))?;
+        // The same tool twice is one. Of two others nobody knows which one a call means, and so what arguments it has.
+        if by_name.insert(name, tool).is_some_and(|other| other != tool) {
+            let message = format!("`tools` has two tools of the name `{name}`: give each a name of its own");
+            return Err(ApiError::field(format!("tools[{n}].function.name"), message));
         }
     }
     let allowed = allowed(fields)?;
     let of_choice = if let ToolChoice::Named(name) = choice { Some(name.as_str()) } else { None };
     for name in of_choice.iter().chain(allowed.iter().flatten()) {
-        if !tools.iter().any(|tool| tool["function"]["name"] == **name) {
+        if !by_name.contains_key(name) {
             let message = format!("`tool_choice` names `{name}`, which is not among `tools`");
             return Err(ApiError::field("tool_choice", message));
         }
@@ -209,10 +211,25 @@ fn tools(fields: &Fields, choice: &ToolChoice) -> Result<Option<Value>, ApiError
     Ok((*choice != ToolChoice::Off).then(|| tools.iter().filter(is_allowed).cloned().collect()))
 }
 
+/// The name of a tool, which is checked.
+fn name_of<'a>(tool: &'a Value, path: &str) -> Result<&'a str, ApiError> {
+    let name = tool["function"]["name"].as_str().filter(|name| !name.is_empty() && tool["type"] == "function");
+    let Some(name) = name else {
+        let message = "a tool is {\"type\": \"function\", \"function\": {\"name\", ...}}";
+        return Err(ApiError::field(path, message));
+    };
+    let function = |key: &str| tool["function"].get(key).filter(|value| !value.is_null());
+    if let Some(other) = function("parameters").filter(|parameters| !parameters.is_object()) {
+        return Err(wrong(&format!("{path}.function.parameters"), other, "an object"));
+    }
+    if let Some(other) = function("strict").filter(|strict| !strict.is_boolean()) {
+        return Err(wrong(&format!("{path}.function.strict"), other, "true or false"));
+    }
+    Ok(name)
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn read(value: &Value) -> Result<Conversation, ApiError> {
@@ -227,8 +244,8 @@ mod tests {
             (json!({"role": "user", "content": "Hi", "name": null}), json!({"role": "user", "content": "Hi"})),
             (json!({"role": "developer", "content": "x"}), json!({"role": "system", "content": "x"})),
             (
-                json!({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}),
-                json!({"role": "user", "content": "a\nb"}),
+                json!({"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {}}]}),
+                json!({"role": "user", "content": [{"type": "text", "text": "a"}]}),
             ),
             (
                 json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{\"a\": 1}"}}]}),
@@ -246,8 +263,9 @@ mod tests {
             (json!({"role": "assistant", "refusal": "no"}), json!({"role": "assistant", "content": "no"})),
             (
                 json!({"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}),
-                json!({"role": "assistant", "content": "no"}),
+                json!({"role": "assistant", "content": [{"type": "text", "text": "no"}]}),
             ),
+            (json!({"role": "user", "content": []}), json!({"role": "user", "content": ""})),
             (
                 json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": ""}}]}),
                 json!({
@@ -347,6 +365,11 @@ mod tests {
             assert_eq!(error["error"]["param"], param, "{function}");
         }
         let user = json!({"role": "user", "content": "Hi"});
+        let of = |tools: Value| read(&json!({"messages": [user], "tools": tools}));
+        let other = json!({"type": "function", "function": {"name": "now", "description": "the time"}});
+        let refused = of(json!([tool, later, other])).expect_err("two tools of one name").object();
+        assert_eq!(refused["error"]["param"], "tools[2].function.name");
+        assert!(of(json!([tool, later, tool])).is_ok(), "the same tool twice");
         let none = read(&json!({"messages": [user], "tool_choice": "required"})).expect_err("no tools").object();
         assert_eq!(none["error"]["param"], "tool_choice");
     }
@@ -365,6 +388,7 @@ mod tests {
             (json!([{"role": "user", "content": image}]), "messages[0].content[0]"),
             (json!([{"role": "user", "content": [{"type": "text"}]}]), "messages[0].content[0].text"),
             (json!([{"role": "assistant", "content": "", "tool_calls": {}}]), "messages[0].tool_calls"),
+            (json!([{"role": "assistant", "content": "", "tool_calls": [{}, 3]}]), "messages[0].tool_calls[1]"),
         ] {
             let error = read(&json!({"messages": messages})).expect_err("refused").object();
             assert_eq!(error["error"]["param"], param, "{messages}");

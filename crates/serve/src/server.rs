@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{DefaultBodyLimit, Path, State as Shared};
 use axum::http::{StatusCode, Uri, header};
 use axum::middleware::from_fn_with_state;
@@ -270,7 +271,11 @@ async fn models(Shared(state): Shared<Arc<State>>) -> Result<Json<Value>, ApiErr
     Ok(Json(state.ready()?.catalog.object()))
 }
 
-async fn model(Shared(state): Shared<Arc<State>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn model(
+    Shared(state): Shared<Arc<State>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let Path(id) = id.map_err(|refused| ApiError::new(refused.status(), refused.body_text()))?;
     Ok(Json(state.ready()?.catalog.one(&id)?))
 }
 

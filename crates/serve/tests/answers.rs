@@ -247,6 +247,14 @@ fn conversations_in_their_forms_are_taken() {
         assert_eq!(answer.status, 200, "{more}: {}", answer.body);
         assert!(answer.json()["choices"][0]["message"]["content"].is_string(), "{more}: {}", answer.body);
     }
+    // As in a row of training nothing is put between parts.
+    let halves = json!([{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]);
+    let [whole, halves] = [json!("Hi"), halves].map(|content| {
+        let messages = json!([{"role": "user", "content": content}]);
+        server.post(CHAT, &with(question("Hi"), json!({"messages": messages, "max_tokens": 4}))).json()
+    });
+    let prompt_of = |answer: &Value| answer["usage"]["prompt_tokens"].clone();
+    assert_eq!((&halves["choices"], prompt_of(&halves)), (&whole["choices"], prompt_of(&whole)));
 }
 
 /// Tokens that end an answer come late, not at all, or are those that the request names.

@@ -84,6 +84,8 @@ fn what_is_wrong_is_named_in_openais_form() {
     let broken = ask(server.address, "POST", CHAT, &[], "{\"messages\": [");
     assert!(broken.status == 400 && broken.body.contains("not JSON"), "{}", broken.body);
     assert_eq!(server.get(CHAT).status, 405);
+    let no_text = server.get("/v1/models/%ff");
+    assert_eq!((no_text.status, &no_text.json()["error"]["type"]), (400, &json!("invalid_request_error")));
 }
 
 /// What a client may send to take time or memory, or to leave a range: (body, status, field, words of the message).
@@ -376,6 +378,14 @@ fn adapters_come_and_go() {
     assert_eq!(models["data"][1]["parent"], "tiny");
     assert_eq!((unload("x"), answers("x"), unload("x"), unload("tiny")), (200, 404, 404, 400));
     assert_eq!(answers("tiny"), 200);
+    // Of many that unload one at once all but one hear that it is not there.
+    assert_eq!(load("x", "good"), 200);
+    let mut all = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| unload("x"))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Vec<u16>>()
+    });
+    all.sort_unstable();
+    assert_eq!(all, [200, 404, 404, 404, 404, 404, 404, 404]);
 }
 
 /// A run's own adapter and those of `--adapter` lie anywhere, and requests count on them.

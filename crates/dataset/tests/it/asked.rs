@@ -65,3 +65,27 @@ fn what_would_be_left_out_is_refused() {
                  {{ m.content.split('</think>')[-1] }}{% endif %};{% endfor %}";
     assert_eq!(asked(short, &json!({"messages": answered})), "a;b;a;");
 }
+
+/// Takes texts in parts, each without the space around it.
+const IN_PARTS: &str = "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}{% else %}\
+    {% for part in m.content %}{{ part.text | trim }}{% endfor %}{% endif %};{% endfor %}\
+    {% if add_generation_prompt %}assistant:{% endif %}";
+
+/// A server that is asked hands the same prompt to the model as a row of the conversation does. (template, the prompt)
+#[test]
+fn texts_in_parts_are_those_of_rows() {
+    let parts = json!([{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]);
+    let object = json!({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": parts}]});
+    let messages = object["messages"].as_array().cloned().expect("a list");
+    for (template, want) in [(TEXTS, "system:s;user:a b;assistant:"), (IN_PARTS, "system:s;user:ab;assistant:")] {
+        let tokenizer = Model::new(Some(template)).tokenizer();
+        let taken = tokenizer.with_parts_taken(messages.clone(), &[]).expect("messages");
+        let prompt = tokenizer.render_with(&taken, None, &[], true).expect("a prompt").text;
+        assert_eq!((prompt.as_str(), asked(template, &object).as_str()), (want, want));
+    }
+    // What a row would be refused for is the business of whoever asks.
+    let ghost = json!({"role": "ghost", "content": parts});
+    let tokenizer = Model::new(Some(TEXTS)).tokenizer();
+    let taken = tokenizer.with_parts_taken(vec![ghost], &[]).expect("messages");
+    assert_eq!(taken, [json!({"role": "ghost", "content": "a b"})]);
+}

@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use finetune_model::EngineSettings;
-use finetune_serve::{Bounds, Heard as HeardOf, Others, Reply, ServeError, Served, Server, Settings, Stopper, Tell};
+use finetune_serve::{Bounds, Others, Reply, ServeError, Served, Server, Settings, Stopper, Tell};
 use finetune_trainer::{Replies, Together};
 
 use self::base::Base;
@@ -177,7 +177,7 @@ fn others(together: &Arc<Together>, replies: Replies, served: &[Served]) -> Othe
         let refusal = Some(reply.words).filter(|words| !words.is_empty());
         Reply { rank: reply.rank, number: reply.number, refusal }
     };
-    let heard: HeardOf = Arc::new(move || {
+    let heard: finetune_serve::Heard = Arc::new(move || {
         let all = replies.heard().map_err(|error| error.to_string())?;
         Ok(all.into_iter().map(reply).collect())
     });

@@ -16,12 +16,10 @@ use super::buffer::{floats, tensor};
 use super::matmul::{Matrix, single};
 use super::{one_query, simd};
 use crate::arguments::AttentionShape;
+use crate::footprint::ATTENTION_BLOCK;
 use crate::fused::Fused;
 use crate::operations::{CausalAttention, SinkAttention};
 use crate::segments::Segment;
-
-/// Queries of a block. Its scores stay in the second-level cache up to 2,000 keys.
-const BLOCK: usize = 64;
 
 /// What the backward pass needs: q [t, h, d], k [s, k, d], v [s, k, y], and the result.
 #[derive(Clone, Debug)]
@@ -80,8 +78,8 @@ struct Block {
 /// The blocks of a row, in order.
 fn blocks(segment: &Segment, window: Option<usize>) -> impl Iterator<Item = Block> + '_ {
     let offset = segment.keys - segment.queries;
-    (0..segment.queries).step_by(BLOCK).map(move |first| {
-        let rows = BLOCK.min(segment.queries - first);
+    (0..segment.queries).step_by(ATTENTION_BLOCK).map(move |first| {
+        let rows = ATTENTION_BLOCK.min(segment.queries - first);
         let last_of_first = first + offset;
         let from = window.map_or(0, |window| (last_of_first + 1).saturating_sub(window));
         Block { first, rows, from, to: last_of_first + rows, last_of_first }

@@ -22,14 +22,10 @@ use super::product::{product, transposed};
 use super::reduce::{self, Block, QueryRanges, Scoring};
 use super::tensor::{contiguous, empty, reshaped, upload_u32};
 use crate::arguments::AttentionShape;
-use crate::footprint::{GPU_QUERIES, GPU_SCORES};
+use crate::footprint::{ATTENTION_BLOCK, GPU_QUERIES, GPU_SCORES};
 use crate::fused::Fused;
 use crate::operations::{CausalAttention, SinkAttention};
 use crate::segments::Segment;
-
-/// Keys and queries of a block start at multiples of this. Parts of tensors can then be used
-/// without a copy.
-const STEP: usize = 64;
 
 /// What the backward pass needs: q [t, h, d], k and v [s, k, d], and the result.
 #[derive(Clone, Debug)]
@@ -71,17 +67,17 @@ impl Ranges {
         let mut first = 0;
         while first < all {
             // As many queries as keep the scores below the limit. The keys that they see decide it.
-            let mut queries = GPU_QUERIES.min(all.next_multiple_of(STEP));
+            let mut queries = GPU_QUERIES.min(all.next_multiple_of(ATTENTION_BLOCK));
             let block = loop {
                 let seen = first..(first + queries).min(all);
                 let from = self.starts[seen.clone()].iter().copied().min().unwrap_or(0) as usize;
                 let to = self.ends[seen].iter().copied().max().unwrap_or(0) as usize;
-                let first_key = from / STEP * STEP;
-                let keys = to.next_multiple_of(STEP) - first_key;
-                if queries == STEP || heads * queries * keys * 4 <= GPU_SCORES {
+                let first_key = from / ATTENTION_BLOCK * ATTENTION_BLOCK;
+                let keys = to.next_multiple_of(ATTENTION_BLOCK) - first_key;
+                if queries == ATTENTION_BLOCK || heads * queries * keys * 4 <= GPU_SCORES {
                     break Block { first, queries, first_key, keys };
                 }
-                queries = (queries / 2).next_multiple_of(STEP);
+                queries = (queries / 2).next_multiple_of(ATTENTION_BLOCK);
             };
             first += block.queries;
             blocks.push(block);
@@ -99,7 +95,7 @@ struct Pass {
     /// The width of a head, d.
     width: usize,
     queries: usize,
-    /// Keys, rounded up to a multiple of [`STEP`].
+    /// Keys, rounded up to a multiple of [`ATTENTION_BLOCK`].
     keys: usize,
     blocks: Arc<Vec<Block>>,
     ranges: QueryRanges,
@@ -121,7 +117,7 @@ impl Pass {
             let blocks = Arc::new(ranges.blocks(heads));
             (QueryRanges { starts: upload_u32(q, &ranges.starts), ends: upload_u32(q, &ranges.ends) }, blocks)
         });
-        Pass { heads, key_heads, width, queries, keys: k_shape[0].next_multiple_of(STEP), blocks, ranges }
+        Pass { heads, key_heads, width, queries, keys: k_shape[0].next_multiple_of(ATTENTION_BLOCK), blocks, ranges }
     }
 
     /// Query heads of each key/value head.

@@ -3,6 +3,8 @@
 //! A token sees the last `window` keys, its own with them. What lies further back is needed only if the text is taken
 //! back: by proposed tokens that were not chosen, or by a prompt that begins as a part of the text.
 
+use finetune_kernels::footprint::ATTENTION_BLOCK;
+
 use super::room;
 use crate::passes::generate::PROMPT_PART;
 use crate::passes::generate_rows::MOST_AHEAD;
@@ -10,8 +12,6 @@ use crate::passes::generate_rows::MOST_AHEAD;
 /// Tokens that a text which later prompts may begin as can be taken back by: two parts of a prompt. Behind a system
 /// prompt another question of up to about so many tokens can come without reading it again.
 const TAKEN_BACK: usize = 2 * PROMPT_PART;
-/// Keys are forgotten in whole blocks, as attention on GPUs goes over blocks of so many: its sums keep their order.
-const BLOCK: usize = 64;
 /// Most tokens of a row in a pass that goes on with an answer.
 const OF_A_PASS: usize = MOST_AHEAD + 1;
 /// Longer texts than any memory holds are not told apart.
@@ -45,11 +45,12 @@ impl Reach {
     }
 
     /// Of the places from `start` to before `end`, which are filled, the first that is still needed. As long as there
-    /// is room for the next pass, nothing is forgotten: so most tokens cost no copy of the earlier ones.
+    /// is room for the next pass, nothing is forgotten: so most tokens cost no copy of the earlier ones. Whole blocks are
+    /// forgotten, so that attention's sums keep their order.
     pub(crate) fn first(self, start: usize, end: usize) -> usize {
         match self.back() {
             Some(back) if end - start + OF_A_PASS > most_places(back) => {
-                start.max(end.saturating_sub(back) / BLOCK * BLOCK)
+                start.max(end.saturating_sub(back) / ATTENTION_BLOCK * ATTENTION_BLOCK)
             }
             _ => start,
         }
@@ -74,7 +75,7 @@ impl Reach {
 /// Most places that are held between two passes: those that may be asked for, the rest of a block in front of them, and
 /// those of the next pass.
 fn most_places(back: usize) -> usize {
-    room(back + BLOCK + OF_A_PASS)
+    room(back + ATTENTION_BLOCK + OF_A_PASS)
 }
 
 /// Whether a text that is kept for later prompts, and that had `longest` tokens at most, still has what the tokens
@@ -111,7 +112,7 @@ mod tests {
             let tokens = 4 * most;
             for end in 1..=tokens {
                 let first = reach.first(start, end);
-                assert!(first >= start && first.is_multiple_of(BLOCK), "{window}: {first} behind {start}");
+                assert!(first >= start && first.is_multiple_of(ATTENTION_BLOCK), "{window}: {first} behind {start}");
                 assert!(first == 0 || first + back <= end, "{window}: {first} is asked for at {end}");
                 assert!(end - first + OF_A_PASS <= most, "{window}: {} places", end - first);
                 assert_eq!(reach.places(end), room(end).min(most), "{window}: {end} tokens");

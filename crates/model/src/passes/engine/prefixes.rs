@@ -18,14 +18,14 @@
 
 use std::sync::{Arc, Weak};
 
+use finetune_kernels::footprint::ATTENTION_BLOCK;
+
 use super::is_read_again;
 use crate::decoder::cache::{KeyValueCache, in_common};
 use crate::model::{Model, Trained};
 use crate::passes::generate::PROMPT_PART;
 use crate::passes::sharing::FEW;
 
-/// Queries of a block of attention.
-const BLOCK: usize = 64;
 /// Least rank of an adapter's product that has one order of sums.
 const RANK: usize = 8;
 
@@ -77,8 +77,11 @@ impl Prefixes {
     pub(super) fn take(&mut self, model: &Arc<Model>, prompt: &[u32]) -> KeyValueCache {
         let Some((length, n)) = self.find(model, prompt) else { return fresh(model) };
         let found = self.kept.remove(n);
-        if found.cache.tokens().len() == length && (model.has_states() || model.goes_back(prompt.len(), length)) {
-            // It comes back with more tokens, and from there its keys are still known to prompts that begin so.
+        // It comes back with more tokens. From there its keys are still known to prompts that begin so, but a state does
+        // not go back: it stays beside what comes, if there is room for both.
+        let has_room = || self.bytes() + found.bytes + model.prompt_bytes(prompt.len()) <= self.most_bytes;
+        let may_stay = if model.has_states() { has_room() } else { !model.goes_back(prompt.len(), length) };
+        if found.cache.tokens().len() == length && !may_stay {
             return found.cache;
         }
         let mut cache = found.cache.clone();
@@ -158,7 +161,7 @@ pub(super) fn known_behind(model: &Model, other: &[u32], prompt: &[u32]) -> usiz
 fn kept(tokens: usize, has_pieces: bool) -> usize {
     let whole = tokens - tokens % PROMPT_PART;
     // The last part was read with its own rows, or with more than a few of them.
-    if has_pieces && tokens - whole > FEW { tokens - tokens % BLOCK } else { whole }
+    if has_pieces && tokens - whole > FEW { tokens - tokens % ATTENTION_BLOCK } else { whole }
 }
 
 /// The tokens that are not read again of a prompt of `length` tokens whose first `common` ones are known.
@@ -166,7 +169,7 @@ fn usable(common: usize, length: usize, has_pieces: bool) -> usize {
     let whole = common - common % PROMPT_PART;
     let end = length.min(whole + PROMPT_PART);
     let last = common.min(end.saturating_sub(FEW + 1));
-    if has_pieces { whole.max(last - last % BLOCK) } else { whole }
+    if has_pieces { whole.max(last - last % ATTENTION_BLOCK) } else { whole }
 }
 
 #[cfg(test)]
