@@ -74,8 +74,10 @@ pub(crate) struct Environment {
 /// Whose variables were read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Launcher {
-    /// `RANK` and `WORLD_SIZE`, or Kubeflow's `PET_NODE_RANK` and `PET_NNODES`.
+    /// `RANK` and `WORLD_SIZE`.
     Torchrun,
+    /// `PET_NODE_RANK` and `PET_NNODES`: Kubeflow's trainer.
+    Kubeflow,
     /// `OMPI_COMM_WORLD_RANK`: Open MPI.
     OpenMpi,
     /// `PMI_RANK` or `PMIX_RANK`: MPICH, Intel MPI, Cray's PALS.
@@ -90,6 +92,7 @@ impl fmt::Display for Launcher {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Torchrun => "torchrun",
+            Self::Kubeflow => "Kubeflow's trainer",
             Self::OpenMpi => "Open MPI's mpirun",
             Self::Pmi => "mpiexec",
             Self::Slurm => "srun",
@@ -103,6 +106,7 @@ impl Launcher {
     fn rank_variable(self) -> &'static str {
         match self {
             Self::Torchrun => "RANK",
+            Self::Kubeflow => "PET_NODE_RANK",
             Self::OpenMpi => "OMPI_COMM_WORLD_RANK",
             Self::Pmi => "PMI_RANK",
             Self::Slurm => "SLURM_PROCID",
@@ -180,9 +184,8 @@ fn job(variables: &Variables<'_>, launcher: Launcher) -> Option<String> {
     let names: &[&str] = match launcher {
         Launcher::Torchrun => &["TORCHELASTIC_RUN_ID"],
         Launcher::OpenMpi => &["PMIX_NAMESPACE"],
-        // The first two are of heterogeneous jobs, whose parts have numbers of their own.
-        Launcher::Slurm => &["SLURM_HET_JOB_ID", "SLURM_PACK_JOB_ID", "SLURM_JOB_ID", "SLURM_JOBID"],
-        Launcher::Pmi | Launcher::Mlx => &[],
+        Launcher::Slurm => return slurm::job(variables),
+        Launcher::Kubeflow | Launcher::Pmi | Launcher::Mlx => &[],
     };
     variables.first(names).map(|job| job.value).filter(|job| job != "none")
 }
@@ -197,6 +200,7 @@ fn started_as(variables: &Variables<'_>, mlx: &mlx::Files) -> Option<(Launcher, 
         .or_else(|| of(Launcher::OpenMpi, mpi::open_mpi_rank_and_world(variables)))
         .or_else(|| of(Launcher::Pmi, mpi::pmi_rank_and_world(variables)))
         .or_else(|| of(Launcher::Slurm, slurm::rank_and_world(variables)))
+        .or_else(|| of(Launcher::Kubeflow, torchrun::kubeflow_rank_and_world(variables)))
 }
 
 /// The first launcher, from the innermost, that has set a rank.

@@ -317,7 +317,7 @@ impl Advice for EnvironmentError {
 
 fn address_hint(launcher: Launcher) -> &'static str {
     match launcher {
-        Launcher::Torchrun => {
+        Launcher::Torchrun | Launcher::Kubeflow => {
             "export MASTER_ADDR and MASTER_PORT, rank 0's host and a free port there, the same for every rank"
         }
         Launcher::OpenMpi => {
