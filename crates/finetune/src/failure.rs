@@ -10,7 +10,7 @@ use std::fmt;
 use annotate_snippets::renderer::DecorStyle;
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use finetune_advice::Advice;
-use finetune_allreduce::{DeviceMatrixError, GroupError, JoinError, Verdict};
+use finetune_allreduce::{DeviceMatrixError, GroupError, JoinError, Met, Verdict};
 use finetune_dataset::DatasetError;
 use finetune_model::ModelError;
 use finetune_recipe::{Location, Problems, RecipeError};
@@ -290,6 +290,8 @@ impl Fatal for JoinError {
     fn exit(&self) -> Exit {
         match self {
             JoinError::Group(error) => error.exit(),
+            // Another try meets the same token and the same program.
+            JoinError::Unreachable { met: Met::OtherToken | Met::OtherVersion, .. } => Exit::Input,
             JoinError::Unreachable { .. }
             | JoinError::Unresolved { .. }
             | JoinError::Missing { .. }

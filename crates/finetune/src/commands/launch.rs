@@ -251,7 +251,7 @@ fn assignments(hosts: &Hosts, port: Option<u16>) -> Result<Vec<Assignment>, Fail
             launched: true,
             ..Membership::alone()
         };
-        Assignment { membership, narrates }
+        Assignment { membership, ports: hosts.ports, narrates }
     };
     Ok((0..hosts.world()).map(assignment).collect())
 }
@@ -265,7 +265,7 @@ pub(super) fn start(
     verbosity: Verbosity,
     signals: &Signals,
 ) -> Result<Attempt, Failure> {
-    let assignments = assignments(hosts, arguments.port)?;
+    let assignments = assignments(hosts, arguments.port_of_rank_0())?;
     let mut command =
         WorkerCommand { arguments: vec![command.to_owned()], words: words.to_vec(), environment: hosts.environment() };
     match verbosity {
