@@ -146,7 +146,7 @@ impl Environment {
         let variables = Variables::new(variables);
         let mlx = mlx::Files::read(&variables, files)?;
         let Some(unchecked) = unchecked(&variables, &mlx)? else {
-            return mlx.without_rank().map_or(Ok(None), Err);
+            return mlx.without_rank().or_else(|| not_read(&variables)).map_or(Ok(None), Err);
         };
         let (job, note) = (job(&variables, unchecked.launcher), torchrun::more_processes(&variables, &unchecked));
         let environment = unchecked.checked(mlx)?;
@@ -188,6 +188,20 @@ fn job(variables: &Variables<'_>, launcher: Launcher) -> Option<String> {
         Launcher::Kubeflow | Launcher::Pmi | Launcher::Mlx => &[],
     };
     variables.first(names).map(|job| job.value).filter(|job| job != "none")
+}
+
+/// The error that this is one of several processes of a launcher whose variables are not read: each would train alone.
+fn not_read(variables: &Variables<'_>) -> Option<EnvironmentError> {
+    const OTHERS: [(&str, &str); 3] = [
+        ("HOROVOD_SIZE", "HOROVOD_RANK"),
+        ("JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
+        ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ];
+    OTHERS.into_iter().find_map(|(name, rank)| {
+        let world = variables.number(&[name]).ok()??.value;
+        let is_started = world > 1 && variables.first(&[rank]).is_some();
+        is_started.then_some(EnvironmentError::NotRead { name, world, rank })
+    })
 }
 
 /// Rank and number of ranks by the launcher that started this process, if that launcher does not
