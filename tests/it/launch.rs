@@ -430,7 +430,7 @@ fn a_signal_is_heard_while_a_rank_is_late() {
     std::thread::sleep(Duration::from_secs(2));
     running.signal("TERM");
     assert!(running.ends_within(Duration::from_secs(10)), "{}", running.stderr());
-    running.wait();
+    running.wait().expect(143);
     let list = Command::new("ps").args(["-eo", "args"]).output().expect("the ps command");
     assert!(!String::from_utf8_lossy(&list.stdout).contains(&format!("sleep {mark}")), "something is left over");
 }
