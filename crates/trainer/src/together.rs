@@ -90,12 +90,13 @@ impl Sums for GroupSums {
 }
 
 impl Together {
-    /// Connects all ranks of a group, which hold the model of a directory together, perhaps with an adapter. All call it together. `host`: that of this rank,
-    /// for whoever opens its part; `sizes`: asked for where the ranks may hold whole layers.
+    /// Connects all ranks of a group, which hold the model of a directory together, perhaps with an adapter. All call it
+    /// together. `host`: that of this rank, for whoever opens its part; `sizes`: asked for where the ranks may hold whole
+    /// layers.
     ///
     /// # Errors
-    /// If the ranks have other models than each other, the model cannot be spread over so many ranks, they have too little memory for it, one cannot be reached, or
-    /// `sizes` fails.
+    /// If the ranks have other models than each other, the model cannot be spread over so many ranks, they have too
+    /// little memory for it, one cannot be reached, or `sizes` fails.
     pub fn connect<E: From<TrainError>>(
         group: Group,
         directory: &Path,
