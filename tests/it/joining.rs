@@ -102,6 +102,38 @@ fn a_rank_that_cannot_start_ends_the_others() {
     }
 }
 
+/// A rank with another token than rank 0's is no rank of its run. It says so in seconds, and that another try is of no
+/// use; rank 0 waits on for its own.
+#[test]
+fn another_token_is_a_mistake() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    let port = free_port();
+    let with_token = |number: usize, token: &str, output: &str| {
+        let file = folder.path(token);
+        folder.write(token, token.repeat(16).as_bytes());
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("our own file");
+        let mut command = rank(&folder, &port, number, 2, output, &[]);
+        command.env("FINETUNE_TOKEN_FILE", &file);
+        start(&mut command)
+    };
+    let mut first = with_token(0, "a", "run");
+    says(&mut first, "waiting for rank 1");
+    with_token(1, "b", "other").wait().expect(2).says("does not hold the token").says("all ranks need the same token");
+    let own = with_token(1, "a", "run");
+    first.wait().expect(0);
+    own.wait().expect(0);
+}
+
+/// Where every rank is told `localhost` though they are on several machines, those above 0 look for rank 0 at home.
+#[test]
+fn an_address_that_leads_home_is_named() {
+    let folder = Folder::with_recipe(CRASH_RECIPE);
+    folder.write("token", b"0123456789abcdef0123456789abcdef\n");
+    let mut lost = rank(&folder, &free_port(), 1, 2, "run", &["--set", "distributed.join_timeout=\"3s\""]);
+    lost.env("MASTER_ADDR", "localhost").env("FINETUNE_TOKEN_FILE", folder.path("token"));
+    run(&mut lost).expect(3).says("an address of this machine").says("is rank 0 running on this machine?");
+}
+
 #[test]
 fn a_token_file_that_others_can_read_is_named() {
     let folder = Folder::with_recipe(CRASH_RECIPE);

@@ -296,6 +296,8 @@ fn what_cannot_start_is_said_once_and_by_its_exit_code() {
         (vec!["-n", "2"], vec!["--set", "model.path=\"nowhere\""], 2, "model.path"),
         (vec!["-n", "3"], vec!["--set", "distributed.virtual_ranks=4"], 2, "2 ranks would do"),
         (vec!["-n", "0"], vec![], 2, "from 1 to 256"),
+        (vec!["-n", "2", "--port", "0"], vec![], 2, "a port from 1 to 65535 is expected"),
+        (vec!["-n", "2", "--port", "29599-29500"], vec![], 2, "the first and the last such as 29500-29599"),
         (vec!["-n", "2"], vec!["--nonsense"], 2, "--nonsense"),
         (vec!["--hostfile", "none.json"], vec![], 2, "none.json"),
     ] {
@@ -428,7 +430,7 @@ fn a_signal_is_heard_while_a_rank_is_late() {
     running.signal("TERM");
     // Without the signal it would end after 60 s.
     assert!(running.ends_within(Duration::from_secs(45)), "{}", running.stderr());
-    running.wait();
+    running.wait().expect(143);
     wait_until_none(DEADLINE, || processes_with(&[&sleep]));
 }
 

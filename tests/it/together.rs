@@ -80,6 +80,19 @@ fn slices_generate_what_one_process_does() {
     assert_eq!(together.stdout, alone.stdout);
 }
 
+/// A firewall may let some ports through only. They are chosen without a recipe too, and two ranks need two of them.
+#[test]
+fn ranks_listen_at_the_ports_that_are_named() {
+    let port = |listener: &TcpListener| listener.local_addr().expect("an address").port();
+    let any = || TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let taken = std::iter::repeat_with(any).find(|taken| is_free(port(taken) - 1)).expect("a free port beside it");
+    let ports = format!("{}-{}", port(&taken) - 1, port(&taken));
+    let launch = ["launch", "-n", "2", "--port", &ports, "--", "generate", BASE, "--device", "cpu", "--raw"];
+    let ended = run(&mut in_repository(&[&launch[..], &["--prompt", "Hello"]].concat())).expect(2);
+    ended.says(&format!("from {} to {} is free", port(&taken) - 1, port(&taken)));
+}
+
 /// A run of three steps: an adapter on all linear layers that changes what the base says.
 pub(crate) fn train(directory: &Path) {
     let directory = directory.to_str().expect("a path of letters");
@@ -418,6 +431,7 @@ fn whichever_rank_is_lost_the_answer_ends() {
 fn what_ranks_cannot_do_together_is_refused() {
     for (words, says) in [
         (&["-n", "5", "--", "generate", BASE, "--prompt", "Hi"][..], "the model has 4 layers, fewer than 5 stages"),
+        (&["-n", "5", "--", "generate", BASE, "--prompt", "Hi"], "take fewer ranks"),
         (&["-n", "2", "--", "generate", BASE], "--prompt"),
         (&["-n", "2", "--", "serve", BASE, "--slots", "0", "--port", "0"], "--slots must be 1 or more"),
         (

@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::connector::{Failed, connect};
+use crate::connector::connect;
 use crate::handshake::{HANDSHAKE_TIME, HandshakeError, Patience, call};
+use crate::interfaces;
 use crate::introduction::{Found, LOOK, introduction, resolve_by};
-use crate::join_error::JoinError;
+use crate::join_error::{JoinError, Met};
 use crate::listener::Listener;
 use crate::roster::Answer;
 use crate::waiting::WaitNotices;
@@ -19,6 +20,13 @@ const FOREIGN_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a rank that has reached rank 0 waits beyond its own deadline: rank 0 reports at the end
 /// of its own.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// A try at all of rank 0's addresses that came to nothing.
+struct Missed {
+    /// Each address with what came of it.
+    tried: String,
+    met: Met,
+}
 
 /// Any other rank: calls rank 0 until it answers.
 pub(crate) fn call_in(config: &Config, deadline: Instant) -> Result<Found, JoinError> {
@@ -32,13 +40,15 @@ pub(crate) fn call_in(config: &Config, deadline: Instant) -> Result<Found, JoinE
             Ok(Err(refused)) => return Err(refused),
             Err(last) => last,
         };
-        foreign_since = if last.foreign { foreign_since.or_else(|| Some(Instant::now())) } else { None };
+        let foreign = !matches!(last.met, Met::Nobody | Met::Itself | Met::Silence);
+        foreign_since = if foreign { foreign_since.or_else(|| Some(Instant::now())) } else { None };
         if Instant::now() + pause >= deadline || foreign_since.is_some_and(|since| since.elapsed() > FOREIGN_PATIENCE) {
             return Err(JoinError::Unreachable {
                 rank: config.rank,
                 address: config.rendezvous.clone(),
                 seconds: began.elapsed().as_secs(),
                 last: last.tried,
+                met: last.met,
             });
         }
         wait_notices.say(|| format!("waiting for rank 0 at {}: {}", config.rendezvous, last.tried));
@@ -52,31 +62,38 @@ fn call_once(
     config: &Config,
     deadline: Instant,
     wait_notices: &mut WaitNotices<'_>,
-) -> Result<Result<Found, JoinError>, Failed> {
+) -> Result<Result<Found, JoinError>, Missed> {
     let addresses = match resolve_by(config, deadline) {
         Ok(addresses) => addresses,
         Err(error) => return Ok(Err(error)),
     };
-    let mut failed = Failed { tried: String::new(), slow: false, foreign: false };
+    // Without a token all ranks are on one machine, whose addresses are rank 0's too.
+    let is_own = |address: &SocketAddr| address.ip().is_loopback() || interfaces::is_own(*address);
+    let itself = config.listens_everywhere() && addresses.iter().all(is_own);
+    let mut missed = Missed { tried: String::new(), met: if itself { Met::Itself } else { Met::Nobody } };
     let one = addresses.len() == 1 && addresses[0].to_string() == config.rendezvous;
     for address in addresses {
         let error = match call_at(config, address, deadline, wait_notices) {
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
-        failed.foreign |= matches!(
-            error,
-            HandshakeError::Token
-                | HandshakeError::Version { .. }
-                | HandshakeError::Foreign
-                | HandshakeError::OtherRun { .. }
-        );
-        let comma = if failed.tried.is_empty() { "" } else { ", " };
+        missed.met = match error {
+            HandshakeError::Token => Met::OtherToken,
+            HandshakeError::Version { .. } => Met::OtherVersion,
+            HandshakeError::Foreign => Met::OtherProgram,
+            HandshakeError::OtherRun { .. } => Met::OtherRun,
+            HandshakeError::Late => Met::Silence,
+            _ => missed.met,
+        };
+        let comma = if missed.tried.is_empty() { "" } else { ", " };
         // The message already names the rendezvous; it names an address only if that is another
         // one.
-        failed.tried += &if one { error.to_string() } else { format!("{comma}{}: {error}", address.ip()) };
+        missed.tried += &if one { error.to_string() } else { format!("{comma}{}: {error}", address.ip()) };
     }
-    Err(failed)
+    if missed.met == Met::Itself {
+        missed.tried += &format!("; that is an address of this machine ({}) itself", config.host);
+    }
+    Err(missed)
 }
 
 fn call_at(

@@ -5,6 +5,46 @@ use std::io;
 use finetune_advice::Advice;
 use thiserror::Error;
 
+/// What a rank met at rank 0's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Met {
+    /// Nothing that answers.
+    Nobody,
+    /// Nothing, and the address is one of this rank's own machine.
+    Itself,
+    /// Something that takes connections and says nothing.
+    Silence,
+    /// A rank with another token.
+    OtherToken,
+    /// A rank that speaks another version of the protocol.
+    OtherVersion,
+    /// A rank of another run.
+    OtherRun,
+    /// Another program.
+    OtherProgram,
+}
+
+impl Met {
+    /// What to do about it.
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Nobody => "is rank 0 running there, and does a firewall let the port through?",
+            Self::Itself => {
+                "is rank 0 running on this machine? If it is on another one, name that one: not localhost, and not this machine"
+            }
+            Self::Silence => {
+                "another program may listen there, or rank 0 may be frozen: each run needs a port of its own"
+            }
+            Self::OtherToken => "all ranks need the same token, and each run a port of its own",
+            Self::OtherVersion => "all ranks need the same version of the program",
+            Self::OtherRun | Self::OtherProgram => {
+                "each run needs a port of its own, at which nothing else listens on rank 0's machine"
+            }
+        }
+    }
+}
+
 /// A group that did not come about.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -39,6 +79,8 @@ pub enum JoinError {
         seconds: u64,
         /// What the last try said.
         last: String,
+        /// What is at the address.
+        met: Met,
     },
     /// The rendezvous address could not be resolved.
     #[error("rank 0's address {address} could not be resolved within {seconds} s: {error}")]
@@ -129,9 +171,18 @@ pub enum JoinError {
 impl Advice for JoinError {
     fn hints(&self) -> Vec<String> {
         let hint = match self {
+            Self::Listen { error, .. } if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                return vec![
+                    "the rendezvous address must be one of rank 0's machine, with a free port".to_owned(),
+                    "if it leads there all the same (a service of Kubernetes, a published port): 0.0.0.0 as the address on rank 0 alone listens at all it has".to_owned(),
+                ];
+            }
+            Self::Listen { error, .. } if error.kind() == io::ErrorKind::AddrInUse => {
+                "another program listens at that port: take another one (MASTER_PORT, `launch --port`)"
+            }
             Self::Listen { .. } => "the rendezvous address must be one of rank 0's machine, with a free port",
             Self::SecondRankZero { .. } => "give each process its own rank, each run its own port",
-            Self::Unreachable { .. } => "is rank 0 running there, and does a firewall let the port through?",
+            Self::Unreachable { met, .. } => met.hint(),
             Self::Unresolved { .. } => "is the name right?",
             Self::Missing { missing, address, .. } => {
                 return vec![format!("look at the output of {missing}, and whether its machine reaches {address}")];
@@ -139,7 +190,7 @@ impl Advice for JoinError {
             Self::Pair { host, peer_host, .. } => {
                 return vec![
                     format!("does a firewall on {peer_host} let {host} in, and is there a way between the two?"),
-                    "the recipe's distributed.ports chooses the ports of all ranks, \"ips\" in a hostfile their addresses"
+                    "distributed.ports in the recipe, or `launch --port FIRST-LAST`, chooses the ports of all ranks, \"ips\" in a hostfile their addresses"
                         .to_owned(),
                 ];
             }

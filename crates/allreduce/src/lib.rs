@@ -93,7 +93,7 @@ pub use error::{GroupError, GroupFailure, Who};
 pub use flight::FlightEntry;
 pub use frame::{Algorithm, Descriptor, Element, FrameError, Kind, PROTOCOL_VERSION, Reduction, WireDtype};
 pub use group::{Group, Reduce};
-pub use join_error::JoinError;
+pub use join_error::{JoinError, Met};
 pub use line::{Receiver, Sender};
 pub use notice::{Notice, Notices, no_notices};
 pub use plan::segment;

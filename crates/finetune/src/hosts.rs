@@ -49,7 +49,8 @@ pub(crate) struct Hosts {
     at_start: usize,
     /// The address of rank 0, if the other hosts know a better one than rank 0's host.
     address: Option<String>,
-    ports: Option<(u16, u16)>,
+    /// The ports at which all ranks listen, if they are chosen.
+    pub(crate) ports: Option<(u16, u16)>,
     /// With `--copy`.
     copied_run: Option<CopiedRun>,
 }
@@ -66,7 +67,7 @@ impl Hosts {
     pub(crate) fn choose(arguments: &LaunchArguments) -> Result<Hosts, Failure> {
         let all = |machines: Vec<Machine>, file, devices| {
             let at_start = machines.len();
-            let (used, address, ports, copied_run) = (at_start, None, None, None);
+            let (used, address, ports, copied_run) = (at_start, None, arguments.ports(), None);
             Hosts { machines, used, file, devices, at_start, address, ports, copied_run }
         };
         let Some(path) = &arguments.hostfile else {
@@ -158,7 +159,7 @@ impl Hosts {
         verbosity: Verbosity,
         stop: &AtomicI32,
     ) -> Result<(), Failure> {
-        self.ports = recipe.distributed.ports;
+        self.ports = self.ports.or(recipe.distributed.ports);
         if self.remotes().next().is_none() {
             return Ok(());
         }
@@ -215,7 +216,8 @@ impl Hosts {
             return Ok(());
         }
         let name = self.name_of_rank_0();
-        let question = Question { watched: true, only_uses: true, resolve: Some(name.clone()), ..Question::default() };
+        let (resolve, ports) = (Some(name.clone()), self.ports);
+        let question = Question { watched: true, only_uses: true, resolve, ports, ..Question::default() };
         let answers = self.ask(&[command.to_owned()], &question, verbosity, stop);
         if stop.load(Ordering::SeqCst) != 0 {
             return Ok(());

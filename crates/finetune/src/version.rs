@@ -7,6 +7,11 @@ use finetune_model::HAS_GPU_BACKEND;
 /// The version alone, for `-V` and where programs compare it.
 pub(crate) const SHORT: &str = env!("CARGO_PKG_VERSION");
 
+/// The version and the commit, where ranks compare what they run.
+pub(crate) fn build() -> String {
+    format!("{SHORT} of commit {}", env!("FINETUNE_COMMIT"))
+}
+
 static LONG: LazyLock<String> = LazyLock::new(|| {
     let gpu = if cfg!(target_os = "macos") { "cpu, metal" } else { "cpu, vulkan" };
     let backends = if HAS_GPU_BACKEND { gpu } else { "cpu" };

@@ -30,6 +30,10 @@ pub enum Trouble {
     Absent,
 }
 
+/// What shells and loaders say of a program that is built for another processor, system or C library.
+const OF_ANOTHER_SYSTEM: [&str; 4] =
+    ["Exec format error", "cannot execute binary file", "ad CPU type in executable", "version `GLIBC"];
+
 /// What to do after ssh, or the command at `host`, has printed `words`; `None` if they are not
 /// known.
 pub fn hint(host: &str, words: &str) -> Option<(Trouble, String)> {
@@ -74,6 +78,9 @@ pub fn hint(host: &str, words: &str) -> Option<(Trouble, String)> {
         () if has("account is currently not available") || has("account is not available") => {
             mistake(format!("the user has no login shell at {host}: name another user in ~/.ssh/config"))
         }
+        () if OF_ANOTHER_SYSTEM.iter().any(|text| has(text)) => mistake(format!(
+            "this program is built for another system than that of {host}: build it there, and name its place with --program instead of --copy"
+        )),
         () if has("No space left on device") || has("Disk quota exceeded") => {
             mistake(format!("the disk of {host} is full: `ssh {host} df -h .` shows what is free; make room there"))
         }

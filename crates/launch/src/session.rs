@@ -45,6 +45,9 @@ const MOST_COMPLAINTS: usize = 64 << 10;
 /// Bytes of a greeting that are kept, to show what a login has said.
 const MOST_GREETING: usize = 8 << 10;
 
+/// Exit code of a command that was not told to begin: what it is sent does not reach it.
+const NOT_TOLD: i32 = 96;
+
 /// Runs before every command: it says that it is there, and waits until it is told to begin. `$1`
 /// is the mark.
 const OPENING: &str = r#"if [ -t 0 ]; then printf '\n%s terminal\n' "$1"; exit 96; fi
@@ -193,7 +196,10 @@ impl Session {
                     if words.trim().is_empty() {
                         words = greeting.text();
                     }
-                    return Err(ended(code, words));
+                    return Err(match code {
+                        SSH_FAILED => Unanswered::Ssh { words },
+                        code => Unanswered::Login { code, words },
+                    });
                 }
             }
             if start.elapsed() > AGAIN && !again {
@@ -309,6 +315,7 @@ pub(crate) fn ended(code: i32, words: String) -> Unanswered {
     match code {
         // Every other code is the remote shell's or the program's.
         SSH_FAILED => Unanswered::Ssh { words },
+        NOT_TOLD => Unanswered::ReadsInput,
         code => Unanswered::Failed { code, words },
     }
 }

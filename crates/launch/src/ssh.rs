@@ -58,8 +58,8 @@ pub struct Remote {
 
 /// Options that the user's configuration does not change. ssh asks no questions. It makes no
 /// terminal, which would echo what is sent. It runs no command and forwards no ports that are meant
-/// for people. No connection stays and holds our pipes.
-const OPTIONS: [&str; 15] = [
+/// for people. No connection stays and holds our pipes. Why a connection failed is said, and nothing more.
+const OPTIONS: [&str; 17] = [
     "-T",
     "-o",
     "RequestTTY=no",
@@ -75,6 +75,8 @@ const OPTIONS: [&str; 15] = [
     "ClearAllForwardings=yes",
     "-o",
     "RemoteCommand=none",
+    "-o",
+    "LogLevel=INFO",
 ];
 
 impl Remote {

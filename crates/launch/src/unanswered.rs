@@ -37,6 +37,14 @@ pub enum Unanswered {
         /// What it said.
         words: String,
     },
+    /// The login ended before the command was there.
+    #[error("its login ended with exit code {code} before the command ran{}", with(words))]
+    Login {
+        /// The exit code.
+        code: i32,
+        /// What it said.
+        words: String,
+    },
     /// Nothing came in time.
     #[error("no answer within {seconds} s{}", with(words))]
     Silent {
@@ -67,12 +75,17 @@ impl Unanswered {
     pub fn hint(&self, host: &str) -> Option<String> {
         let text = match self {
             Self::Start(_) => "is ssh installed?".to_owned(),
-            Self::Ssh { words } | Self::Failed { words, .. } => return hint(host, words).map(|(_, hint)| hint),
+            Self::Login { words, .. } if hint(host, words).is_none() => format!(
+                "`ssh -o BatchMode=yes {host} echo there` must print `there`: does a login file there end the login, or ~/.ssh/config send ssh into the background (ForkAfterAuthentication)?"
+            ),
+            Self::Login { words, .. } | Self::Ssh { words } | Self::Failed { words, .. } => {
+                return hint(host, words).map(|(_, hint)| hint);
+            }
             Self::Silent { .. } => format!(
                 "`ssh -o BatchMode=yes {host} true` must end by itself: is the host awake, and does a login file there wait for something?"
             ),
             Self::ReadsInput => format!(
-                "look into ~/.bashrc, ~/.zshrc, ~/.profile and the like at {host}: what reads input or starts a shell belongs behind `case $- in *i*)`"
+                "look into ~/.bashrc, ~/.zshrc, ~/.profile and the like at {host}: what reads input or starts a shell belongs behind `case $- in *i*)`; StdinNull in ~/.ssh/config keeps it too"
             ),
             Self::Terminal => format!("take RequestTTY, -t and the like out of what starts ssh to {host}"),
             Self::NoProgram { .. } | Self::Stopped | Self::Random(_) | Self::Read(_) => return None,
@@ -95,10 +108,7 @@ fn told(words: &str, otherwise: &str) -> String {
 }
 
 fn wordless(code: i32) -> String {
-    match code {
-        0 => "its login ended without running what it was asked".to_owned(),
-        code => format!("it answered with exit code {code}"),
-    }
+    format!("it answered with exit code {code}")
 }
 
 fn with(words: &str) -> String {
@@ -126,6 +136,10 @@ mod tests {
         assert_eq!(ssh("Host key verification failed.").trouble(), Trouble::Mistake);
         assert_eq!(ssh("").to_string(), "ssh failed without a word");
         assert_eq!(Unanswered::ReadsInput.trouble(), Trouble::Mistake);
+        for (words, says) in [("\n", "a echo there"), ("bye", "a echo there"), ("No space left on device", "is full")] {
+            let hint = Unanswered::Login { code: 1, words: words.to_owned() }.hint("a").expect("always one");
+            assert!(hint.contains(says), "{words}: {hint}");
+        }
         let none = Unanswered::NoProgram { program: "~/bin/finetune".into() };
         assert!(none.to_string().contains("~/bin/finetune (~ is not expanded"), "{none}");
         let failed = Unanswered::Failed { code: 2, words: "a\u{1b}[2J\nb\n".to_owned() };

@@ -243,7 +243,9 @@ impl Workers {
                 || past(ended_since, GRACE_OF_THE_SAVING);
             let others = past(ended_since, GRACE);
             if all || others {
-                self.force(if all { 0 } else { 1 });
+                // A worker without anything to save was stopped, as it was told: nothing is lost by its end.
+                let stopped = idle && signal != 0;
+                self.force(if all { 0 } else { 1 }, if stopped { signal } else { Signal::KILL.as_raw() });
             }
             if told.is_some() && asked.elapsed() > TELL_EVERY {
                 asked = Instant::now();
@@ -323,8 +325,8 @@ impl Workers {
     }
 
     /// Kills the workers that still run, from rank `from` on: also stopped ones, and on other
-    /// hosts.
-    fn force(&mut self, from: usize) {
+    /// hosts. They count as ended by `signal`.
+    fn force(&mut self, from: usize, signal: i32) {
         let after = self.began.elapsed();
         std::thread::scope(|scope| {
             for worker in self.workers.iter_mut().skip(from).filter(|worker| worker.exit.is_none()) {
@@ -344,7 +346,7 @@ impl Workers {
                         },
                         (Some(_), None) => None,
                     };
-                    let code = 128 + Signal::KILL.as_raw();
+                    let code = 128 + signal;
                     worker.exit = Some(WorkerExit { code, after, forced: true, left });
                 });
             }

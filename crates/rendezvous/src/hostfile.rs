@@ -292,14 +292,16 @@ impl Hostfile {
     }
 }
 
-/// The names of a list as MPI, MPICH and DeepSpeed take it: one per line, perhaps with slots;
-/// `None` if it is none.
+/// The names of a list as MPI, MPICH, DeepSpeed, Horovod and Slurm take it: one per line or between
+/// commas, perhaps with slots; `None` if it is none.
 fn plain_list(text: &str) -> Option<Vec<String>> {
-    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
-    let names = lines.filter(|line| !line.is_empty()).map(|line| {
-        let mut words = line.split_whitespace();
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
+    // The commas of Slurm's gpu[01-03,07] are within a name.
+    let entries = lines.flat_map(|line| line.split(move |letter: char| letter == ',' && !line.contains('[')));
+    let names = entries.map(str::trim).filter(|entry| !entry.is_empty()).map(|entry| {
+        let mut words = entry.split_whitespace();
         let name = words.next()?;
-        let plain = |letter: char| letter.is_alphanumeric() || "._-@:[]%".contains(letter);
+        let plain = |letter: char| letter.is_alphanumeric() || "._-@:[]%,".contains(letter);
         let is_name = name.chars().all(plain) && name.starts_with(char::is_alphanumeric) && name_fault(name).is_none();
         // "box-1:2" of MPICH: a number of processes.
         let name = match name.rsplit_once(':') {
@@ -314,6 +316,9 @@ fn plain_list(text: &str) -> Option<Vec<String>> {
 
 fn plain_list_as_json(names: &[String]) -> String {
     const SHOWN: usize = 16;
+    if names.iter().any(|name| name.contains('[')) {
+        return "`scontrol show hostnames LIST` writes the hosts of Slurm's list one by one; in MLX's form they are [{\"ssh\": \"gpu01\"}, …], with one rank per host".to_owned();
+    }
     let hosts: Vec<String> = names.iter().take(SHOWN).map(|name| json!({"ssh": name}).to_string()).collect();
     let more = if names.len() > SHOWN { ", …" } else { "" };
     format!("in MLX's form, with one rank per host, it is [{}{more}]", hosts.join(", "))

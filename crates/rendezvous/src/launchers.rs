@@ -74,8 +74,10 @@ pub(crate) struct Environment {
 /// Whose variables were read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Launcher {
-    /// `RANK` and `WORLD_SIZE`, or Kubeflow's `PET_NODE_RANK` and `PET_NNODES`.
+    /// `RANK` and `WORLD_SIZE`.
     Torchrun,
+    /// `PET_NODE_RANK` and `PET_NNODES`: Kubeflow's trainer.
+    Kubeflow,
     /// `OMPI_COMM_WORLD_RANK`: Open MPI.
     OpenMpi,
     /// `PMI_RANK` or `PMIX_RANK`: MPICH, Intel MPI, Cray's PALS.
@@ -90,6 +92,7 @@ impl fmt::Display for Launcher {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Torchrun => "torchrun",
+            Self::Kubeflow => "Kubeflow's trainer",
             Self::OpenMpi => "Open MPI's mpirun",
             Self::Pmi => "mpiexec",
             Self::Slurm => "srun",
@@ -103,6 +106,7 @@ impl Launcher {
     fn rank_variable(self) -> &'static str {
         match self {
             Self::Torchrun => "RANK",
+            Self::Kubeflow => "PET_NODE_RANK",
             Self::OpenMpi => "OMPI_COMM_WORLD_RANK",
             Self::Pmi => "PMI_RANK",
             Self::Slurm => "SLURM_PROCID",
@@ -142,7 +146,7 @@ impl Environment {
         let variables = Variables::new(variables);
         let mlx = mlx::Files::read(&variables, files)?;
         let Some(unchecked) = unchecked(&variables, &mlx)? else {
-            return mlx.without_rank().map_or(Ok(None), Err);
+            return mlx.without_rank().or_else(|| not_read(&variables)).map_or(Ok(None), Err);
         };
         let (job, note) = (job(&variables, unchecked.launcher), torchrun::more_processes(&variables, &unchecked));
         let environment = unchecked.checked(mlx)?;
@@ -180,11 +184,24 @@ fn job(variables: &Variables<'_>, launcher: Launcher) -> Option<String> {
     let names: &[&str] = match launcher {
         Launcher::Torchrun => &["TORCHELASTIC_RUN_ID"],
         Launcher::OpenMpi => &["PMIX_NAMESPACE"],
-        // The first two are of heterogeneous jobs, whose parts have numbers of their own.
-        Launcher::Slurm => &["SLURM_HET_JOB_ID", "SLURM_PACK_JOB_ID", "SLURM_JOB_ID", "SLURM_JOBID"],
-        Launcher::Pmi | Launcher::Mlx => &[],
+        Launcher::Slurm => return slurm::job(variables),
+        Launcher::Kubeflow | Launcher::Pmi | Launcher::Mlx => &[],
     };
     variables.first(names).map(|job| job.value).filter(|job| job != "none")
+}
+
+/// The error that this is one of several processes of a launcher whose variables are not read: each would train alone.
+fn not_read(variables: &Variables<'_>) -> Option<EnvironmentError> {
+    const OTHERS: [(&str, &str); 3] = [
+        ("HOROVOD_SIZE", "HOROVOD_RANK"),
+        ("JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
+        ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ];
+    OTHERS.into_iter().find_map(|(name, rank)| {
+        let world = variables.number(&[name]).ok()??.value;
+        let is_started = world > 1 && variables.first(&[rank]).is_some();
+        is_started.then_some(EnvironmentError::NotRead { name, world, rank })
+    })
 }
 
 /// Rank and number of ranks by the launcher that started this process, if that launcher does not
@@ -197,6 +214,7 @@ fn started_as(variables: &Variables<'_>, mlx: &mlx::Files) -> Option<(Launcher, 
         .or_else(|| of(Launcher::OpenMpi, mpi::open_mpi_rank_and_world(variables)))
         .or_else(|| of(Launcher::Pmi, mpi::pmi_rank_and_world(variables)))
         .or_else(|| of(Launcher::Slurm, slurm::rank_and_world(variables)))
+        .or_else(|| of(Launcher::Kubeflow, torchrun::kubeflow_rank_and_world(variables)))
 }
 
 /// The first launcher, from the innermost, that has set a rank.

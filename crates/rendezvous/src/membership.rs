@@ -26,6 +26,9 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(300);
 /// The same under our launcher, which starts all ranks at once.
 const LAUNCHED_JOIN_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How to make a token.
+const MAKE_TOKEN: &str = "(umask 077; head -c 24 /dev/urandom | base64 > token)";
+
 /// What a rank knows of itself and its group before it joins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Membership {
@@ -71,8 +74,13 @@ pub enum MembershipError {
         source: io::Error,
     },
     /// A token has fewer than 16 characters.
-    #[error("the token is too short")]
-    ShortToken,
+    #[error("the token{} is too short: {length} of at least 16 characters", in_file(path.as_deref()))]
+    ShortToken {
+        /// The file that it is in.
+        path: Option<PathBuf>,
+        /// Its length.
+        length: usize,
+    },
     /// The secret of the ranks of one machine can be kept nowhere.
     #[error("there is no place for a secret that the ranks of this machine share: {source}")]
     NoSecret {
@@ -96,6 +104,10 @@ pub enum MembershipError {
     Join(Box<JoinError>),
 }
 
+fn in_file(path: Option<&Path>) -> String {
+    path.map(|path| format!(" in {}", path.display())).unwrap_or_default()
+}
+
 impl From<EnvironmentError> for MembershipError {
     fn from(error: EnvironmentError) -> Self {
         Self::Variables(Box::new(error))
@@ -115,12 +127,12 @@ impl Advice for MembershipError {
             Self::TokenFile { .. } => {
                 vec!["all ranks read the same token from it, at least 16 characters".to_owned()]
             }
-            Self::ShortToken => vec!["at least 16 characters".to_owned()],
+            Self::ShortToken { .. } => vec![format!("make one that all ranks get: {MAKE_TOKEN}")],
             Self::NoSecret { .. } => {
                 vec![format!("set TMPDIR to a directory of your own, or name a file with a token: {TOKEN_FILE}")]
             }
             Self::NoToken { .. } => vec![
-                "put one into a file that only you can read and all ranks see: (umask 077; head -c 24 /dev/urandom | base64 > token)".to_owned(),
+                format!("put one into a file that only you can read and all ranks see: {MAKE_TOKEN}"),
                 format!("then name the file: --token-file token, or the variable {TOKEN_FILE}"),
             ],
             Self::Unspecified { .. } => {
@@ -158,7 +170,8 @@ impl Membership {
     /// If the variables contradict each other, or the ranks are on several hosts and have no token.
     pub fn from_launcher(token_file: Option<&Path>) -> Result<Option<(Membership, Vec<String>)>, MembershipError> {
         let Some(environment) = Environment::of_process()? else { return Ok(None) };
-        let file = token_file.map(Path::to_owned).or_else(|| std::env::var_os(TOKEN_FILE).map(Into::into));
+        let named = || std::env::var_os(TOKEN_FILE).filter(|name| !name.is_empty()).map(PathBuf::from);
+        let file = token_file.map(Path::to_owned).or_else(named);
         let token = file.as_deref().map(token::read).transpose()?;
         let open = file.as_deref().and_then(token::readable_by_others);
         let note = environment.note.clone();

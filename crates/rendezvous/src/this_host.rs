@@ -27,9 +27,16 @@ fn is_own_name(name: &str, own: &str) -> bool {
     is_name && own.parse::<IpAddr>().is_err() && (name == own || name == short || name == format!("{short}.local"))
 }
 
-/// What ssh takes, without the user.
+/// What ssh takes, without the user; of `ssh://user@host:port` the host alone.
 pub fn machine_name(ssh: &str) -> &str {
-    ssh.rsplit('@').next().unwrap_or(ssh)
+    let after_user = |text: &str| text.rfind('@').map_or(0, |at| at + 1);
+    let Some(uri) = ssh.strip_prefix("ssh://") else { return &ssh[after_user(ssh)..] };
+    let place = uri.split('/').next().unwrap_or(uri);
+    let place = &place[after_user(place)..];
+    match place.strip_prefix('[').and_then(|inside| inside.split_once(']')) {
+        Some((address, _)) => address,
+        None => place.split(':').next().unwrap_or(place),
+    }
 }
 
 /// Whether a name or an address, as it is written, leads to the host that uses it.
@@ -69,6 +76,21 @@ mod tests {
             ("", false),
         ] {
             assert_eq!(is_this_host(name), expected, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn machines_of_what_ssh_takes() {
+        for (ssh, machine) in [
+            ("mini-1", "mini-1"),
+            ("me@mini-1", "mini-1"),
+            ("me@work@mini-1", "mini-1"),
+            ("fd00::1", "fd00::1"),
+            ("ssh://mini-1", "mini-1"),
+            ("ssh://me@mini-1:2222", "mini-1"),
+            ("ssh://me@[fd00::1]:22/", "fd00::1"),
+        ] {
+            assert_eq!(machine_name(ssh), machine, "{ssh}");
         }
     }
 

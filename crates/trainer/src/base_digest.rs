@@ -7,10 +7,12 @@
 //! where each host needs a part.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use finetune_model::{BaseFile, Model, Placement, base_digest, base_digest_of, base_files};
-use finetune_store::{FileDigest, no_shard};
+use finetune_store::{FileDigest, content_hash, hex, no_shard};
 
 use crate::error::TrainError;
 use crate::ranks::Ranks;
@@ -84,6 +86,52 @@ pub(crate) fn expect_no_files(ranks: &Ranks) -> Result<(), TrainError> {
     let of_ranks = gather(&[], ranks)?;
     merged(&without_content(&of_ranks), &host).map_err(|differences| TrainError::Differ { differences })?;
     Ok(())
+}
+
+/// Refuses ranks that use other models than each other: other settings, tokenizers or adapters, other names, lengths or
+/// headers of weights, or other bytes in a sample of each file of weights. Reading all of them would take longer than
+/// many an answer. All ranks call it together.
+///
+/// # Errors
+/// Who has what other file than whom.
+pub(crate) fn expect_same_model(directory: &Path, adapter: Option<&Path>, ranks: &Ranks) -> Result<(), TrainError> {
+    const BESIDE: [&str; 4] = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+    const OF_ADAPTER: [&str; 3] = ["adapter_config.json", "adapter_model.safetensors", "adapters.safetensors"];
+    if ranks.group().world() == 1 {
+        return Ok(());
+    }
+    let weights = base_files(directory, &|_| false)?.into_iter().map(|BaseFile { digest, opened }| {
+        let content = opened.and_then(|file| sample(file.path()).ok());
+        FileDigest { content, ..digest }
+    });
+    let of_adapter = adapter.into_iter().flat_map(|adapter| OF_ADAPTER.iter().map(|name| adapter.join(name)));
+    let beside = BESIDE.iter().map(|name| directory.join(name)).chain(of_adapter).map(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let content = content_hash(&path).map_or("absent".to_owned(), |hash| hex(&hash));
+        FileDigest { name, length: 0, header: "-".to_owned(), content: Some(content) }
+    });
+    let mine: Vec<FileDigest> = beside.chain(weights).collect();
+    let contents: Vec<String> = mine.iter().map(|file| file.content.clone().unwrap_or("-".to_owned())).collect();
+    let told: Vec<Told> = mine.into_iter().map(|file| Told { file, copy: None, is_needed: true }).collect();
+    let of_ranks = gather(&told, ranks)?;
+    let contents = ranks.gather_texts(&contents.join("\n"))?;
+    let host = |rank: usize| ranks.group().who()[rank].host.clone();
+    let found = merged(&with_content(of_ranks, &contents), &host);
+    found.map(drop).map_err(|differences| TrainError::Differ { differences })
+}
+
+/// The hash of some of a file's bytes, from its beginning to its end. A model that was trained further has others in it.
+fn sample(path: &Path) -> std::io::Result<String> {
+    const PIECES: u64 = 64;
+    const PIECE: u64 = 4 << 10;
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let (mut hasher, mut bytes) = (blake3::Hasher::new(), vec![0; PIECE.min(length) as usize]);
+    for piece in 0..PIECES {
+        file.read_exact_at(&mut bytes, length.saturating_sub(PIECE) / (PIECES - 1) * piece)?;
+        hasher.update(&bytes);
+    }
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 /// What each rank says of its files.
@@ -246,6 +294,25 @@ mod tests {
         for (ranks, want) in cases {
             let of_ranks: Vec<Vec<Told>> = ranks.iter().map(|text| told(text)).collect();
             assert_eq!(deal(&of_ranks), want, "{ranks:?}");
+        }
+    }
+
+    /// A file that differs anywhere in a long stretch, as after more training, has another sample.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a file of the test")]
+    fn a_sample_tells_models_of_one_form_apart() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let of = |bytes: &[u8]| {
+            let path = folder.path().join("weights");
+            std::fs::write(&path, bytes).expect("written");
+            sample(&path).expect("a sample")
+        };
+        for length in [0, 10, 4096, 5000, 4 << 20] {
+            let mut bytes = vec![7; length];
+            let first = of(&bytes);
+            assert_eq!(of(&bytes), first, "{length}");
+            bytes[length / 3..length / 2].fill(8);
+            assert_eq!(of(&bytes) == first, length == 0, "{length}");
         }
     }
 

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use finetune_advice::Advice;
-use finetune_allreduce::{Cause, GroupError, JoinError, Verdict};
+use finetune_allreduce::{Cause, GroupError, JoinError, Met, Verdict};
 use finetune_dataset::DatasetError;
 use finetune_model::ModelError;
 use finetune_store::{StoreError, human_bytes};
@@ -118,6 +118,9 @@ pub enum TrainError {
     /// The layers of the model cannot be split over so many ranks.
     #[error("--parallel tensor: {what}")]
     NotSplit { what: String },
+    /// Ranks that use a model cannot hold whole layers of it.
+    #[error("{what}")]
+    NotTogether { what: String },
     /// Ranks that answer with one model have too little memory for its layers.
     #[error("--parallel stages: {what}")]
     NoRoomInStages { what: String },
@@ -131,7 +134,7 @@ pub enum TrainError {
     #[error("the system gives no more threads: {error}")]
     NoThread { error: std::io::Error },
     /// The ranks have different input.
-    #[error("the ranks cannot train together: {}", differences.join("; "))]
+    #[error("the ranks cannot work together: {}", differences.join("; "))]
     Differ { differences: Vec<String> },
     /// The ranks had the same numbers, and have them no longer.
     #[error("after step {step} the ranks no longer have the same numbers: {}", differences.join("; "))]
@@ -206,6 +209,8 @@ impl Fault {
     pub fn from_join(error: &JoinError) -> Fault {
         match error {
             JoinError::Group(error) => Fault::from_group(error),
+            // Another try meets the same token and the same program.
+            JoinError::Unreachable { met: Met::OtherToken | Met::OtherVersion, .. } => Fault::Input,
             JoinError::Unreachable { .. }
             | JoinError::Unresolved { .. }
             | JoinError::Missing { .. }
@@ -342,7 +347,7 @@ impl TrainError {
             TrainError::ExceedsF16 { .. } => &["take \"bf16\" or \"f32\"; \"auto\" does, whatever the file has"],
             TrainError::NotJson { .. } => &["each line of a dataset is one JSON object"],
             TrainError::Differ { .. } => &[
-                "all ranks need the same program, recipe, model and data; `finetune launch --copy` brings them to every host",
+                "all ranks need the same program, recipe, model and data; `finetune launch --copy` brings those of a recipe to every host",
             ],
             TrainError::Drifted { .. } => &[
                 "every rank makes the same update from the same sums: other processors or builds, or bad memory, make others",
@@ -425,6 +430,12 @@ impl Advice for TrainError {
                 "start more ranks, or on hosts with more memory".to_owned(),
                 "--quantization packs the weights in fewer bits, such as mlx4 or int8".to_owned(),
             ],
+            TrainError::NotTogether { .. } => {
+                vec![
+                    "take fewer ranks (-n, or hosts of the hostfile); `--parallel tensor` splits every layer instead"
+                        .to_owned(),
+                ]
+            }
             TrainError::NotSplit { .. } => {
                 vec!["--parallel stages, the default, gives each rank whole layers".to_owned()]
             }

@@ -88,7 +88,7 @@ pub(crate) fn choose(
         return Err(TrainError::NotInStages { what });
     }
     if stages > layers {
-        return Err(few_layers(config, stages));
+        return Err(TrainError::NotInStages { what: few_layers(config, stages) });
     }
     check_layers(&recipe.parallel.layers, layers)?;
     let mut dealt = match offers.is_empty() {
@@ -195,10 +195,8 @@ fn undealt(
     Ok(Dealt { stage, arrangement, why, in_memory: says == IN_MEMORY })
 }
 
-pub(crate) fn few_layers(config: &ModelConfig, stages: usize) -> TrainError {
-    TrainError::NotInStages {
-        what: format!("the model has {} layers, fewer than {stages} stages", config.layers.len()),
-    }
+pub(crate) fn few_layers(config: &ModelConfig, stages: usize) -> String {
+    format!("the model has {} layers, fewer than {stages} stages", config.layers.len())
 }
 
 /// Settles what needs no look at the model, before the long work.

@@ -4,6 +4,7 @@ mod dealing;
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use finetune_allreduce::{Group, GroupError, Reduction};
 use finetune_model::{Adaptation, Hops, ModelConfig, Slice, Stage, Sums, not_in_slices};
 use rayon::prelude::*;
 
+use crate::base_digest::expect_same_model;
 use crate::device_plan::ThisHost;
 use crate::error::TrainError;
 use crate::ranks::Ranks;
@@ -88,14 +90,17 @@ impl Sums for GroupSums {
 }
 
 impl Together {
-    /// Connects all ranks of a group, which hold a model of this config. All call it together. `host`: that of this rank,
-    /// for whoever opens its part; `sizes`: asked for where the ranks may hold whole layers.
+    /// Connects all ranks of a group, which hold the model of a directory together, perhaps with an adapter. All call it
+    /// together. `host`: that of this rank, for whoever opens its part; `sizes`: asked for where the ranks may hold whole
+    /// layers.
     ///
     /// # Errors
-    /// If the model cannot be spread over so many ranks, they have too little memory for it, one cannot be reached, or
-    /// `sizes` fails.
+    /// If the ranks have other models than each other, the model cannot be spread over so many ranks, they have too
+    /// little memory for it, one cannot be reached, or `sizes` fails.
     pub fn connect<E: From<TrainError>>(
         group: Group,
+        directory: &Path,
+        adapter: Option<&Path>,
         config: &ModelConfig,
         parallel: Parallel,
         host: ThisHost,
@@ -103,6 +108,7 @@ impl Together {
     ) -> Result<Together, E> {
         let world = group.world();
         let ranks = Arc::new(Ranks::new(group, None)?);
+        expect_same_model(directory, adapter, &ranks)?;
         let (against_stages, against_slices) = (not_in_stages(config, world), not_in_slices(config, world));
         let has_stages = against_stages.is_none() && parallel != Parallel::Tensor;
         let sizes = has_stages.then(sizes).transpose()?;
@@ -303,8 +309,8 @@ impl Replies {
 /// Why so many ranks cannot hold whole layers of this model, if they cannot.
 fn not_in_stages(config: &ModelConfig, world: usize) -> Option<TrainError> {
     let what = finetune_model::not_in_stages(config, &Adaptation::default());
-    let refused = what.map(|what| TrainError::NotInStages { what });
-    refused.or_else(|| (world > config.layers.len()).then(|| few_layers(config, world)))
+    let what = what.or_else(|| (world > config.layers.len()).then(|| few_layers(config, world)))?;
+    Some(TrainError::NotTogether { what })
 }
 
 /// What a token costs in either way, in seconds, as far as weights and messages make it.

@@ -34,10 +34,33 @@ pub(crate) struct LaunchArguments {
     /// How ranks hold a model together, with `-- generate` and `-- serve`
     #[arg(long, value_enum, value_name = "HOW")]
     pub(crate) parallel: Option<ParallelArgument>,
-    /// Port of rank 0, instead of a free one
-    #[arg(long, value_name = "PORT")]
-    pub(crate) port: Option<u16>,
+    /// Port of rank 0, instead of a free one; or the first and last port at which all ranks listen, if a firewall lets
+    /// only some through (a recipe has `distributed.ports`)
+    #[arg(long, value_name = "PORT[-PORT]", value_parser = ports)]
+    pub(crate) port: Option<(u16, u16)>,
     /// The recipe and the flags of `finetune run`, last; a `--` before them is allowed
     #[arg(trailing_var_arg = true, required = true, value_name = "RECIPE.toml [run flags]")]
     pub(crate) run: Vec<String>,
+}
+
+/// "29500" or "29500-29599".
+fn ports(text: &str) -> Result<(u16, u16), String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let port = |text: &str| text.parse::<u16>().ok().filter(|&port| port > 0);
+    match (port(first), port(last)) {
+        (Some(first), Some(last)) if first <= last => Ok((first, last)),
+        _ => Err("a port from 1 to 65535 is expected, or the first and the last such as 29500-29599".to_owned()),
+    }
+}
+
+impl LaunchArguments {
+    /// The port of rank 0, if one is named.
+    pub(crate) fn port_of_rank_0(&self) -> Option<u16> {
+        self.port.filter(|(first, last)| first == last).map(|(first, _)| first)
+    }
+
+    /// The ports of all ranks, if a range is named.
+    pub(crate) fn ports(&self) -> Option<(u16, u16)> {
+        self.port.filter(|(first, last)| first < last)
+    }
 }

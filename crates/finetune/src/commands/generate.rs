@@ -28,8 +28,8 @@ pub(crate) fn generate(arguments: GenerateArguments, verbosity: Verbosity) -> Re
         return answer_as(&arguments, verbosity, None);
     }
     let signals = Signals::listen()?;
-    let one = OneOf::assigned(&signals, format!("{arguments:?}"))?;
-    let answered = answer_as(&arguments, one.verbosity(verbosity), Some(&one));
+    let one = OneOf::assigned(&signals, format!("{arguments:?}"), verbosity)?;
+    let answered = answer_as(&arguments, one.verbosity(), Some(&one));
     answered.map_err(together::without_resume).inspect_err(|failure| {
         one.excuse(failure);
         together::tell_of(failure);

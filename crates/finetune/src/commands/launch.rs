@@ -251,7 +251,7 @@ fn assignments(hosts: &Hosts, rendezvous: &HostPort) -> Result<Vec<Assignment>, 
             launched: true,
             ..Membership::alone()
         };
-        Assignment { membership, narrates }
+        Assignment { membership, ports: hosts.ports, narrates }
     };
     Ok((0..hosts.world()).map(assignment).collect())
 }
@@ -265,7 +265,7 @@ pub(super) fn start(
     verbosity: Verbosity,
     signals: &Signals,
 ) -> Result<Attempt, Failure> {
-    let rendezvous = hosts.rendezvous(arguments.port)?;
+    let rendezvous = hosts.rendezvous(arguments.port_of_rank_0())?;
     // If the first host is another one, this holds nothing up.
     let _held = preflight::hold_port(rendezvous.port);
     let assignments = assignments(hosts, &rendezvous)?;

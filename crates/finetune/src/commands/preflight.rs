@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::RunArguments;
 use crate::exit::Exit;
 use crate::failure::Failure;
-use crate::{given_recipe, hub_files, output};
+use crate::{given_recipe, hub_files, output, version};
 
 /// Bytes free on the disk of rank 0 below which a checkpoint is in danger.
 const LITTLE_SPACE: u64 = 1 << 30;
@@ -101,7 +101,7 @@ impl Report {
     /// The report of this host for ranks that only use a model.
     pub(crate) fn without_recipe(question: &Question) -> Report {
         Report {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: version::build(),
             machine: identity::machine(),
             resolved: question.resolve.as_deref().map(addresses).unwrap_or_default(),
             port: free_port(question.ports),

@@ -5,7 +5,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use finetune_allreduce::Notice;
 use finetune_recipe::Recipe;
 use finetune_rendezvous::{Membership, identity};
 use finetune_trainer::numbers::{counted, thousands};
@@ -23,7 +22,6 @@ use crate::progress::{self, Progress, Verbosity};
 use crate::rank_event::{self, RankEvent};
 use crate::signals::Signals;
 use crate::sleep_inhibitor::SleepInhibitor;
-use crate::stderr::complain;
 use crate::work::Work;
 use crate::{allocator, closing, flight, hub_files, memory, output, prometheus};
 
@@ -47,28 +45,28 @@ fn train_as_one_rank(
 ) -> Result<Exit, Failure> {
     let start = Instant::now();
     let signals = Signals::listen()?;
-    let (Assignment { membership, narrates }, notes) = match arguments.assigned {
+    let (assignment, notes) = match arguments.assigned {
         true => (Assignment::read(&signals)?, Vec::new()),
         false => Assignment::of_launcher(arguments.token_file.as_deref())?,
     };
+    let (membership, narrates) = (&assignment.membership, assignment.narrates);
     // The others wait for this rank: if it fails before it joins, they are told.
-    let (mut recipe, given) =
-        read_recipe(&arguments).inspect_err(|failure| membership::excuse(&membership, failure))?;
-    membership::share_cores(&membership);
-    know_rank(&membership, verbosity);
+    let (mut recipe, given) = read_recipe(&arguments).inspect_err(|failure| membership::excuse(membership, failure))?;
+    membership::share_cores(membership);
+    know_rank(membership, verbosity);
     // Rank 0 speaks for all. The other ranks speak of themselves only.
     let (first, loudness) = (membership.rank == 0, verbosity);
     let verbosity = if first { verbosity } else { Verbosity::Quiet };
     let mut show = Progress::new(verbosity, recipe.log.every);
     notes.iter().for_each(|note| show.say(note));
-    let ranks = membership::join(&membership, &recipe, move |notice| say_notice(&notice, first, loudness))?;
+    let ranks = membership::join(&assignment, &recipe, loudness)?;
     // Not before the others have joined: they would wait for a rank 0 that has ended.
     if let Some(address) = recipe.log.prometheus.as_ref().filter(|_| first) {
         prometheus::serve(address)?;
     }
     flight::belong_to(&recipe.output_dir);
-    hub_files::settle(&mut recipe, arguments.resume.is_some(), &membership, &ranks)?;
-    let host = this_host(&membership, &recipe, given.file());
+    hub_files::settle(&mut recipe, arguments.resume.is_some(), membership, &ranks)?;
+    let host = this_host(membership, &recipe, given.file());
     let mut run = prepared(recipe, &resume_of(&arguments), &ranks, &host, &mut show)?;
     say_ready(&show, verbosity, start);
     introduce(&run, &show);
@@ -256,23 +254,6 @@ fn peaks(run: &Run) -> String {
         Some(device) => {
             format!("peak memory of the GPU {} (estimated {estimate}), of the program {main}", progress::bytes(device))
         }
-    }
-}
-
-/// What the group says: how it came about on rank 0, trouble on whichever rank sees it.
-fn say_notice(notice: &Notice, first: bool, verbosity: Verbosity) {
-    let wanted = match notice {
-        Notice::Joined { world: 1, .. } => return,
-        Notice::Unresolved { .. } | Notice::Waiting { .. } | Notice::TurnedAway { .. } | Notice::Failed { .. } => {
-            Verbosity::Normal
-        }
-        Notice::Joined { .. } | Notice::FellBack { .. } if first => Verbosity::Normal,
-        Notice::Silent { .. } | Notice::Back { .. } if first => Verbosity::Normal,
-        Notice::Chosen { .. } if !first => return,
-        _ => Verbosity::Verbose,
-    };
-    if verbosity >= wanted {
-        complain!("{notice}");
     }
 }
 

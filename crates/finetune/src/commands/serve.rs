@@ -40,7 +40,7 @@ pub(crate) fn serve(arguments: &ServeArguments, verbosity: Verbosity) -> Result<
     if !arguments.assigned {
         return serve_as(arguments, verbosity, &signals, None);
     }
-    let one = OneOf::assigned(&signals, format!("{arguments:?}"))?;
+    let one = OneOf::assigned(&signals, format!("{arguments:?}"), verbosity)?;
     let work = || match one.is_first() {
         true => serve_as(arguments, verbosity, &signals, Some(&one)),
         false => follow_first(arguments, &signals, &one),

@@ -21,33 +21,34 @@ use crate::signals::Signals;
 
 /// This rank of a command that the launcher has started.
 pub(crate) struct OneOf {
-    membership: Membership,
+    assignment: Assignment,
     /// What must be the same on all ranks.
     words: String,
+    verbosity: Verbosity,
 }
 
 impl OneOf {
     /// Reads the rank's place from standard input. `words`: what must be the same on all ranks.
-    pub(crate) fn assigned(signals: &Arc<Signals>, words: String) -> Result<OneOf, Failure> {
-        let Assignment { membership, .. } = Assignment::read(signals)?;
-        membership::share_cores(&membership);
-        finetune_store::failpoint::set_label(membership.rank.to_string());
-        Ok(OneOf { membership, words })
+    pub(crate) fn assigned(signals: &Arc<Signals>, words: String, verbosity: Verbosity) -> Result<OneOf, Failure> {
+        let assignment = Assignment::read(signals)?;
+        membership::share_cores(&assignment.membership);
+        finetune_store::failpoint::set_label(assignment.membership.rank.to_string());
+        Ok(OneOf { assignment, words, verbosity })
     }
 
     /// Whether this rank speaks for all.
     pub(crate) fn is_first(&self) -> bool {
-        self.membership.rank == 0
+        self.assignment.membership.rank == 0
     }
 
     /// Only the first rank speaks.
-    pub(crate) fn verbosity(&self, verbosity: Verbosity) -> Verbosity {
-        if self.is_first() { verbosity } else { Verbosity::Quiet }
+    pub(crate) fn verbosity(&self) -> Verbosity {
+        if self.is_first() { self.verbosity } else { Verbosity::Quiet }
     }
 
     /// Tells the others why this rank has failed before it could join them.
     pub(crate) fn excuse(&self, failure: &Failure) {
-        membership::excuse(&self.membership, failure);
+        membership::excuse(&self.assignment.membership, failure);
     }
 
     /// Joins the others, to hold the model in a directory together, packed as it was when `adapter` was trained on it.
@@ -61,21 +62,21 @@ impl OneOf {
         say: &dyn Fn(&str),
     ) -> Result<Option<Together>, Failure> {
         let config = ModelConfig::load(model)?;
-        let group = membership::join_to_use(&self.membership, &self.words)?;
+        let group = membership::join_to_use(&self.assignment, &self.words, self.verbosity)?;
         let world = group.world();
         if world == 1 {
             return Ok(None);
         }
         let host = self.host();
         let sizes = || self.sizes(model, adapter, &config, arguments, &host);
-        let together = Together::connect(group, &config, parallel.into(), host.clone(), sizes)?;
+        let together = Together::connect(group, model, adapter, &config, parallel.into(), host.clone(), sizes)?;
         together.notes.iter().for_each(|note| say(note));
         Ok(Some(together))
     }
 
     /// This rank's place on its host, which decides on the GPU and the memory that it gets.
     fn host(&self) -> ThisHost {
-        let Membership { local_rank, local_world, .. } = self.membership;
+        let Membership { local_rank, local_world, .. } = self.assignment.membership;
         ThisHost { memory: memory::machine_bytes(), local_rank, local_world, ..ThisHost::default() }
     }
 
@@ -88,7 +89,7 @@ impl OneOf {
         arguments: &ModelArguments,
         host: &ThisHost,
     ) -> Result<Sizes, Failure> {
-        let world = self.membership.world;
+        let world = self.assignment.membership.world;
         let adapter = adapter.map(|adapter| Adapter::read(adapter, config)).transpose()?;
         let plan = device_plan(model, arguments, adapter.and_then(|adapter| adapter.base.quantization), host)?;
         let (available, placement) = (plan.memory(host), plan.placement);
@@ -168,7 +169,8 @@ mod tests {
     #[test]
     fn a_rank_knows_its_place_on_its_host() {
         let membership = Membership { rank: 3, world: 4, local_rank: 1, local_world: 2, ..Membership::alone() };
-        let host = OneOf { membership, words: String::new() }.host();
+        let assignment = Assignment { membership, ports: None, narrates: false };
+        let host = OneOf { assignment, words: String::new(), verbosity: Verbosity::Quiet }.host();
         assert_eq!((host.local_rank, host.local_world), (1, 2));
         assert_eq!(host.memory, memory::machine_bytes());
     }

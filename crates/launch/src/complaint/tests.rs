@@ -28,6 +28,13 @@ fn each_failure_has_a_hint_of_its_own() {
         ("@ WARNING: UNPROTECTED PRIVATE KEY FILE! @\nroot@box: Permission denied (publickey).", Mistake, "chmod 600"),
         ("Received disconnect from 10.0.0.2 port 22:2: Too many authentication failures", Mistake, "too many keys"),
         ("This account is currently not available.", Mistake, "no login shell"),
+        ("sh: 13: /opt/finetune: Exec format error", Mistake, "another system than that of box"),
+        ("zsh: bad CPU type in executable: ./finetune", Mistake, "another system than that of box"),
+        (
+            "./finetune: /lib/x86_64-linux-gnu/libc.so.6: version `GLIBC_2.38' not found (required by ./finetune)",
+            Mistake,
+            "another system than that of box",
+        ),
     ] {
         let (found, hint) = hint("box", words).unwrap_or_else(|| panic!("no hint for {words}"));
         assert!(found == trouble && hint.contains(says), "{words}: {found:?} {hint}");

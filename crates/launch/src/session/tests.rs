@@ -46,6 +46,10 @@ fn a_command_gets_what_it_is_sent_and_nothing_else() {
 fn a_login_that_keeps_its_input_is_told_from_a_slow_one() {
     let error = open("cat > /dev/null", "echo never").map(|_| ()).expect_err("it waits for ever");
     assert!(matches!(error, Unanswered::ReadsInput), "{error}");
+    // Without an input the command begins, and ends at once.
+    let session = open("exec < /dev/null", "echo never").expect("it has said that it is there");
+    let (said, code) = answer(session);
+    assert!(said.is_empty() && matches!(ended(code, String::new()), Unanswered::ReadsInput), "{code} {said}");
     assert_eq!(answer(open("sleep 10", "echo there").expect("it is only slow")).0, "there\n");
 }
 
@@ -58,7 +62,7 @@ fn a_login_that_fails_is_told_with_its_words() {
     ] {
         match open(login, "echo never").map(|_| ()).expect_err(login) {
             Unanswered::Ssh { words } => assert!(code == 255 && words.contains(says), "{words}"),
-            Unanswered::Failed { code: found, words } => assert!(code == found && words.contains(says), "{words}"),
+            Unanswered::Login { code: found, words } => assert!(code == found && words.contains(says), "{words}"),
             other => panic!("{login}: {other}"),
         }
     }

@@ -42,7 +42,7 @@ fn ssh_is_told_never_to_make_a_terminal() {
     let command = remote.ssh("true");
     let words: Vec<String> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
     assert_eq!(words[..3], ["-F", "/a b", "-T"]);
-    for option in ["RequestTTY=no", "BatchMode=yes", "RemoteCommand=none"] {
+    for option in ["RequestTTY=no", "BatchMode=yes", "RemoteCommand=none", "LogLevel=INFO"] {
         assert!(words.contains(&option.to_owned()), "{words:?}");
     }
     assert_eq!(words[words.len() - 3..], ["--", "box", "true"]);

@@ -315,6 +315,8 @@ fn forms_that_people_write() {
         ("mini-1 slots=8\nmini-2 slots=8 # the other\n", r#"[{"ssh":"mini-1"}, {"ssh":"mini-2"}]"#),
         ("mini-1\nme@mini-2:4\n\n", r#"[{"ssh":"mini-1"}, {"ssh":"me@mini-2"}]"#),
         ("10.0.0.1\nfd00::2 slots=1 max-slots=2", r#"[{"ssh":"10.0.0.1"}, {"ssh":"fd00::2"}]"#),
+        ("mini-1:4, mini-2:4\n", r#"[{"ssh":"mini-1"}, {"ssh":"mini-2"}]"#),
+        ("gpu[01-03,07]\nlogin1", r#"[{"ssh": "gpu01"}, …], with one rank per host"#),
     ] {
         let error = Hostfile::parse(text).expect_err(text);
         assert!(error.to_string().contains("a plain list of 2 names, not MLX's JSON"), "{error}");

@@ -76,6 +76,17 @@ pub enum EnvironmentError {
         launcher: Launcher,
     },
 
+    /// One of several processes of a launcher whose variables are not read.
+    #[error("{name}={world}: this is one of {world} processes, but their launcher's variables are not read")]
+    NotRead {
+        /// The launcher's variable with the number of processes.
+        name: &'static str,
+        /// Its value.
+        world: usize,
+        /// The launcher's variable with the rank.
+        rank: &'static str,
+    },
+
     /// A rank is not below the number of ranks, in all or on this host.
     #[error("{name}={value} is too high: {world_name} counts {world} in all, so the last one is {}", world.saturating_sub(1))]
     RankTooHigh {
@@ -277,10 +288,9 @@ impl Advice for EnvironmentError {
                 format!("`unset RANK WORLD_SIZE`: the variables of {launcher} are read"),
                 format!("if each process is to train alone: `env -u {} finetune run …`", launcher.rank_variable()),
             ],
+            Self::NotRead { name, rank, .. } => hand_over(name, rank),
             Self::NoRanks { name, .. } => vec![format!("set {name} to the number of processes, 1 or more")],
-            Self::RankTooHigh { name, .. } => {
-                vec![format!("give each process its own {name}, counted from 0")]
-            }
+            Self::RankTooHigh { name, .. } => vec![format!("give each process its own {name}, counted from 0")],
             Self::TooManyHere { name, world_name, .. } => {
                 vec![format!("{name} counts the processes on this host, {world_name} those on all hosts")]
             }
@@ -315,9 +325,18 @@ impl Advice for EnvironmentError {
     }
 }
 
+fn hand_over(world: &str, rank: &str) -> Vec<String> {
+    vec![
+        format!(
+            "hand them over: sh -c 'RANK=${rank} WORLD_SIZE=${world} MASTER_ADDR=HOST MASTER_PORT=29500 exec finetune run …'"
+        ),
+        format!("to train alone, `unset {world}`"),
+    ]
+}
+
 fn address_hint(launcher: Launcher) -> &'static str {
     match launcher {
-        Launcher::Torchrun => {
+        Launcher::Torchrun | Launcher::Kubeflow => {
             "export MASTER_ADDR and MASTER_PORT, rank 0's host and a free port there, the same for every rank"
         }
         Launcher::OpenMpi => {

@@ -59,6 +59,19 @@ pub(super) fn tasks_without_srun(variables: &Variables<'_>) -> Option<usize> {
     (is_in_job && !is_started && tasks > 1).then_some(tasks)
 }
 
+/// The name of the job and of the step in it: two steps may be given the same port. A heterogeneous job has one name, and
+/// parts with numbers of their own.
+pub(super) fn job(variables: &Variables<'_>) -> Option<String> {
+    if let Some(whole) = variables.first(&["SLURM_HET_JOB_ID", "SLURM_PACK_JOB_ID"]) {
+        return Some(whole.value);
+    }
+    let job = variables.first(&JOB)?.value;
+    Some(match variables.first(&STEP) {
+        Some(step) => format!("{job}.{}", step.value),
+        None => job,
+    })
+}
+
 /// False if slurmstepd started this process, or a parent of it, but not as a task of `srun`.
 fn is_task(variables: &Variables<'_>) -> bool {
     match variables.first(&STEP) {

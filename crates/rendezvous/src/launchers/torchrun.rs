@@ -60,7 +60,16 @@ pub(super) fn more_processes(variables: &Variables<'_>, unchecked: &Unchecked) -
 /// process is this program and not torchrun, a pod is a rank. `PET_NPROC_PER_NODE` is for torchrun
 /// and does not count here. (kubeflow/trainer, pkg/runtime/framework/plugins/torch/torch.go.)
 pub(super) fn kubeflow(variables: &Variables<'_>) -> Result<Option<Unchecked>, EnvironmentError> {
-    let launcher = Launcher::Torchrun;
+    let Some((rank, world)) = kubeflow_rank_and_world(variables)? else {
+        return Ok(None);
+    };
+    let rendezvous = rendezvous(variables, &PET_MASTER_ADDR, &PET_MASTER_PORT)?;
+    let launcher = Launcher::Kubeflow;
+    Ok(Some(Unchecked { launcher, rank, world, local_rank: None, local_world: None, rendezvous }))
+}
+
+pub(super) fn kubeflow_rank_and_world(variables: &Variables<'_>) -> Result<Option<(Number, Number)>, EnvironmentError> {
+    let launcher = Launcher::Kubeflow;
     // An elastic job has PET_NNODES="1:3" and no node rank: only torchrun can join that.
     let Some(rank) = variables.number(&["PET_NODE_RANK"])? else {
         return match variables.first(&["PET_NNODES"]) {
@@ -74,8 +83,7 @@ pub(super) fn kubeflow(variables: &Variables<'_>) -> Result<Option<Unchecked>, E
         };
     };
     let world = variables.number(&["PET_NNODES"])?.ok_or_else(|| rank.without("PET_NNODES", launcher))?;
-    let rendezvous = rendezvous(variables, &PET_MASTER_ADDR, &PET_MASTER_PORT)?;
-    Ok(Some(Unchecked { launcher, rank, world, local_rank: None, local_world: None, rendezvous }))
+    Ok(Some((rank, world)))
 }
 
 fn rendezvous(

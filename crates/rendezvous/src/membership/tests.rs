@@ -54,7 +54,35 @@ fn a_configuration_has_what_the_membership_says() {
     let launched = Membership { launched: true, local_world: 4, ..membership.clone() }.config().unwrap();
     assert_eq!((launched.everywhere, launched.join_timeout), (false, LAUNCHED_JOIN_TIMEOUT));
     let short = Membership { token: Some("short".to_owned()), ..membership };
-    assert!(matches!(short.config(), Err(MembershipError::ShortToken)));
+    assert!(matches!(short.config(), Err(MembershipError::ShortToken { length: 5, .. })));
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a file of the test")]
+fn a_token_is_read_as_editors_leave_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    let long = "x".repeat(1 << 20);
+    for (text, expected) in [
+        ("0123456789abcdef\n", Ok(TOKEN)),
+        ("\u{feff}  0123456789abcdef\r\n", Ok(TOKEN)),
+        ("", Err("is too short: 0 of at least 16")),
+        ("secret\n", Err("is too short: 6 of at least 16")),
+        (long.as_str(), Err("too long for a token")),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        match (token::read(&file), expected) {
+            (Ok(token), Ok(expected)) => assert_eq!(token, expected),
+            (Err(error), Err(says)) => {
+                let told = error.to_string();
+                assert!(told.contains(says) && told.contains(&file.display().to_string()), "{told}");
+                assert!(!error.hints().is_empty(), "{told}");
+            }
+            (found, expected) => panic!("{found:?} instead of {expected:?}"),
+        }
+    }
+    // A file without an end.
+    assert!(matches!(token::read(Path::new("/dev/zero")), Err(MembershipError::TokenFile { .. })));
 }
 
 /// The line that a worker reads: the names are those of every version.
