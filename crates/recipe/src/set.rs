@@ -61,11 +61,12 @@ fn with_entry<'a>(given: Option<Given<'a>>, entry: &'a str, value: &'a str) -> D
 }
 
 /// A value as TOML, or else as a string without quotes. Shells take quotes away, and `auto` or `5s`
-/// need none.
+/// need none. Between quotes that are there a backslash stands for itself if TOML has no such escape.
 fn parse_value(text: &str) -> DeValue<'_> {
+    let unquoted = || text.strip_prefix('"')?.strip_suffix('"').filter(|inside| !inside.contains('"'));
     match DeValue::parse(text) {
         Ok(value) => value.into_inner(),
-        Err(_) => DeValue::String(Cow::Borrowed(text)),
+        Err(_) => DeValue::String(Cow::Borrowed(unquoted().unwrap_or(text))),
     }
 }
 

@@ -138,6 +138,12 @@ fn set_overrides_the_file() {
     let lists = parse_with(MINIMAL, &["data.eval=[\"a\", \"b\"]", "lora.rank_pattern={ q_proj = 2 }"]).unwrap();
     assert_eq!((lists.data.eval.len(), lists.lora.rank_pattern["q_proj"]), (2, 2));
 
+    // Quotes that the shell has left do not belong to the pattern.
+    for text in [r"layers\.0\..*", r#""layers\.0\..*""#, r"'layers\.0\..*'"] {
+        let pattern = parse_with(MINIMAL, &[&format!("lora.target_modules={text}")]).unwrap();
+        assert_eq!(pattern.lora.target_modules, TargetModules::Regex(r"layers\.0\..*".into()), "{text}");
+    }
+
     let file_less = parse_with("", &["model.path=gpt2", "data.train=a.jsonl"]).unwrap();
     assert_eq!(file_less.model.path, "gpt2");
 }

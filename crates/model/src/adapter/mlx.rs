@@ -11,7 +11,6 @@ use finetune_store::{Dtype, encode_tensors};
 use serde_json::json;
 
 use crate::adaptation::is_of_vocabulary;
-use crate::adapter::files::MLX_FILE;
 use crate::adapter::mlx_names::{Halves, MlxModule, Stack, names_of, of_branch, without_branch};
 use crate::adapter::tensors::transposed;
 use crate::adapter::{Adapter, CONFIG_FILE};
@@ -28,7 +27,7 @@ fn layers_of(modules: &[String]) -> usize {
 }
 
 /// The name of a module within its layer, such as `self_attn.q_proj`.
-fn within(module: &str) -> &str {
+pub(super) fn within(module: &str) -> &str {
     module.splitn(4, '.').nth(3).unwrap_or(module)
 }
 
