@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::adaptation::is_of_vocabulary;
 use crate::adapter::mlx_names::{Halves, MlxModule, Stack, names_of, of_branch, without_branch};
 use crate::adapter::tensors::transposed;
-use crate::adapter::{Adapter, CONFIG_FILE};
+use crate::adapter::{Adapter, CONFIG_FILE, MLX_FILE};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, list};
 use crate::files::floats::from_f32;
