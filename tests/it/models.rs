@@ -52,6 +52,10 @@ fn a_merge_of_numbers_that_are_none() {
         put(&folder.path(file), name, value);
         let module = name.trim_start_matches("base_model.model.").trim_end_matches(".lora_B.weight");
         export(&folder).expect(4).says(module).says("not finite");
+        if file.starts_with("adapter") {
+            let alone = ["export", "adapter", "--format", "peft", "--output", "out"];
+            folder.finetune(&alone).expect(4).says(name).says("not finite");
+        }
         assert!(!folder.path("out").exists(), "{name} = {value}");
         let left: Vec<_> = std::fs::read_dir(folder.path("")).expect("a folder").collect();
         assert_eq!(left.len(), 5, "nothing beside it: {left:?}");

@@ -160,7 +160,8 @@ fn arguments_of_resume() {
         ("plain", 2, "lora.init_from = \"plain\""),
         ("recipe.toml", 2, "the recipe comes first: finetune run recipe.toml --resume"),
         ("model", 2, "model.path = \"model\""),
-        ("nowhere", 2, "nowhere: there is no such checkpoint"),
+        ("run/checkpoints/step-000010/optimizer.safetensors", 2, "is meant: run/checkpoints/step-000010"),
+        ("latest", 2, "`--resume` alone takes the newest of other/checkpoints, which has none yet"),
     ] {
         let ended = folder.run("other", &["--resume", argument]).expect(code).says(what);
         assert!(code == 0 || !folder.path("other").exists(), "{argument}: {}", ended.stderr);

@@ -27,12 +27,10 @@ use crate::error::DatasetError;
 /// never touched cost nothing.
 const STACK: usize = 64 << 20;
 
-/// How often a waiting caller looks at the threads.
+/// How often a waiting caller looks at the threads, and the most time that one look counts for. A
+/// process that was stopped for an hour (Ctrl-Z) has not worked for an hour. Nor has one that gets
+/// a tenth of a core (a container, a busy machine): there the looks come late, as the work does.
 const GLANCE: Duration = Duration::from_millis(20);
-
-/// The most time that one look counts for. A process that was stopped for an hour (Ctrl-Z) has not
-/// worked for an hour.
-const MOST_PER_GLANCE: Duration = Duration::from_millis(100);
 
 /// What a piece of foreign work may take.
 #[derive(Clone, Copy, Debug)]
@@ -361,7 +359,7 @@ impl Watch {
 
     fn look(&mut self) -> Option<DatasetError> {
         let now = Instant::now();
-        let passed = now.duration_since(self.before).min(MOST_PER_GLANCE);
+        let passed = now.duration_since(self.before).min(GLANCE);
         self.before = now;
         for (thread_state, seen) in self.pool_state.threads.iter().zip(&mut self.seen) {
             let turn = thread_state.turn.load(Ordering::Acquire);

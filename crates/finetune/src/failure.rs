@@ -104,6 +104,14 @@ impl Failure {
         Failure::own(Exit::DiskOrMemory, message, hints)
     }
 
+    /// No thread can be had that listens for signals.
+    pub(crate) fn deaf(error: &std::io::Error) -> Failure {
+        match error.kind() {
+            std::io::ErrorKind::WouldBlock | std::io::ErrorKind::OutOfMemory => Failure::no_threads(),
+            _ => Failure::own(Exit::DiskOrMemory, format!("cannot listen for signals: {error}"), Vec::new()),
+        }
+    }
+
     fn own(exit: Exit, message: String, hints: Vec<String>) -> Failure {
         OwnError { exit, message, hints }.into()
     }
@@ -379,6 +387,21 @@ fn print_problems(problems: &Problems) {
             }
             Location::Set(text) => print_message(&format!("--set {text}: {}", problem.message), &problem.hints),
             Location::File => print_message(&format!("{path}: {}", problem.message), &problem.hints),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// (what the system says, its number, part of what a person reads)
+    #[test]
+    fn why_signals_cannot_be_heard() {
+        for (number, expected) in [(libc::EAGAIN, "no more threads"), (libc::EMFILE, "cannot listen for signals: ")] {
+            let failure = Failure::deaf(&std::io::Error::from_raw_os_error(number));
+            assert!(failure.fact().contains(expected), "{}", failure.lines());
+            assert_eq!(failure.exit(), Exit::DiskOrMemory);
         }
     }
 }

@@ -9,6 +9,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::exit::Exit;
+use crate::failure::Failure;
 
 /// How often removing a directory is tried while another thread still writes into it.
 const TRIES: usize = 50;
@@ -18,15 +19,15 @@ const TRIES: usize = 50;
 pub(crate) struct Unfinished(Arc<Mutex<Option<PathBuf>>>);
 
 impl Unfinished {
-    pub(crate) fn watch() -> io::Result<Unfinished> {
+    pub(crate) fn watch() -> Result<Unfinished, Failure> {
         let mut wanted = vec![SIGINT, SIGTERM];
         if !is_ignored(SIGHUP) {
             wanted.push(SIGHUP);
         }
-        let mut signals = Signals::new(wanted)?;
+        let mut signals = Signals::new(wanted).map_err(|error| Failure::deaf(&error))?;
         let directory: Arc<Mutex<Option<PathBuf>>> = Arc::default();
         let watched = Arc::clone(&directory);
-        std::thread::Builder::new().name("interrupt".to_owned()).spawn(move || {
+        let listening = std::thread::Builder::new().name("interrupt".to_owned()).spawn(move || {
             if let Some(signal) = signals.forever().next() {
                 // The lock is held until the end: a directory that is being published is published
                 // whole, and no other one will be.
@@ -37,7 +38,8 @@ impl Unfinished {
                 crate::stderr::complain!("interrupted; nothing unfinished is left behind");
                 Exit::Stopped(signal).end();
             }
-        })?;
+        });
+        listening.map_err(|error| Failure::deaf(&error))?;
         Ok(Unfinished(directory))
     }
 

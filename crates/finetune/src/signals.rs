@@ -4,7 +4,6 @@
 //! the first signal asks the run to stop after the current step. A second one ends it at once. Both
 //! are answered with a line.
 
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use std::time::Duration;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
 
 use crate::exit::Exit;
+use crate::failure::Failure;
 use crate::stderr::complain;
 
 /// How long a rank goes on whose launcher is gone. After ten seconds no process may be left over.
@@ -40,7 +40,7 @@ pub(crate) struct Signals {
 
 impl Signals {
     /// Listens on a thread of its own, from now to the end of the process.
-    pub(crate) fn listen() -> io::Result<Arc<Signals>> {
+    pub(crate) fn listen() -> Result<Arc<Signals>, Failure> {
         let signals = Arc::new(Signals {
             stop: Arc::new(AtomicI32::new(0)),
             at_once: AtomicBool::new(true),
@@ -53,13 +53,15 @@ impl Signals {
         if !is_ignored(SIGHUP) {
             wanted.push(SIGHUP);
         }
-        let mut arriving = signal_hook::iterator::Signals::new(wanted)?;
+        let arriving = signal_hook::iterator::Signals::new(wanted);
+        let mut arriving = arriving.map_err(|error| Failure::deaf(&error))?;
         let listener = Arc::clone(&signals);
-        std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let listening = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
             for signal in arriving.forever() {
                 listener.receive(signal);
             }
-        })?;
+        });
+        listening.map_err(|error| Failure::deaf(&error))?;
         Ok(signals)
     }
 

@@ -21,6 +21,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 pub use self::base::{BaseCheck, BaseFile, BaseName, RecordedBase, base_digest, base_digest_of, base_files};
+pub(crate) use self::files::MLX_FILE;
 use crate::adaptation::{Adaptation, is_expert, is_of_vocabulary, stack_of};
 use crate::error::ModelError;
 use crate::lora::{LoraTarget, LoraTargets, is_named, last_parts, layer_of};

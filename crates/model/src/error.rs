@@ -10,6 +10,7 @@ use finetune_kernels::devices::take_out_of_memory;
 use finetune_packed::PackedError;
 use finetune_store::StoreError;
 
+use crate::adapter::MLX_FILE;
 use crate::config::family::FAMILIES;
 
 /// What can be wrong with a model directory, an adapter or a device. The fields are the words of
@@ -217,6 +218,9 @@ impl Advice for ModelError {
                     format!("what fits this adapter in [lora]:\n{settings}"),
                     "or start from another adapter".into(),
                 ]
+            }
+            ModelError::AdapterKeys { path, .. } if path.ends_with(MLX_FILE) => {
+                vec!["mlx-lm may still read it: fuse it with `mlx_lm.fuse`, and use the result as the model".into()]
             }
             ModelError::AdapterKeys { .. } => vec![
                 "PEFT may still read it: merge it into its base there (merge_and_unload), and go on from the result".into(),

@@ -53,6 +53,7 @@ pub use decoder::kept::{LayerKept, kept_layers};
 pub use error::ModelError;
 pub use files::base_files::{stated_type, stored_type};
 pub use files::config_alone::{assumed_of_packing, stated_packing};
+pub use files::finite::expect_finite_file;
 pub use files::floats::float_type;
 pub use files::packing::{BaseForm, ExpertSizes, LayerSizes, PackedSizes, scheme_named, scheme_word};
 pub use finetune_kernels::devices::{

@@ -277,6 +277,16 @@ fn an_adapter_of_mlx_is_the_same_adapter() {
         assert!(error.to_string().contains(part), "{settings}: {error}");
     }
     read(mlx(json!({"num_layers": 3, "lora_parameters": with("keys", all)})).path()).expect("the keys of all layers");
+
+    // Without `keys` the branches of the other layers tell that one is missing.
+    let cut = mlx(json!({"num_layers": -1, "lora_parameters": parameters}));
+    let file = cut.path().join("adapters.safetensors");
+    let mut tensors = made::read_tensors(&file);
+    tensors.retain(|(name, ..)| !name.starts_with("model.layers.1.self_attn.q_proj."));
+    write_tensors(&file, &tensors);
+    let notices = read(cut.path()).expect("an adapter").notices;
+    let [notice] = &notices[..] else { panic!("{notices:?}") };
+    assert!(notice.ends_with("so these layers stay as they are: `model.layers.1.self_attn.q_proj`"), "{notice}");
 }
 
 /// (what is made in the directory, the part of the path that is named, parts of message and hint)

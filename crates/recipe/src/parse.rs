@@ -27,7 +27,12 @@ pub(crate) type GivenKeys<'a> = Option<BTreeMap<&'static str, Given<'a>>>;
 pub(crate) fn known_keys<'a>(text: &'a str, sets: &'a [String]) -> (GivenKeys<'a>, Vec<Problem>) {
     let (document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
-        return (None, errors.iter().take(MOST_PROBLEMS).map(syntax_problem).collect());
+        let mut problems: Vec<Problem> = errors.iter().take(MOST_PROBLEMS).map(syntax_problem).collect();
+        // A pattern has many of them, and one hint is enough.
+        if let Some(first) = problems.iter_mut().find(|problem| is_in_an_escape(problem, text)) {
+            first.hints.push("in double quotes a backslash begins an escape: use single quotes".to_owned());
+        }
+        return (None, problems);
     }
     let mut given = BTreeMap::new();
     let mut problems = Vec::new();
@@ -114,4 +119,11 @@ fn syntax_problem(error: &toml::de::Error) -> Problem {
     let message = error.message().split('\n').collect::<Vec<_>>().join("; ");
     let location = error.span().map_or(Location::File, Location::Span);
     Problem::new(location, format!("not TOML: {message}"))
+}
+
+/// Whether the text stops to be TOML behind a backslash in double quotes: `"\."`, `"C:\Users"`.
+fn is_in_an_escape(problem: &Problem, text: &str) -> bool {
+    let Location::Span(span) = &problem.location else { return false };
+    let before = text.get(..span.start).unwrap_or_default();
+    before.trim_end_matches(|letter: char| letter.is_ascii_hexdigit() || "uUx".contains(letter)).ends_with('\\')
 }

@@ -61,11 +61,13 @@ fn with_entry<'a>(given: Option<Given<'a>>, entry: &'a str, value: &'a str) -> D
 }
 
 /// A value as TOML, or else as a string without quotes, or a list of such. Shells take quotes away,
-/// and `auto` or `5s` need none.
+/// and `auto` or `5s` need none. Between quotes that are there a backslash stands for itself if TOML
+/// has no such escape.
 fn parse_value(text: &str) -> DeValue<'_> {
+    let unquoted = || text.strip_prefix('"')?.strip_suffix('"').filter(|inside| !inside.contains('"'));
     match DeValue::parse(text) {
         Ok(value) => value.into_inner(),
-        Err(_) => bare_list(text).unwrap_or(DeValue::String(Cow::Borrowed(text))),
+        Err(_) => bare_list(text).unwrap_or(DeValue::String(Cow::Borrowed(unquoted().unwrap_or(text)))),
     }
 }
 

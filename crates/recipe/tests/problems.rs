@@ -318,6 +318,18 @@ fn duplicate_keys_and_broken_text_are_pointed_at() {
         below("[lora]\nrank = 8\nrank = 9")
     );
     assert!(below("[lora\nrank = 8").starts_with("5:"), "{}", below("[lora\nrank = 8"));
+    let in_quotes = " | in double quotes a backslash begins an escape: use single quotes";
+    for (value, is_hinted) in [
+        (r#""model\.layers\.0\..*""#, true),
+        (r#""C:\Users\ada""#, true),
+        (r#""C:\xq""#, true),
+        (r"'model\.layers\.0", false),
+        (r#""q_proj"#, false),
+    ] {
+        let found = below(&format!("[lora]\ntarget_modules = {value}\n"));
+        assert!(found.starts_with("6:") && found.contains("not TOML: "), "{value}: {found}");
+        assert_eq!(found.matches(in_quotes).count(), usize::from(is_hinted), "{value}: {found}");
+    }
 }
 
 #[test]

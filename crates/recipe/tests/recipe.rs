@@ -145,6 +145,11 @@ fn set_overrides_the_file() {
     assert_eq!(recipe.data.eval, [PathBuf::from("/home/ada/a"), PathBuf::from("/home/ada/b")]);
     let recipe = bare("lora.target_modules=[qv]_proj");
     assert_eq!(recipe.lora.target_modules, TargetModules::Regex("[qv]_proj".to_owned()));
+    // Quotes that the shell has left do not belong to the pattern.
+    for text in [r"layers\.0\..*", r#""layers\.0\..*""#, r"'layers\.0\..*'"] {
+        let pattern = parse_with(MINIMAL, &[&format!("lora.target_modules={text}")]).unwrap();
+        assert_eq!(pattern.lora.target_modules, TargetModules::Regex(r"layers\.0\..*".into()), "{text}");
+    }
 
     let file_less = parse_with("", &["model.path=gpt2", "data.train=a.jsonl"]).unwrap();
     assert_eq!(file_less.model.path, "gpt2");

@@ -194,13 +194,17 @@ fn described(path: &Path, checkpoints: &Path) -> (String, Vec<String>) {
             format!("{}, and no checkpoint", holding.describe()),
             Some(format!("the recipe comes first: finetune run {shown} --resume")),
         ),
-        _ => (format!("{}, and no checkpoint", holding.describe()), None),
+        _ => {
+            let around = path.parent().filter(|parent| kind_of(parent).as_deref() == Some("checkpoint"));
+            let hint = around.map(|around| format!("the directory is meant: {}", around.display()));
+            (format!("{}, and no checkpoint", holding.describe()), hint)
+        }
     };
-    (what, hint.into_iter().chain(present(checkpoints)).collect())
+    (what, hint.into_iter().chain([present(checkpoints)]).collect())
 }
 
 /// A hint that lists the newest checkpoints, for a user who named another path.
-fn present(checkpoints: &Path) -> Option<String> {
+fn present(checkpoints: &Path) -> String {
     let found = numbered(&RealDisk, checkpoints, "step-").unwrap_or_default();
     let names: Vec<String> = found
         .iter()
@@ -208,8 +212,10 @@ fn present(checkpoints: &Path) -> Option<String> {
         .take(5)
         .map(|(_, path)| path.file_name().unwrap_or_default().to_string_lossy().into_owned())
         .collect();
-    (!names.is_empty())
-        .then(|| format!("{} has {}; `--resume` alone takes the newest", checkpoints.display(), names.join(", ")))
+    match names.is_empty() {
+        true => format!("`--resume` alone takes the newest of {}, which has none yet", checkpoints.display()),
+        false => format!("{} has {}; `--resume` alone takes the newest", checkpoints.display(), names.join(", ")),
+    }
 }
 
 #[cfg(test)]

@@ -45,6 +45,8 @@ fn files_that_are_not_there() {
         expect![[r#"
             reading rows
             error: run/checkpoints/step-000100: there is no such checkpoint
+
+            hint: `--resume` alone takes the newest of run/checkpoints, which has none yet
             (exit code 2)
         "#]],
     );

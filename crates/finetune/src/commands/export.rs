@@ -133,6 +133,7 @@ fn weights(
             let publishing = unfinished.publishing();
             staging.publish_replacing(&json!({"kind": MERGED}))?;
             drop(publishing);
+            say_left_out(model, show);
             say(&merged, show);
             Ok(())
         }
@@ -225,13 +226,18 @@ fn merged(
     let publishing = unfinished.publishing();
     staging.publish_replacing(&json!({"kind": MERGED}))?;
     drop(publishing);
+    say_left_out(base, show);
+    say(&merged, show);
+    output::line(&verdict)?;
+    Ok(())
+}
+
+/// The files of a base that are no part of the model, and so not of what was written.
+pub(super) fn say_left_out(base: &Path, show: &Progress) {
     let left_out = left_out(base);
     if !left_out.is_empty() {
         show.say(&format!("left out    {} (of the base, no part of the model)", left_out.join(", ")));
     }
-    say(&merged, show);
-    output::line(&verdict)?;
-    Ok(())
 }
 
 /// What a user should know about a merged model, beside how much is left of the training.

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use finetune_model::adapter::{Adapter, CONFIG_FILE, TENSOR_FILE};
-use finetune_model::{Adaptation, ModelConfig};
+use finetune_model::{Adaptation, ModelConfig, expect_finite_file};
 use finetune_store::{RealDisk, Staging, refuse_links_out};
 use serde_json::{Value, json};
 
@@ -114,8 +114,10 @@ pub(super) fn alone(
     Ok(())
 }
 
-/// The files of an adapter in PEFT's format, byte by byte.
+/// The files of an adapter in PEFT's format, byte by byte. A damaged one is not passed on, nor one
+/// of a training that diverged.
 fn copied(adapter: &Path) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+    expect_finite_file(&adapter.join(TENSOR_FILE))?;
     let mut files = Vec::new();
     for name in [CONFIG_FILE, TENSOR_FILE] {
         let bytes = std::fs::read(adapter.join(name)).map_err(|error| unreadable(&adapter.join(name), &error))?;

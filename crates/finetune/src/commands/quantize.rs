@@ -10,7 +10,7 @@ use finetune_store::{Dtype, Holding, RealDisk, Staging, StoreError, TensorSet, r
 use serde_json::json;
 
 use crate::cli::QuantizeArguments;
-use crate::commands::export::refuse_place;
+use crate::commands::export::{refuse_place, say_left_out};
 use crate::commands::preflight::free_bytes;
 use crate::failure::Failure;
 use crate::interrupt::Unfinished;
@@ -69,6 +69,7 @@ fn write(arguments: &QuantizeArguments, show: &mut Progress, unfinished: &Unfini
     let publishing = unfinished.publishing();
     staging.publish_replacing(&json!({"kind": KIND, "scheme": scheme_word(scheme)}))?;
     drop(publishing);
+    say_left_out(&base, show);
     Ok(Report::new(scheme, &before, &after, written))
 }
 

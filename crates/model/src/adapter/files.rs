@@ -6,7 +6,7 @@ use crate::adapter::{CONFIG_FILE, TENSOR_FILE};
 use crate::error::ModelError;
 
 /// The file in which mlx-lm keeps an adapter's tensors.
-pub(super) const MLX_FILE: &str = "adapters.safetensors";
+pub(crate) const MLX_FILE: &str = "adapters.safetensors";
 /// The file in which PEFT kept them before safetensors.
 const PICKLE_FILE: &str = "adapter_model.bin";
 /// Entries of a directory that are looked at to word a message.

@@ -11,10 +11,9 @@ use finetune_store::{Dtype, encode_tensors};
 use serde_json::json;
 
 use crate::adaptation::is_of_vocabulary;
-use crate::adapter::files::MLX_FILE;
 use crate::adapter::mlx_names::{Halves, MlxModule, Stack, names_of, of_branch, without_branch};
 use crate::adapter::tensors::transposed;
-use crate::adapter::{Adapter, CONFIG_FILE};
+use crate::adapter::{Adapter, CONFIG_FILE, MLX_FILE};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, list};
 use crate::files::floats::from_f32;
@@ -28,7 +27,7 @@ fn layers_of(modules: &[String]) -> usize {
 }
 
 /// The name of a module within its layer, such as `self_attn.q_proj`.
-fn within(module: &str) -> &str {
+pub(super) fn within(module: &str) -> &str {
     module.splitn(4, '.').nth(3).unwrap_or(module)
 }
 

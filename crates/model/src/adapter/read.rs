@@ -38,13 +38,14 @@ impl Adapter {
         let file = TensorFile::open(&path)?;
         let spelling = spelling_of(&file, config);
         let named: Vec<String> = modules.iter().map(|module| name_of(module, format, spelling, config)).collect();
-        let settings = Settings::read(&files, &named, config.tied_embeddings)?;
+        let mut settings = Settings::read(&files, &named, config.tied_embeddings)?;
         modules.truncate(linears);
         let in_text = |module: &str| match config.wrapper {
             Some(_) => module_in_text(module).into_owned(),
             None => module.to_owned(),
         };
         let branches = Branches::sort(&file, files.format, &path, in_text)?;
+        settings.targets.take_names(branches.by_module.keys().map(|(module, _)| module.as_str()));
         let rows = rows(&branches).unwrap_or(config.vocabulary);
         let config = &ModelConfig { vocabulary: rows, ..config.clone() };
         let adapter = Adapter {

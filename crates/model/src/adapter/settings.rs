@@ -106,7 +106,7 @@ pub(super) struct Settings {
     /// `None`: the rank of the tensors.
     rank: Option<usize>,
     rank_pattern: Patterns<usize>,
-    targets: Targets,
+    pub(super) targets: Targets,
     /// Ends of names of parameters that have a branch: those of stacked experts, and routers' weights.
     parameters: Vec<String>,
     /// Whether branches are those of DoRA.

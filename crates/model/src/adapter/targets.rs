@@ -3,6 +3,7 @@
 use fancy_regex::Regex;
 
 use crate::adaptation::is_of_vocabulary;
+use crate::adapter::mlx::within;
 use crate::error::ModelError;
 use crate::lora::{full_match, is_all_linear, is_match, is_named, layer_of};
 
@@ -68,7 +69,7 @@ pub(super) enum Targets {
     /// PEFT's settings. `layers`: only these layers; `None`: all.
     Chosen { chosen: Named, excluded: Option<Named>, layers: Option<Layers> },
     /// mlx-lm's settings: the layers from `first` on, and in them the modules of these names.
-    /// `None`: any modules.
+    /// `None`: the settings have no names ([`Targets::take_names`]).
     Last { first: usize, keys: Option<Vec<String>> },
 }
 
@@ -78,6 +79,19 @@ impl Targets {
     pub(super) fn last_layers(modules: &[String], count: Option<usize>, keys: Option<Vec<String>>) -> Targets {
         let layers = modules.iter().filter_map(|module| layer_of(module)).max().map_or(0, |last| last + 1);
         Targets::Last { first: count.map_or(0, |count| layers.saturating_sub(count)), keys }
+    }
+
+    /// Settings of mlx-lm without names choose modules of the same names in each of these layers.
+    /// Which ones its version chose by itself is seen from the branches in the file.
+    pub(super) fn take_names<'m>(&mut self, of_branches: impl Iterator<Item = &'m str>) {
+        if let Targets::Last { keys: keys @ None, .. } = self {
+            *keys = Some(
+                of_branches
+                    .filter(|module| layer_of(module).is_some())
+                    .map(|module| within(module).to_owned())
+                    .collect(),
+            );
+        }
     }
 
     /// Whether there should be a branch on the module; `None` if the settings do not say.
@@ -95,14 +109,8 @@ impl Targets {
             }
             Targets::Last { first, keys } => {
                 let inside = layer_of(module).is_some_and(|layer| layer >= *first);
-                match keys {
-                    // mlx-lm's default choice differs from version to version.
-                    None => (!inside).then_some(false),
-                    Some(keys) => {
-                        let within = module.splitn(4, '.').nth(3).unwrap_or_default();
-                        Some(keys.iter().any(|key| key == module || (inside && key == within)))
-                    }
-                }
+                let keys = keys.as_ref()?;
+                Some(keys.iter().any(|key| key == module || (inside && key == within(module))))
             }
         }
     }

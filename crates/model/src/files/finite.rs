@@ -1,6 +1,8 @@
 //! Numbers that are not finite, found while weights are read.
 
-use finetune_store::{Dtype, TensorView};
+use std::path::Path;
+
+use finetune_store::{Dtype, TensorFile, TensorView};
 use rayon::prelude::*;
 
 use crate::config::ModelConfig;
@@ -58,14 +60,27 @@ pub(crate) fn expect_all_finite(files: &BaseFiles, config: &ModelConfig) -> Resu
             }
             continue;
         };
-        let mut start = 0;
-        view.pieces(|piece| {
-            expect_finite(view, piece, start)?;
-            start += piece.len() / view.dtype.size();
-            Ok::<(), ModelError>(())
-        })?;
+        expect_finite_view(view)?;
     }
     Ok(())
+}
+
+/// Reads a file of tensors, whatever they are for, and refuses one with a number that is not finite.
+///
+/// # Errors
+/// If the file cannot be read or is malformed, or if a number is not finite.
+pub fn expect_finite_file(path: &Path) -> Result<(), ModelError> {
+    let file = TensorFile::open(path)?;
+    file.names().filter_map(|name| file.get(name)).try_for_each(|view| expect_finite_view(&view))
+}
+
+fn expect_finite_view(view: &TensorView<'_>) -> Result<(), ModelError> {
+    let mut start = 0;
+    view.pieces(|piece| {
+        expect_finite(view, piece, start)?;
+        start += piece.len() / view.dtype.size();
+        Ok(())
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! Ctrl-C and SIGTERM while the program waits, reads or answers.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
 use crate::exit::Exit;
+use crate::failure::Failure;
 use crate::stderr::complain;
 
 /// How long the line editor has to let go of the terminal.
@@ -44,7 +44,7 @@ pub(super) struct Interrupts {
 impl Interrupts {
     /// Listens on a thread of its own, from now to the end of the process. `by_hand`: a person
     /// types at a terminal.
-    pub(super) fn listen(by_hand: bool) -> io::Result<Arc<Interrupts>> {
+    pub(super) fn listen(by_hand: bool) -> Result<Arc<Interrupts>, Failure> {
         let interrupts = Arc::new(Interrupts {
             doing: AtomicU8::new(Doing::Nothing as u8),
             stop: AtomicBool::new(false),
@@ -52,13 +52,14 @@ impl Interrupts {
             presses: AtomicUsize::new(0),
             by_hand,
         });
-        let mut arriving = Signals::new([SIGINT, SIGTERM])?;
+        let mut arriving = Signals::new([SIGINT, SIGTERM]).map_err(|error| Failure::deaf(&error))?;
         let listener = Arc::clone(&interrupts);
-        std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let listening = std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
             for signal in arriving.forever() {
                 listener.receive(signal);
             }
-        })?;
+        });
+        listening.map_err(|error| Failure::deaf(&error))?;
         Ok(interrupts)
     }
 
