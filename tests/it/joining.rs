@@ -112,7 +112,7 @@ fn another_token_is_a_mistake() {
         let file = folder.path(token);
         folder.write(token, token.repeat(16).as_bytes());
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).expect("our own file");
-        let mut command = rank(&folder, &port, number, 2, output, &[]);
+        let mut command = rank(&folder, port, number, 2, output, &[]);
         command.env("FINETUNE_TOKEN_FILE", &file);
         start(&mut command)
     };
@@ -129,7 +129,7 @@ fn another_token_is_a_mistake() {
 fn an_address_that_leads_home_is_named() {
     let folder = Folder::with_recipe(CRASH_RECIPE);
     folder.write("token", b"0123456789abcdef0123456789abcdef\n");
-    let mut lost = rank(&folder, &free_port(), 1, 2, "run", &["--set", "distributed.join_timeout=\"3s\""]);
+    let mut lost = rank(&folder, free_port(), 1, 2, "run", &["--set", "distributed.join_timeout=\"3s\""]);
     lost.env("MASTER_ADDR", "localhost").env("FINETUNE_TOKEN_FILE", folder.path("token"));
     run(&mut lost).expect(3).says("an address of this machine").says("is rank 0 running on this machine?");
 }

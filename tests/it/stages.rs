@@ -8,7 +8,7 @@ use crate::deeper::at_least;
 use crate::failpoints::{OF_EVERY_PIECE, OF_EVERY_READ, OF_EVERY_STAGE, OF_EVERY_TENSOR};
 use crate::folder::{CRASH_RECIPE, Folder, RunResult, golden};
 use crate::launch::{THREE_ATTEMPTS, lost_in_each_attempt};
-use crate::program::{run, start};
+use crate::program::run;
 
 /// Two shares of a step, whoever computes them.
 const SHARES: [&str; 2] = ["--set", "distributed.virtual_ranks=2"];
