@@ -191,6 +191,14 @@ fn unreadable_hint(path: &Path, error: &std::io::Error) -> String {
     }
 }
 
+fn adapter_keys_hint(path: &Path) -> &'static str {
+    if path.ends_with(MLX_FILE) {
+        "mlx-lm may still read it: fuse it with `mlx_lm.fuse`, and use the result as the model"
+    } else {
+        "PEFT may still read it: merge it into its base there (merge_and_unload), and go on from the result"
+    }
+}
+
 impl Advice for ModelError {
     fn hints(&self) -> Vec<String> {
         match self {
@@ -219,12 +227,7 @@ impl Advice for ModelError {
                     "or start from another adapter".into(),
                 ]
             }
-            ModelError::AdapterKeys { path, .. } if path.ends_with(MLX_FILE) => {
-                vec!["mlx-lm may still read it: fuse it with `mlx_lm.fuse`, and use the result as the model".into()]
-            }
-            ModelError::AdapterKeys { .. } => vec![
-                "PEFT may still read it: merge it into its base there (merge_and_unload), and go on from the result".into(),
-            ],
+            ModelError::AdapterKeys { path, .. } => vec![adapter_keys_hint(path).into()],
             ModelError::NoAdapter { hint, .. }
             | ModelError::NotExpressible { hint, .. }
             | ModelError::GgufBase { hint, .. } => vec![hint.clone()],

@@ -345,6 +345,9 @@ impl TrainError {
                 "model.device = \"cpu\" or \"auto\" trains with this one",
             ],
             TrainError::ExceedsF16 { .. } => &["take \"bf16\" or \"f32\"; \"auto\" does, whatever the file has"],
+            TrainError::NotTogether { .. } => {
+                &["take fewer ranks (-n, or hosts of the hostfile); `--parallel tensor` splits every layer instead"]
+            }
             TrainError::NotJson { .. } => &["each line of a dataset is one JSON object"],
             TrainError::Differ { .. } => &[
                 "all ranks need the same program, recipe, model and data; `finetune launch --copy` brings those of a recipe to every host",
@@ -430,12 +433,6 @@ impl Advice for TrainError {
                 "start more ranks, or on hosts with more memory".to_owned(),
                 "--quantization packs the weights in fewer bits, such as mlx4 or int8".to_owned(),
             ],
-            TrainError::NotTogether { .. } => {
-                vec![
-                    "take fewer ranks (-n, or hosts of the hostfile); `--parallel tensor` splits every layer instead"
-                        .to_owned(),
-                ]
-            }
             TrainError::NotSplit { .. } => {
                 vec!["--parallel stages, the default, gives each rank whole layers".to_owned()]
             }

@@ -22,12 +22,10 @@ fn arguments_that_are_none() {
         &folder,
         &["run"],
         expect![[r#"
-        error: the following required arguments were not provided:
-          <RECIPE>
+        error: `finetune run` needs a recipe, a TOML file
 
-        Usage: finetune run <RECIPE>
-
-        For more information, try '--help'.
+        hint: `finetune init DIR` writes one, with rows to begin with
+        hint: without one: --model MODEL --data FILE
         (exit code 2)
     "#]],
     );
