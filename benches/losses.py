@@ -9,7 +9,7 @@ rank it is.
   python3 benches/losses.py --finetune target/release/finetune --ranks 3 --trials 30
   python3 benches/losses.py --finetune target/release/finetune --ranks 3 --stages --trials 24 --freezes 12
 """
-import argparse, json, os, pathlib, random, re, signal, statistics, subprocess, tempfile, threading, time
+import argparse, json, os, pathlib, random, re, signal, statistics, subprocess, sys, tempfile, threading, time
 
 arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 arguments.add_argument("--finetune", required=True)
@@ -43,39 +43,54 @@ def hops(rank, point):
     return (above, below) if point == "hops.send" else (below, above)
 
 
-def held(trial):
-    """The rank of a trial, and where it is held up until it is stopped: in the 13th step."""
+def held(trial, go):
+    """The rank of a trial, and where it is held up until there is a file `go`: in the 13th step."""
     rank, point, back = trial % options.ranks, ("hops.send", "hops.receive")[trial // options.ranks % 2], trial // options.ranks // 2 % 2
     ways = hops(rank, point)
     hit = 12 * sum(ways) + back * ways[0] + (ways[back] + 1) // 2
-    return rank, f"{point}:{hit}@{rank}+3600"
+    return rank, f"{point}:{hit}@{rank}+{go}"
+
+
+def without_evaluation(directory):
+    """The quickstart's recipe without held-back rows, which would go through the layers too."""
+    text = (root / "recipes/quickstart.toml").read_text().replace('"../', f'"{root}/')
+    text = re.sub(r"(?ms)^eval = .*?\n|^\[eval\].*?(?=^\[)", "", text)
+    recipe = pathlib.Path(directory, "recipe.toml")
+    recipe.write_text(text)
+    return recipe
 
 
 def trial(what, directory, number):
-    metrics = pathlib.Path(directory, "run", "metrics.jsonl")
-    line = [options.finetune, "launch", "-n", str(options.ranks), "--max-restarts", "1", "--", str(root / "recipes/quickstart.toml"),
+    metrics, go = pathlib.Path(directory, "run", "metrics.jsonl"), pathlib.Path(directory, "go")
+    recipe = without_evaluation(directory) if options.stages else root / "recipes/quickstart.toml"
+    line = [options.finetune, "launch", "-n", str(options.ranks), "--max-restarts", "1", "--", str(recipe),
             "--output-dir", str(metrics.parent), "--set", "train.max_steps=100000", "--set", "checkpoint.every=10",
-            "--set", "eval.samples=0", "--set", "eval.exact_match=0", "--set", "eval.every=0", "--set", "log.every=1000000"]
+            "--set", "log.every=1000000"]
     environment = dict(os.environ)
     if options.stages:
         line += ["--set", f"parallel.stages={options.ranks}", "--set", f"train.global_batch_size={ROWS}",
-                 "--set", "train.micro_batch_size=1", "--set", "data.eval=[]"]
-        rank, environment["FINETUNE_FAILPOINT"] = held(number)
+                 "--set", "train.micro_batch_size=1"]
+        rank, environment["FINETUNE_FAILPOINT"] = held(number, go)
+    else:
+        line += ["--set", "eval.samples=0", "--set", "eval.exact_match=0", "--set", "eval.every=0"]
     child = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     heard = []
     def listen():
         for text in child.stderr:
             heard.append((time.monotonic(), text))
     threading.Thread(target=listen, daemon=True).start()
-    while last_step(metrics) < 12:
-        time.sleep(0.01)
-    while options.stages and not any("held up at" in text for _, text in list(heard)):
+    is_there = lambda: any("held up at" in text for _, text in list(heard)) if options.stages else last_step(metrics) >= 12
+    while not is_there():
+        if child.poll() is not None:
+            sys.exit(f"{line}: exit code {child.returncode}\n" + "".join(text for _, text in heard))
         time.sleep(0.01)
     time.sleep(dice.random() * 0.3)
     ranks = subprocess.run(["pgrep", "-P", str(child.pid)], capture_output=True, text=True).stdout.split()
     victim = int(ranks[rank if options.stages else dice.randrange(len(ranks))])
     began = time.monotonic()
     os.kill(victim, signal.SIGKILL if what == "kill" else signal.SIGSTOP)
+    # Those that start again are not held up.
+    go.touch()
     known = restarted = gone_on = resumed_at = None
     while gone_on is None and time.monotonic() - began < 60:
         lost = [at for at, text in list(heard) if "was lost" in text and "] error" in text]
