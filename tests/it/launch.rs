@@ -19,8 +19,8 @@ pub(crate) fn processes_with(words: &[&str]) -> usize {
 }
 
 /// The number of running ranks that have the run's directory in their arguments.
-fn ranks_left(directory: &Path) -> usize {
-    processes_with(&["--assigned", &directory.to_string_lossy()])
+pub(crate) fn ranks_left(directory: &Path) -> usize {
+    processes_with(&[" run --assigned ", &directory.to_string_lossy()])
 }
 
 /// Waits until none is left, so long at most.

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use crate::commands::serve::ask;
 use crate::folder::{CRASH_RECIPE, Folder, repository};
-use crate::launch::{processes_with, wait_until_none};
+use crate::launch::{metrics_so_far, ranks_left, wait_until_none};
 use crate::memory_limit::{MemoryGroup, rows, write_model};
 use crate::program::{DEADLINE, Running, finetune, run, start};
 
@@ -83,17 +83,9 @@ pub(crate) const FOR_EVER: [&str; 8] = [
     "distributed.timeout=\"2s\"",
 ];
 
-fn steps(directory: &Path) -> usize {
-    std::fs::read_to_string(directory.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
-}
-
 pub(crate) fn wait_for_steps(running: &mut Running, directory: &Path, more: usize) {
-    let before = steps(directory);
-    running.wait_until("more steps", |_| steps(directory) >= before + more);
-}
-
-fn ranks_left(directory: &Path) -> usize {
-    processes_with(&[" run --assigned ", &directory.to_string_lossy()])
+    let before = metrics_so_far(directory);
+    running.wait_until("more steps", |_| metrics_so_far(directory) >= before + more);
 }
 
 #[test]

@@ -57,14 +57,11 @@ pub(crate) fn digest_together(
     };
     let mine: Vec<Told> = base_files(directory, &|_| false)?.into_iter().map(told).collect();
     let of_ranks = gather(&mine, ranks)?;
-    let host = |rank: usize| ranks.group().who()[rank].host.clone();
-    let differ = |differences| TrainError::Differ { differences };
-    merged(&without_content(&of_ranks), &host).map_err(differ)?;
+    merged_of(&without_content(&of_ranks), ranks)?;
     let dealt: Vec<&str> = deal(&of_ranks).remove(rank).into_iter().map(|n| mine[n].file.name.as_str()).collect();
     let hashed = base_files(directory, &|name| dealt.contains(&name))?;
-    let contents: Vec<&str> = hashed.iter().map(|file| file.digest.content.as_deref().unwrap_or("-")).collect();
-    let contents = ranks.gather_texts(&contents.join("\n"))?;
-    let files = merged(&with_content(of_ranks, &contents), &host).map_err(differ)?;
+    let contents = gather_contents(hashed.iter().map(|file| &file.digest), ranks)?;
+    let files = merged_of(&with_content(of_ranks, &contents), ranks)?;
     match base_digest_of(directory, &files)? {
         Some(digest) => Ok(digest),
         None => {
@@ -82,10 +79,8 @@ pub(crate) fn expect_no_files(ranks: &Ranks) -> Result<(), TrainError> {
     if ranks.group().world() == 1 {
         return Ok(());
     }
-    let host = |rank: usize| ranks.group().who()[rank].host.clone();
     let of_ranks = gather(&[], ranks)?;
-    merged(&without_content(&of_ranks), &host).map_err(|differences| TrainError::Differ { differences })?;
-    Ok(())
+    merged_of(&without_content(&of_ranks), ranks).map(drop)
 }
 
 /// Refuses ranks that use other models than each other: other settings, tokenizers or adapters, other names, lengths or
@@ -111,13 +106,9 @@ pub(crate) fn expect_same_model(directory: &Path, adapter: Option<&Path>, ranks:
         FileDigest { name, length: 0, header: "-".to_owned(), content: Some(content) }
     });
     let mine: Vec<FileDigest> = beside.chain(weights).collect();
-    let contents: Vec<String> = mine.iter().map(|file| file.content.clone().unwrap_or("-".to_owned())).collect();
+    let contents = gather_contents(mine.iter(), ranks)?;
     let told: Vec<Told> = mine.into_iter().map(|file| Told { file, copy: None, is_needed: true }).collect();
-    let of_ranks = gather(&told, ranks)?;
-    let contents = ranks.gather_texts(&contents.join("\n"))?;
-    let host = |rank: usize| ranks.group().who()[rank].host.clone();
-    let found = merged(&with_content(of_ranks, &contents), &host);
-    found.map(drop).map_err(|differences| TrainError::Differ { differences })
+    merged_of(&with_content(gather(&told, ranks)?, &contents), ranks).map(drop)
 }
 
 /// The hash of some of a file's bytes, from its beginning to its end. A model that was trained further has others in it.
@@ -139,6 +130,12 @@ fn gather(mine: &[Told], ranks: &Ranks) -> Result<Vec<Vec<Told>>, TrainError> {
     let lines: Vec<String> = mine.iter().map(to_line).collect();
     let all = ranks.gather_texts(&lines.join("\n"))?;
     Ok(all.iter().map(|text| text.lines().filter_map(from_line).collect()).collect())
+}
+
+/// The contents that each rank knows of its files: a line for each file.
+fn gather_contents<'f>(files: impl Iterator<Item = &'f FileDigest>, ranks: &Ranks) -> Result<Vec<String>, TrainError> {
+    let contents: Vec<&str> = files.map(|file| file.content.as_deref().unwrap_or("-")).collect();
+    Ok(ranks.gather_texts(&contents.join("\n"))?)
 }
 
 /// The name is the last word: it has no line break, but may have spaces.
@@ -194,6 +191,15 @@ fn deal(of_ranks: &[Vec<Told>]) -> Vec<Vec<usize>> {
         }
     }
     dealt
+}
+
+/// [`merged`], of the ranks of a group.
+///
+/// # Errors
+/// Who has another file than whom.
+fn merged_of(of_ranks: &[Vec<FileDigest>], ranks: &Ranks) -> Result<Vec<FileDigest>, TrainError> {
+    let host = |rank: usize| ranks.group().who()[rank].host.clone();
+    merged(of_ranks, &host).map_err(|differences| TrainError::Differ { differences })
 }
 
 /// The files of all ranks, each with its content if a rank has hashed it. `host`: the name of a rank's host.

@@ -137,20 +137,22 @@ fn quoted(path: &Path) -> String {
 
 /// The recipe. It has the keys that a newcomer wants to change, and no others.
 fn text(model: &Model, own_rows: Option<&Path>) -> String {
-    let epochs = if own_rows.is_some() { EPOCHS } else { EPOCHS_OF_FEW };
-    let (path, rate, steps, about) = match model {
+    // Of the few rows that are written, fewer steps would hardly change the adapter.
+    let (epochs, rows_per_update) = if own_rows.is_some() { (3, 8) } else { (4, 4) };
+    let epochs = format!("epochs = {epochs}                        # how often each row is read");
+    let (path, rate, steps, rows_per_update, about) = match model {
         Model::Shipped(path) => (
             quoted(path),
             "5e-3",
-            "max_steps = 60                    # updates of the adapter; or epochs = 3\n\
-             global_batch_size = 8             # rows per update",
+            "max_steps = 60                    # updates of the adapter; or epochs = 3".to_owned(),
+            8,
             "#\n\
              # The model is the tiny one that comes with finetune (0.9 million parameters): it learns to answer\n\
              # a customer's message with a ticket, in a few seconds. For a model that talks, name another one,\n\
              # such as Qwen/Qwen3-0.6B, and set learning_rate to 2e-4.\n",
         ),
-        Model::Directory { path, .. } => (quoted(path), "2e-4", epochs, ""),
-        Model::Hub(id) => (quoted(Path::new(id)), "2e-4", epochs, ""),
+        Model::Directory { path, .. } => (quoted(path), "2e-4", epochs, rows_per_update, ""),
+        Model::Hub(id) => (quoted(Path::new(id)), "2e-4", epochs, rows_per_update, ""),
     };
     let (data, eval) = rows_and_evaluation(own_rows);
     let base = about_base(model);
@@ -180,6 +182,7 @@ fn text(model: &Model, own_rows: Option<&Path>) -> String {
          \n\
          [train]\n\
          {steps}\n\
+         global_batch_size = {rows_per_update}             # rows per update\n\
          micro_batch_size = 4              # rows at once: less needs less memory\n\
          \n\
          [optimizer]\n\
@@ -226,13 +229,6 @@ fn rows_and_evaluation(own_rows: Option<&Path>) -> (String, &'static str) {
     };
     (data, eval)
 }
-
-const EPOCHS: &str = "epochs = 3                        # how often each row is read\n\
-                      global_batch_size = 8             # rows per update";
-
-/// The same for the few rows that are written: fewer steps would hardly change the adapter.
-const EPOCHS_OF_FEW: &str = "epochs = 4                        # how often each row is read\n\
-                             global_batch_size = 4             # rows per update";
 
 #[cfg(test)]
 mod tests {
